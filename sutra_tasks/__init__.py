@@ -1,0 +1,54 @@
+"""Text embeddings as Celery tasks.
+
+>>> from sutra_tasks import embed
+>>> embed.delay("one text").get(timeout=10)  # doctest: +SKIP
+<Vectors 384 float32>
+"""
+
+from sutra_tasks import vectors as _vectors
+from sutra_tasks.app import app
+from sutra_tasks.bulk import embed_many
+from sutra_tasks.errors import (
+    BrokerNotConfiguredError,
+    CallbackQueueError,
+    CorruptResultError,
+    EncodingError,
+    InvalidInputError,
+    InvalidOptionError,
+    InvalidTextError,
+    ModelError,
+    NoHealthyWorkersError,
+    SettingsError,
+    SutraError,
+    TooLargeError,
+    UnsupportedVersionError,
+)
+from sutra_tasks.settings import Settings
+from sutra_tasks.tasks import embed
+from sutra_tasks.vectors import Embeddings, Vectors
+
+__all__ = [
+    "BrokerNotConfiguredError",
+    "CallbackQueueError",
+    "CorruptResultError",
+    "Embeddings",
+    "EncodingError",
+    "InvalidInputError",
+    "InvalidOptionError",
+    "InvalidTextError",
+    "ModelError",
+    "NoHealthyWorkersError",
+    "Settings",
+    "SettingsError",
+    "SutraError",
+    "TooLargeError",
+    "UnsupportedVersionError",
+    "Vectors",
+    "app",
+    "embed",
+    "embed_many",
+]
+
+__version__ = "0.1.0"
+
+_vectors.register()

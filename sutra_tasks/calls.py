@@ -1,0 +1,176 @@
+"""A call of ``embed`` as a value: what is asked, checked before anything is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sutra_tasks.errors import (
+    InvalidInputError,
+    InvalidOptionError,
+    InvalidTextError,
+    TooLargeError,
+    UnsupportedVersionError,
+)
+
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["HEADER", "VERSION", "Call", "Demand", "demand_of"]
+
+VERSION: Final = 1
+HEADER: Final = "sutra"
+OPTIONS: Final = ("prompt", "dimensions", "normalize", "details")
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What the router knows of a message without decoding its body."""
+
+    texts: int
+    bytes: int
+    sent_at: float | None
+    strategy: str | None
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Call:
+    """One call of ``embed``, valid by construction; its ``repr`` holds no text."""
+
+    texts: tuple[str, ...]
+    single: bool
+    bytes: int
+    prompt: str | None = None
+    dimensions: int | None = None
+    normalize: bool = True
+    details: bool = False
+
+    @classmethod
+    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any], limits: Settings) -> Call:
+        """Check the arguments of ``embed``.
+
+        Raises:
+            InvalidInputError: naming the argument or the position of the text at fault.
+        """
+        options = dict(kwargs)
+        positional = list(args)
+        if positional:
+            texts = positional.pop(0)
+            if "texts" in options:
+                raise InvalidInputError("embed() got texts twice")
+        else:
+            try:
+                texts = options.pop("texts")
+            except KeyError:
+                raise InvalidInputError("embed() needs texts: a str or a list of str") from None
+        if positional:
+            raise InvalidInputError(
+                "embed() takes one positional argument. Pass several texts as a list, and "
+                f"{', '.join(OPTIONS)} by name"
+            )
+        for name in options:
+            if name not in OPTIONS:
+                raise InvalidOptionError(name, "...", f"one of the options {', '.join(OPTIONS)}")
+        single = isinstance(texts, str)
+        if not single and not isinstance(texts, list | tuple):
+            raise InvalidTextError(0, f"a str or a list of str is needed, not {_kind(texts)}")
+        checked = (texts,) if single else tuple(texts)
+        return cls(
+            texts=checked,
+            single=single,
+            bytes=_checked_size(checked, limits),
+            prompt=_checked_prompt(options.get("prompt")),
+            dimensions=_checked_dimensions(options.get("dimensions")),
+            normalize=_checked_flag("normalize", options.get("normalize", True)),
+            details=_checked_flag("details", options.get("details", False)),
+        )
+
+    def header(self, *, sent_at: float, strategy: str | None) -> dict[str, Any]:
+        """Return what the router needs, for the message's header ``sutra``."""
+        return {
+            "v": VERSION,
+            "texts": len(self.texts),
+            "bytes": self.bytes,
+            "sent_at": sent_at,
+            "strategy": strategy,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Call {len(self.texts)} texts, {self.bytes} bytes>"
+
+
+def demand_of(header: Any, body_bytes: int) -> Demand:
+    """Read the header ``sutra``; a message without one was sent by another client and still counts.
+
+    Raises:
+        UnsupportedVersionError: the header was written by a version this one does not know.
+    """
+    if header is None:
+        return Demand(texts=1, bytes=body_bytes, sent_at=None, strategy=None)
+    if not isinstance(header, dict) or header.get("v") != VERSION:
+        version = header.get("v") if isinstance(header, dict) else None
+        raise UnsupportedVersionError("message", str(version)[:20], VERSION)
+    return Demand(
+        texts=_number(header.get("texts"), 1),
+        bytes=_number(header.get("bytes"), body_bytes),
+        sent_at=header["sent_at"] if isinstance(header.get("sent_at"), int | float) else None,
+        strategy=header["strategy"] if isinstance(header.get("strategy"), str) else None,
+    )
+
+
+def _number(value: object, otherwise: int) -> int:
+    return value if type(value) is int and value >= 0 else otherwise
+
+
+def _kind(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _checked_size(texts: tuple[Any, ...], limits: Settings) -> int:
+    if len(texts) > limits.max_texts:
+        raise TooLargeError("texts in one call", len(texts), limits.max_texts, "SUTRA_MAX_TEXTS")
+    total = 0
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidTextError(position, f"a str is needed, not {_kind(text)}")
+        if len(text) > limits.max_text_chars:
+            raise TooLargeError(
+                f"characters in texts[{position}]",
+                len(text),
+                limits.max_text_chars,
+                "SUTRA_MAX_TEXT_CHARS",
+            )
+        try:
+            total += len(text.encode())
+        except UnicodeEncodeError as error:
+            raise InvalidTextError(
+                position, f"a lone surrogate at character {error.start} is not valid Unicode"
+            ) from None
+    if total > limits.max_message_bytes:
+        raise TooLargeError(
+            "bytes of text in one call", total, limits.max_message_bytes, "SUTRA_MAX_MESSAGE_BYTES"
+        )
+    return total
+
+
+def _checked_prompt(prompt: Any) -> str | None:
+    if prompt is not None and not isinstance(prompt, str):
+        raise InvalidOptionError("prompt", _kind(prompt), "the name of one of the model's prompts")
+    return prompt
+
+
+def _checked_dimensions(dimensions: Any) -> int | None:
+    if dimensions is None:
+        return None
+    if type(dimensions) is not int:
+        raise InvalidOptionError("dimensions", _kind(dimensions), "a whole number")
+    if dimensions < 1:
+        raise InvalidOptionError("dimensions", str(dimensions), "1 or more")
+    return dimensions
+
+
+def _checked_flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidOptionError(name, _kind(value), "True or False")
+    return value

@@ -1,0 +1,108 @@
+"""What the next batch holds: a pure decision over the waiting jobs.
+
+A *job* is what one task submitted: one text or ten thousand. Its texts finish together, so their
+order inside the job is free, and they are kept sorted by length. Jobs take turns:
+
+1. The batch belongs to the job that has waited longest for a turn. Its longest text sets the scale.
+2. Every other job may add one text of similar length, those never served first.
+3. Room that is left goes to the owner's other texts of similar length.
+4. Room still left is dealt round robin, unless a job that was never served is left out.
+
+So a single text that arrives while a 10,000-text job is computing is at most one batch of that job
+away from its own, and padding never more than doubles a batch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["Limits", "Waiting", "next_batch", "pause_s"]
+
+SIMILAR_RATIO: Final = 1.25
+SIMILAR_TOKENS: Final = 16
+"""Texts share a batch when their lengths differ by a quarter or by 16 tokens: padding costs less than
+the fixed cost of one more batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one batch; ``max_tokens`` counts padding, and one text over it goes alone."""
+
+    max_tokens: int
+    max_texts: int
+    max_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One job as the plan sees it.
+
+    Attributes:
+        lengths: tokens of its waiting texts, ascending, never empty.
+        turn: number of the batch that last served it, or that was the newest when it arrived.
+        served: whether any batch has served it.
+    """
+
+    lengths: Sequence[int]
+    turn: int
+    served: bool
+
+
+def next_batch(jobs: Sequence[Waiting], limits: Limits) -> list[range]:
+    """Return, for each job, the slice of its ``lengths`` that the next batch takes.
+
+    ``jobs`` is in order of arrival and not empty; the batch is never empty.
+    """
+    order = sorted(range(len(jobs)), key=lambda j: (jobs[j].turn, jobs[j].served))
+    owner = order[0]
+    scale = jobs[owner].lengths[-1]
+    low = min(int(scale / SIMILAR_RATIO), scale - SIMILAR_TOKENS)
+    # Longer texts of others may raise the scale a little, or singles would split by one token.
+    high = max(int(scale * SIMILAR_RATIO), scale + SIMILAR_TOKENS)
+
+    stops = [bisect_right(job.lengths, high) for job in jobs]
+    stops[owner] = len(jobs[owner].lengths)
+    taken = [0] * len(jobs)
+    count, longest = 1, scale
+    taken[owner] = 1
+
+    def room_for(j: int) -> bool:
+        at = stops[j] - taken[j] - 1
+        if at < 0 or jobs[j].lengths[at] < low or count >= limits.max_texts:
+            return False
+        return (count + 1) * max(longest, jobs[j].lengths[at]) <= limits.max_tokens
+
+    def take(j: int) -> None:
+        nonlocal count, longest
+        longest = max(longest, jobs[j].lengths[stops[j] - taken[j] - 1])
+        taken[j] += 1
+        count += 1
+
+    others = sorted(order[1:], key=lambda j: jobs[j].served)
+    for j in others:
+        if room_for(j):
+            take(j)
+    while room_for(owner):
+        take(owner)
+    if all(taken[j] or jobs[j].served for j in others):
+        willing = others
+        while willing := [j for j in willing if room_for(j)]:
+            for j in willing:
+                if room_for(j):
+                    take(j)
+    return [range(stop - n, stop) for stop, n in zip(stops, taken, strict=True)]
+
+
+def pause_s(
+    *, texts: int, tokens: int, oldest_age_s: float, more_arriving: bool, limits: Limits
+) -> float:
+    """Return how long a batch should still wait for company; 0 means compute now.
+
+    It waits only while more work is known to be on its way and the batch has room for it.
+    """
+    if not more_arriving or texts >= limits.max_texts or tokens >= limits.max_tokens:
+        return 0.0
+    return max(0.0, limits.max_wait_s - oldest_age_s)

@@ -1,0 +1,188 @@
+"""Every exception of this package.
+
+    SutraError
+    ├── SettingsError               a SUTRA_* variable is wrong (ValueError)
+    │   └── BrokerNotConfiguredError
+    ├── InvalidInputError           the call can never succeed (ValueError)
+    │   ├── InvalidTextError
+    │   ├── TooLargeError
+    │   ├── InvalidOptionError
+    │   └── CallbackQueueError
+    ├── UnsupportedVersionError     written by another version of this package
+    ├── CorruptResultError          stored vectors do not decode
+    ├── NoHealthyWorkersError       no device to send work to
+    ├── EncodingError               a device failed on this text
+    └── ModelError                  a model cannot be loaded or served
+
+Facts are positional and JSON-ready: Celery stores ``args`` and rebuilds the exception from them, so
+the caller's ``.get()`` raises the same class with the same attributes. Texts are never among them.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BrokerNotConfiguredError",
+    "CallbackQueueError",
+    "CorruptResultError",
+    "EncodingError",
+    "InvalidInputError",
+    "InvalidOptionError",
+    "InvalidTextError",
+    "ModelError",
+    "NoHealthyWorkersError",
+    "SettingsError",
+    "SutraError",
+    "TooLargeError",
+    "UnsupportedVersionError",
+]
+
+
+class SutraError(Exception):
+    """Base of every exception this package raises on purpose."""
+
+
+class SettingsError(SutraError, ValueError):
+    """A setting has a value that cannot be used."""
+
+    def __init__(self, variable: str, value: str, reason: str) -> None:
+        super().__init__(variable, value, reason)
+        self.variable, self.value, self.reason = variable, value, reason
+
+    def __str__(self) -> str:
+        return f"{self.variable}={self.value!r}: {self.reason}"
+
+
+class BrokerNotConfiguredError(SettingsError):
+    """No broker is configured, so there is nowhere to send the texts."""
+
+    def __init__(self) -> None:
+        super().__init__("SUTRA_BROKER_URL", "", "not set")
+        self.args = ()
+
+    def __str__(self) -> str:
+        return (
+            "no broker is configured. Set SUTRA_BROKER_URL, for example "
+            "SUTRA_BROKER_URL=redis://127.0.0.1:6379/0; `sutra up` starts a local fleet "
+            "with its own server and prints the value to set."
+        )
+
+
+class InvalidInputError(SutraError, ValueError):
+    """The call can never succeed, however often it is sent."""
+
+
+class InvalidTextError(InvalidInputError):
+    """One of the texts is not text that can be embedded."""
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(position, reason)
+        self.position, self.reason = position, reason
+
+    def __str__(self) -> str:
+        return f"texts[{self.position}]: {self.reason}"
+
+
+class TooLargeError(InvalidInputError):
+    """The call is over a size limit; ``setting`` raises it."""
+
+    def __init__(self, what: str, size: int, limit: int, setting: str) -> None:
+        super().__init__(what, size, limit, setting)
+        self.what, self.size, self.limit, self.setting = what, size, limit, setting
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: {self.size:,} is over the limit of {self.limit:,}. Split the call "
+            f"(embed_many does it for you) or raise {self.setting}."
+        )
+
+
+class InvalidOptionError(InvalidInputError):
+    """An option of ``embed`` has a value that this fleet cannot serve."""
+
+    def __init__(self, option: str, value: str, expected: str) -> None:
+        super().__init__(option, value, expected)
+        self.option, self.value, self.expected = option, value, expected
+
+    def __str__(self) -> str:
+        return f"{self.option}={self.value}: expected {self.expected}"
+
+
+class CallbackQueueError(InvalidInputError):
+    """A callback of another application names no queue, so no worker of that application gets it."""
+
+    def __init__(self, task: str, option: str) -> None:
+        super().__init__(task, option)
+        self.task, self.option = task, option
+
+    def __str__(self) -> str:
+        return (
+            f"{self.option}: the task {self.task!r} names no queue. Celery sends callbacks through "
+            "the worker that ran embed, where this task is unknown; name the queue your own "
+            f"workers consume: {self.task.rsplit('.', 1)[-1]}.s(...).set(queue='...')."
+        )
+
+
+class UnsupportedVersionError(SutraError):
+    """A message or stored record was written by a version this one does not know."""
+
+    def __init__(self, what: str, version: str, supported: int) -> None:
+        super().__init__(what, version, supported)
+        self.what, self.version, self.supported = what, version, supported
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what} has version {self.version}, and this sutra-tasks understands "
+            f"{self.supported}. Run the same release on both sides."
+        )
+
+
+class CorruptResultError(SutraError):
+    """Stored vectors do not decode: the record is not one this package wrote."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"stored vectors do not decode: {self.reason}"
+
+
+class NoHealthyWorkersError(SutraError):
+    """No live device took the work in time."""
+
+    def __init__(self, known: int, oldest_heartbeat_s: float | None, waited_s: float) -> None:
+        super().__init__(known, oldest_heartbeat_s, waited_s)
+        self.known, self.oldest_heartbeat_s, self.waited_s = known, oldest_heartbeat_s, waited_s
+
+    def __str__(self) -> str:
+        seen = (
+            "none has ever registered"
+            if self.oldest_heartbeat_s is None
+            else f"{self.known} known, the oldest heartbeat {self.oldest_heartbeat_s:.0f} s ago"
+        )
+        return (
+            f"no live device after {self.waited_s:.0f} s ({seen}). "
+            "`sutra status` lists the fleet; start devices with `sutra up`."
+        )
+
+
+class EncodingError(SutraError):
+    """The engine failed on this text; others of the same batch are not affected."""
+
+    def __init__(self, device: str, position: int, reason: str) -> None:
+        super().__init__(device, position, reason)
+        self.device, self.position, self.reason = device, position, reason
+
+    def __str__(self) -> str:
+        return f"device {self.device} could not embed texts[{self.position}]: {self.reason}"
+
+
+class ModelError(SutraError):
+    """A model cannot be found, loaded or served."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(model, reason)
+        self.model, self.reason = model, reason
+
+    def __str__(self) -> str:
+        return f"model {self.model}: {self.reason}"

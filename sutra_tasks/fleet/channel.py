@@ -1,0 +1,279 @@
+"""kombu's Redis transport with atomic taking: pop and record are one step.
+
+Stock kombu pops with BRPOP and records the message after; a process killed between the two loses it,
+and what it recorded comes back after an hour. Here a script moves messages from their queue to the
+process's held list (:mod:`sutra_tasks.fleet.held`), and acknowledging removes them from it. Nothing
+times out, so a long task is never delivered twice while it runs.
+
+Only workers use this transport; any stock Celery client sends to them. It leans on internals of kombu
+5.7, and ``tests/redis/test_channel.py`` holds it against the stock channel's behaviour.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from queue import Empty
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from celery.utils.log import get_logger
+from kombu.asynchronous import get_event_loop
+from kombu.transport import redis as stock
+from kombu.transport import virtual
+from kombu.utils.json import loads
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from sutra_tasks.fleet.held import lanes
+
+if TYPE_CHECKING:
+    from sutra_tasks.fleet.held import HeldMessages
+
+__all__ = ["Channel", "QoS", "Transport"]
+
+logger = get_logger(__name__)
+
+TAKE: Final = """
+local taken, bytes = {}, 0
+local room, most_bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
+for i = 2, #KEYS do
+  while #taken < 2 * room and bytes < most_bytes do
+    local message = redis.call('LMOVE', KEYS[i], KEYS[1], 'RIGHT', 'LEFT')
+    if not message then break end
+    taken[#taken + 1] = KEYS[i]
+    taken[#taken + 1] = message
+    bytes = bytes + #message
+  end
+end
+return taken
+"""
+"""KEYS: the held list, then the queues' lists in the order they are served. ARGV: messages and bytes
+to stop at. Returns list name and message, alternating."""
+
+MOST_MESSAGES: Final = 16
+MOST_BYTES: Final = 1 << 20
+IDLE_WAIT_S: Final = 0.1
+"""An idle worker waits on its first list and looks into the others this often."""
+
+
+class QoS(stock.QoS):
+    """Deliveries of one channel; the server's side of them is the held list."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Remember a delivery; taking it has already recorded it."""
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        """Finish a message; from any thread."""
+        message = self._delivered.get(delivery_tag)
+        if message is not None:  # else its connection is lost, and it was given back
+            self.channel.finish(message)
+            virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Give a message back to the queue its sender chose, or drop it."""
+        message = self._delivered.get(delivery_tag)
+        if message is None:
+            return
+        if requeue:
+            self.channel.held.give_back(self.channel.commands, message.sutra_raw)
+        else:
+            self.channel.finish(message)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: no message becomes visible by waiting."""
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give back what is unfinished; what cannot be told now is reclaimed on reconnecting."""
+        self._on_collect.cancel()
+        self._flush()
+        if self._delivered.restored:
+            return
+        self._delivered.restored = True
+        self._delivered.clear()
+        self.channel.return_held()
+
+
+class Channel(stock.Channel):
+    """A consuming channel that takes into, and acknowledges from, a held list."""
+
+    QoS = QoS
+    from_transport_options = (*stock.Channel.from_transport_options, "held")
+    held: HeldMessages | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._taking = False
+        self._flush_scheduled = False
+        self._idle = False
+        super().__init__(*args, **kwargs)
+
+    @property
+    def commands(self) -> redis.Redis:
+        """One client for everything but the blocking take: kombu makes a new one for each call."""
+        client: redis.Redis | None = self.__dict__.get("_commands")
+        if client is None:
+            client = self.__dict__["_commands"] = super()._create_client()
+        return client
+
+    def _create_client(self, asynchronous: bool = False) -> redis.Redis:
+        if asynchronous:
+            client: redis.Redis = super()._create_client(asynchronous=True)
+            return client
+        return self.commands
+
+    def _disconnect_pools(self) -> None:
+        self.__dict__.pop("_commands", None)
+        super()._disconnect_pools()
+
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        """Start consuming; what an earlier connection of this process left held goes back first."""
+        if self.held is not None and not self._active_queues and queue not in self._fanout_queues:
+            returned = self.held.reclaim(self.commands)
+            if returned:
+                logger.warning("%d messages of the lost connection went back", returned)
+        return super().basic_consume(queue, *args, **kwargs)
+
+    def finish(self, message: Any) -> None:
+        """Note an acknowledgement and see that the server hears of it soon."""
+        assert self.held is not None
+        self.held.finish(message.sutra_raw)
+        self._schedule_flush()
+
+    def forward(self, message: Any, queue: str) -> None:
+        """Pass a delivered message on to ``queue``, exactly as it came, instead of handling it."""
+        assert self.held is not None
+        priority = self._get_message_priority(message._raw)  # noqa: SLF001 - kombu's raw payload
+        self.held.forward(message.sutra_raw, queue, priority)
+        virtual.QoS.ack(self.qos, message.delivery_tag)
+        if not self._taking:
+            self._schedule_flush()
+
+    def return_held(self) -> None:
+        """Return everything held at the end of a connection, if the server can be reached."""
+        if self.held is None or not self.connection:
+            return
+        try:
+            self.held.reclaim(self.commands)
+        except (*self.connection_errors, redis.RedisError) as error:
+            logger.warning("held messages go back on reconnecting: %s", error)
+
+    def close(self) -> None:
+        """Give back what is held while there is still a connection to do it on."""
+        self._closing = True
+        if self._in_poll:
+            # A take is under way: hear its answer first, or what it took would stay behind.
+            with suppress(Empty, redis.RedisError, OSError):
+                self._brpop_read()
+        if not self.closed and self._qos is not None:
+            self._qos.restore_unacked_once()
+        super().close()
+
+    def _schedule_flush(self) -> None:
+        # Many acknowledgements of one tick of the loop share one round trip.
+        loop = get_event_loop()
+        if loop is None:
+            self._flush_held()
+        elif not self._flush_scheduled:
+            self._flush_scheduled = True
+            loop.call_soon(self._flush_held)
+
+    def _flush_held(self) -> None:
+        self._flush_scheduled = False
+        if self.held is None or self.closed:
+            return
+        try:
+            self.held.flush(self.commands)
+        except redis.ResponseError as error:
+            # The server refuses (its memory is full, say): nothing is lost, and asking again helps.
+            logger.error("the server refused an acknowledgement: %s", error)
+            if (loop := get_event_loop()) is not None:
+                self._flush_scheduled = True
+                loop.call_later(1.0, self._flush_held)
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        # redis-py would retry with sleeps inside the event loop; Celery reconnects better.
+        params: dict[str, Any] = super()._connparams(asynchronous)
+        return params | {"retry": Retry(NoBackoff(), 0)}
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if self.held is None:
+            super()._brpop_start(timeout)
+            return
+        queues = self._queue_cycle.consume(len(self.active_queues))
+        if not queues:
+            return
+        lists = [name for tier in zip(*map(lanes, queues), strict=True) for name in tier]
+        connection = self.client.connection
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        self._first_list = lists[0]
+        if self._idle:
+            connection.send_command(
+                "BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", str(IDLE_WAIT_S)
+            )
+        else:
+            room = self.qos.can_consume_max_estimate() or MOST_MESSAGES
+            connection.send_command(
+                "EVAL", TAKE, len(lists) + 1, self.held.key, *lists,
+                min(room, MOST_MESSAGES), MOST_BYTES,
+            )  # fmt: skip
+
+    def _brpop_read(self, **options: Any) -> bool:
+        if self.held is None:
+            return bool(super()._brpop_read(**options))
+        try:
+            answer = self.client.connection.read_response()
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        finally:
+            self._in_poll = None
+        if self._idle:
+            taken = [(self._first_list, answer)] if answer else []
+            self._idle = False
+        else:
+            taken = list(zip(answer[::2], answer[1::2], strict=True))
+            self._idle = not taken
+        if not taken or self._closing:
+            raise Empty
+        self._deliver(taken)
+        return True
+
+    def _deliver(self, taken: list[tuple[bytes | str, bytes]]) -> None:
+        self._taking = True
+        try:
+            for source, raw in taken:
+                name = source.decode() if isinstance(source, bytes) else source
+                queue = name.partition(self.sep)[0]
+                self._queue_cycle.rotate(queue)
+                payload = loads(raw)
+                payload["sutra_raw"] = raw
+                self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel
+        finally:
+            self._taking = False
+            # Also after an error: what was forwarded before it must not wait.
+            self._flush_held()
+
+    class Message(virtual.Message):
+        """A delivery that remembers the bytes it was taken as: the held list knows it by them."""
+
+        def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
+            self.sutra_raw: bytes | None = payload.pop("sutra_raw", None)
+            super().__init__(payload, channel=channel, **kwargs)
+
+
+class Transport(stock.Transport):
+    """The transport of worker processes: ``broker_transport`` in their settings."""
+
+    Channel = Channel
+
+    def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
+        # A message of a queue whose consumer was just cancelled: it is held, so it goes back.
+        for channel in self.channels:
+            if channel and channel.held is not None and (raw := raw_message.get("sutra_raw")):
+                with suppress(redis.RedisError):
+                    channel.held.give_back(channel.commands, raw)
+                return
+        super()._reject_inbound_message(raw_message)

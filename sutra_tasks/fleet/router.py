@@ -1,0 +1,245 @@
+"""The router worker: it passes messages on to devices, exactly as they came, and computes nothing.
+
+The ``embed`` task, as this worker runs it, is the router task: a Celery ``Task.Strategy`` that chooses
+a device from a snapshot at most 100 ms old and moves the message from the router's held list to the
+device's queue in one step. The body is never decoded, so compression, priority, ``expires``, stamps
+and retries arrive as they were sent, and the caller's task stays one task. ADR 001 has the figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+from celery import bootsteps
+from celery.exceptions import InvalidTaskError
+from celery.utils.log import get_logger
+from celery.worker import state as worker_state
+from celery.worker.request import Request
+
+from sutra_tasks import keys
+from sutra_tasks.calls import HEADER, demand_of
+from sutra_tasks.errors import NoHealthyWorkersError, SutraError
+from sutra_tasks.fleet.balancing import Fleet, choose
+from sutra_tasks.fleet.registry import ages, fleet_of
+
+if TYPE_CHECKING:
+    from sutra_tasks.calls import Demand
+    from sutra_tasks.settings import Settings
+
+__all__ = ["Router", "RouterStep", "strategy", "waited_s"]
+
+logger = get_logger(__name__)
+
+SNAPSHOT_AGE_S: Final = 0.1
+RETRY_S: Final = 0.1
+REPORT_S: Final = 1.0
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A message that found no device; it stays held by this router meanwhile."""
+
+    message: Any
+    task: Any
+    demand: Demand
+    since: float
+
+
+def waited_s(demand: Demand, *, seen_at: float, now: float) -> float:
+    """Return how long a message has been waiting for a device.
+
+    Counted from when it was sent, so that a backlog does not wait once more for each message in front
+    of it; a sender's clock that runs ahead only makes it wait longer.
+    """
+    sent_at = seen_at if demand.sent_at is None else min(demand.sent_at, seen_at)
+    return max(0.0, now - sent_at)
+
+
+class Router:
+    """One process's routing: the snapshot, the ticket counter, and what waits for a device."""
+
+    def __init__(
+        self,
+        options: Settings,
+        client: redis.Redis,
+        name: str,
+        *,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._options, self._client, self._name = options, client, name
+        self._now, self._monotonic = now, monotonic
+        self._fleet = Fleet()
+        self._fleet_read_at = self._reported_at = -float("inf")
+        self._ticket = 0
+        self._waiting: list[_Waiting] = []
+        self._consumer: Any = None
+        # An outage begins when this router first sees no device, not when a message was sent.
+        self._no_device_since: float | None = None
+
+    def attach(self, consumer: Any) -> None:
+        """Serve a new connection; what waited on the old one has gone back to its queue."""
+        self._consumer = consumer
+        self._waiting.clear()
+
+    def route(self, message: Any, task: Any) -> None:
+        """Pass a message on, keep it until a device lives, or fail its task."""
+        headers = message.headers
+        if headers.get("id") in worker_state.revoked and self._request(message, task).revoked():
+            return
+        try:
+            demand = demand_of(headers.get(HEADER), len(message.body or ""))
+            device = choose(
+                self._snapshot(), demand, self._ticket, default=self._options.strategy
+            )
+        except NoHealthyWorkersError:
+            self._wait(_Waiting(message, task, demand, self._now()))
+        except SutraError as error:
+            self._fail(message, task, error)
+        else:
+            self._ticket += 1
+            message.channel.forward(message, device.queue)
+
+    def tick(self) -> None:
+        """Try again what waits, and report; called a few times a second."""
+        waiting, self._waiting = self._waiting, []
+        now = self._now()
+        fleet = self._snapshot() if waiting else self._fleet
+        for one in waiting:
+            if _expired(one.message.headers.get("expires"), now):
+                self._request(one.message, one.task).revoked()
+            elif not fleet.devices and self._gave_up(one, now):
+                error = NoHealthyWorkersError(
+                    fleet.known,
+                    fleet.oldest_heartbeat_s,
+                    round(waited_s(one.demand, seen_at=one.since, now=now), 1),
+                )
+                self._fail(one.message, one.task, error)
+            elif fleet.devices:
+                self.route(one.message, one.task)
+            else:
+                self._waiting.append(one)
+        if self._monotonic() - self._reported_at >= REPORT_S:
+            self._report()
+
+    def _gave_up(self, one: _Waiting, now: float) -> bool:
+        patience = self._options.no_device_wait_s
+        # Sent long ago but only now without a device (a backlog): it waits as long as any other.
+        outage_s = now - (self._no_device_since or now)
+        waited = waited_s(one.demand, seen_at=one.since, now=now)
+        return outage_s >= patience and waited >= patience
+
+    def _snapshot(self) -> Fleet:
+        now = self._monotonic()
+        if now - self._fleet_read_at >= SNAPSHOT_AGE_S:
+            self._fleet = fleet_of(ages(self._client), self._options.device_ttl_s)
+            self._fleet_read_at = now
+            if self._fleet.devices:
+                self._no_device_since = None
+            elif self._no_device_since is None:
+                self._no_device_since = self._now()
+        return self._fleet
+
+    def _wait(self, one: _Waiting) -> None:
+        if not self._waiting:
+            logger.warning(
+                "no live device (%d known): messages wait up to %g s",
+                self._fleet.known,
+                self._options.no_device_wait_s,
+            )
+        self._waiting.append(one)
+
+    def _request(self, message: Any, task: Any) -> Any:
+        return Request(
+            message,
+            app=task.app,
+            task=task,
+            hostname=self._consumer.hostname,
+            eventer=self._consumer.event_dispatcher,
+            on_ack=message.ack_log_error,
+            on_reject=message.reject_log_error,
+            connection_errors=self._consumer.connection_errors,
+        )
+
+    def _fail(self, message: Any, task: Any, error: SutraError) -> None:
+        """Store the error as the task's result, and let its chord and error callbacks know."""
+        try:
+            request = self._request(message, task)
+        except InvalidTaskError as invalid:
+            logger.error("dropped a message that is not a task: %s", invalid)  # noqa: TRY400
+            message.ack_log_error(logger, self._consumer.connection_errors)
+            return
+        logger.warning("task %s failed: %s", request.id, error)
+        task.backend.mark_as_failure(
+            request.id, error, request=request._context, store_result=request.store_errors  # noqa: SLF001
+        )
+        request.acknowledge()
+        request.send_event("task-failed", exception=repr(error), traceback="")
+
+    def _report(self) -> None:
+        self._reported_at = self._monotonic()
+        record = {
+            "v": VERSION,
+            "name": self._name,
+            "pid": os.getpid(),
+            "routed": self._ticket,
+            "waiting": len(self._waiting),
+        }
+        self._client.set(
+            keys.router(self._name), json.dumps(record), px=int(1000 * self._options.device_ttl_s)
+        )
+
+
+def _expired(expires: str | None, now: float) -> bool:
+    if not expires:
+        return False
+    moment = datetime.fromisoformat(expires)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return moment.timestamp() <= now
+
+
+def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:  # noqa: ARG001 - Celery's hook
+    """Route every message of ``task``. Celery builds it anew on each reconnect: it acquires nothing."""
+    router: Router = consumer.controller.sutra_router
+
+    def handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:  # noqa: ARG001
+        router.route(message, task)
+
+    return handler
+
+
+class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Gives the router its ticks, for as long as one connection lasts."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        app, worker = consumer.app, consumer.controller
+        options: Settings = app.conf.sutra_settings
+        client = redis.Redis.from_url(
+            options.broker_url or "", socket_timeout=options.socket_timeout_s
+        )
+        name = str(worker.hostname).partition("@")[0]
+        self._router = worker.sutra_router = Router(options, client, name)
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Begin with nothing waiting: a lost connection's messages went back to their queue."""
+        self._router.attach(consumer)
+        self._timer = consumer.timer.call_repeatedly(RETRY_S, self._router.tick)
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's hook
+        """Stop ticking; what waits is held, and goes back when the channel closes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

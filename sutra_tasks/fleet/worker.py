@@ -1,0 +1,105 @@
+"""The two worker roles as Celery apps, and the command that runs one.
+
+``python -m sutra_tasks.fleet.worker router`` is what ``sutra up`` starts; a deployment can as well run
+``celery -A workers.router worker``. Both are the client's app with a role's settings.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from celery.signals import worker_ready
+from kombu import Queue
+
+from sutra_tasks import keys, vectors
+from sutra_tasks.app import app
+from sutra_tasks.configuration import celery_settings
+from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
+from sutra_tasks.fleet.held import HeldMessages, new_incarnation
+from sutra_tasks.fleet.router import RouterStep
+from sutra_tasks.settings import Settings, settings
+from sutra_tasks.tasks import embed
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+__all__ = ["device_app", "main", "router_app"]
+
+TRANSPORT: Final = "sutra_tasks.fleet.channel:Transport"
+ROUTER_PREFETCH: Final = 256
+
+
+def router_app(options: Settings) -> Celery:
+    """Return the app of a router worker: ``celery -A workers.router worker``."""
+    _configure(
+        options,
+        "router",
+        # Routed messages leave at once, so this bounds only what waits while no device lives.
+        {
+            "task_queues": [Queue(keys.EMBED_QUEUE, routing_key=keys.EMBED_QUEUE)],
+            "worker_pool": "threads",
+            "worker_concurrency": 1,
+            "worker_prefetch_multiplier": ROUTER_PREFETCH,
+        },
+    )
+    embed.Strategy = "sutra_tasks.fleet.router:strategy"
+    app.steps["consumer"].add(RouterStep)
+    return app
+
+
+def device_app(options: Settings) -> Celery:
+    """Return the app of a device worker: ``celery -A workers.device worker``."""
+    if options.device_id is None:
+        raise SettingsError("SUTRA_DEVICE_ID", "", "a device worker needs a name, such as gpu0")
+    queue = keys.device_queue(options.device_id)
+    _configure(
+        options,
+        options.device_id,
+        {
+            "task_queues": [Queue(queue, routing_key=queue)],
+            "worker_pool": "sutra_tasks.fleet.device:DevicePool",
+            "worker_concurrency": options.task_threads,
+            "worker_prefetch_multiplier": 1,
+        },
+    )
+    embed.Strategy = "sutra_tasks.fleet.device:strategy"
+    worker_ready.connect(_join_fleet, weak=False)
+    return app
+
+
+def _configure(options: Settings, worker: str, role: dict[str, Any]) -> None:
+    if options.broker_url is None:
+        raise BrokerNotConfiguredError
+    vectors.register()
+    conf = celery_settings(options) | role | {
+        "broker_transport": TRANSPORT,
+        "worker_task_log_format": f"{worker}: %(message)s",
+        "worker_log_format": f"{worker}: %(message)s",
+    }
+    conf["broker_transport_options"] |= {"held": HeldMessages(new_incarnation(worker))}
+    app.conf.update(conf)
+    app.conf.sutra_settings = options
+
+
+def _join_fleet(sender: Any, **_: Any) -> None:
+    sender.pool.on_ready()
+
+
+def main(arguments: list[str]) -> None:
+    """Run one worker: ``router`` or ``device``, then options of ``celery worker``."""
+    role, *options = arguments
+    try:
+        chosen = {"router": router_app, "device": device_app}[role](settings())
+    except SutraError as error:
+        sys.exit(f"sutra {role}: {error}")
+    name = role if role == "router" else settings().device_id
+    # Gossip and mingle are for workers that coordinate; these do so through Redis.
+    quiet = ["--without-gossip", "--without-mingle"]
+    node = f"{name}@{os.uname().nodename}"
+    chosen.worker_main(["worker", "--hostname", node, *quiet, *options])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

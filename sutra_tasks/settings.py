@@ -1,0 +1,139 @@
+"""All settings, read once from ``SUTRA_*`` environment variables.
+
+The field ``batch_wait_s`` is set by ``SUTRA_BATCH_WAIT_S``, and so on. Each field's metadata says what
+it means; ``docs/settings.md`` is generated from it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
+
+from sutra_tasks.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["PREFIX", "Settings", "settings"]
+
+PREFIX: Final = "SUTRA_"
+ENGINES: Final = ("torch", "simulated")
+_DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+
+def _option(default: Any, about: str, *, least: float | None = None) -> Any:
+    return field(default=default, metadata={"about": about, "least": least})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """One deployment's settings; see the module's docstring."""
+
+    broker_url: str | None = _option(None, "Redis or Valkey with the queues: redis:// or rediss://")
+    result_url: str | None = _option(None, "Redis or Valkey with the results; the broker if not set")
+    result_ttl_s: int = _option(600, "seconds a result is kept for its caller", least=1)
+    socket_timeout_s: float = _option(30.0, "seconds without an answer from the server", least=1)
+
+    max_text_chars: int = _option(8_000_000, "characters in one text", least=1)
+    max_texts: int = _option(10_000, "texts in one message", least=1)
+    max_message_bytes: int = _option(16_777_216, "UTF-8 bytes of text in one message", least=1)
+
+    strategy: str = _option("round_robin", "how the router chooses a device")
+    no_device_wait_s: float = _option(
+        30.0, "seconds work waits when no device lives before it fails", least=0
+    )
+    heartbeat_s: float = _option(1.0, "seconds between two heartbeats of a device", least=0.05)
+    device_ttl_s: float = _option(
+        6.0, "seconds without a heartbeat after which a device gets no work", least=0.2
+    )
+
+    engine: str = _option("torch", "what computes the vectors: torch or simulated")
+    model: str = _option("all-MiniLM-L6-v2", "a sentence-transformers name or folder")
+    device_id: str | None = _option(None, "name of this worker's device, unique in the fleet")
+    torch_device: str = _option("cpu", "where torch computes: cpu, cuda, mps")
+    torch_threads: int = _option(1, "torch threads of one CPU worker", least=1)
+    task_threads: int = _option(64, "tasks one device worker holds at once", least=1)
+    batch_tokens: int = _option(8192, "padded tokens in one batch", least=1)
+    batch_texts: int = _option(128, "texts in one batch", least=1)
+    batch_wait_s: float = _option(
+        0.005, "seconds a batch with room waits while more work is arriving", least=0
+    )
+    drain_s: float = _option(20.0, "seconds a worker may take to stop", least=0.1)
+
+    simulated_fixed_s: float = _option(0.0, "simulated engine: seconds per batch", least=0)
+    simulated_per_token_s: float = _option(0.0, "simulated engine: seconds per token", least=0)
+    simulated_width: int = _option(384, "simulated engine: width of its vectors", least=1)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value, least = getattr(self, option.name), option.metadata["least"]
+            if least is not None and not least <= value < float("inf"):
+                raise _refused(option.name, value, f"must be a finite number, {least} or more")
+        for name in ("broker_url", "result_url"):
+            url = getattr(self, name)
+            if url is not None and not url.startswith(("redis://", "rediss://")):
+                raise _refused(name, _scheme(url), "must be a redis:// or rediss:// address")
+        if self.engine not in ENGINES:
+            raise _refused("engine", self.engine, f"must be one of {', '.join(ENGINES)}")
+        if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
+            raise _refused(
+                "device_id", self.device_id, "letters, digits, '-' and '_', 64 at most"
+            )
+        if self.device_ttl_s < 2 * self.heartbeat_s:
+            raise _refused(
+                "device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S"
+            )
+
+    @property
+    def results(self) -> str | None:
+        """Where results live: ``result_url``, else the broker."""
+        return self.result_url or self.broker_url
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> Settings:
+        """Read the ``SUTRA_*`` variables of ``environ``; unknown ones are refused by name.
+
+        Raises:
+            SettingsError: a value does not parse, is out of range, or has no such setting.
+        """
+        types = get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for variable, text in sorted(environ.items()):
+            if not variable.startswith(PREFIX) or text == "":
+                continue
+            name = variable.removeprefix(PREFIX).lower()
+            if name not in types:
+                raise SettingsError(variable, "...", "there is no such setting")
+            kind = types[name]
+            try:
+                values[name] = kind(text) if kind in (int, float) else text
+            except ValueError:
+                what = "a whole number" if kind is int else "a number"
+                raise SettingsError(variable, text, f"must be {what}") from None
+        return cls(**values)
+
+    def as_env(self) -> dict[str, str]:
+        """Return the variables that ``from_env`` reads back to these settings."""
+        return {
+            PREFIX + option.name.upper(): str(getattr(self, option.name))
+            for option in fields(self)
+            if getattr(self, option.name) is not None
+        }
+
+
+def _refused(name: str, value: object, reason: str) -> SettingsError:
+    return SettingsError(PREFIX + name.upper(), str(value), reason)
+
+
+def _scheme(url: str) -> str:
+    # The rest of an address may hold a password.
+    return url.partition("://")[0] + "://..." if "://" in url else "..."
+
+
+@cache
+def settings() -> Settings:
+    """Return this process's settings; the environment is read at the first call."""
+    return Settings.from_env(os.environ)

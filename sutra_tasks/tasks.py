@@ -1,0 +1,133 @@
+"""The task ``embed``: its client side, and the seam where a device worker serves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from celery import Task
+
+from sutra_tasks import keys
+from sutra_tasks.app import app
+from sutra_tasks.calls import HEADER, Call, demand_of
+from sutra_tasks.errors import (
+    BrokerNotConfiguredError,
+    CallbackQueueError,
+    InvalidInputError,
+    SutraError,
+    UnsupportedVersionError,
+)
+from sutra_tasks.settings import settings
+
+if TYPE_CHECKING:
+    from celery.canvas import Signature
+    from celery.result import AsyncResult
+
+    from sutra_tasks.vectors import Embeddings, Vectors
+
+    Server = Callable[[Call], Vectors | Embeddings]
+
+__all__ = ["EmbedTask", "embed", "serve"]
+
+_server: Server | None = None
+
+
+def serve(server: Server | None) -> None:
+    """Let ``server`` answer the calls of ``embed`` that run in this process; None to stop."""
+    global _server  # noqa: PLW0603 - one process serves one device
+    _server = server
+
+
+class EmbedTask(Task):
+    """Checks a call where it is made, so that bad input never travels."""
+
+    def delay(self, texts: str | Sequence[str], **options: Any) -> AsyncResult:
+        """Send texts to the fleet.
+
+        Args:
+            texts: one text, or a list of texts; an empty list gives shape (0, dim).
+            **options: ``prompt`` (name of one of the model's prompts), ``dimensions`` (Matryoshka
+                width), ``normalize`` (default True) and ``details`` (default False).
+
+        Returns:
+            A Celery result; its ``get()`` gives a float32 array of shape (dim,) for one text and
+            (n, dim) for a list, or :class:`~sutra_tasks.Embeddings` with ``details=True``.
+
+        Raises:
+            InvalidInputError: the call can never succeed; nothing was sent.
+            BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
+        """
+        return self.apply_async((texts,), options)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        strategy: str | None = None,
+        **options: Any,
+    ) -> AsyncResult:
+        """Send texts with Celery's own options; see :meth:`delay` for the arguments and errors.
+
+        Raises:
+            CallbackQueueError: a callback of another Celery app names no queue.
+        """
+        limits = settings()
+        call = Call.of(args or (), kwargs or {}, limits)
+        if limits.broker_url is None and not self.app.conf.task_always_eager:
+            raise BrokerNotConfiguredError
+        for option in ("link", "link_error", "chain", "chord"):
+            for task in _callbacks_without_queue(options.get(option)):
+                raise CallbackQueueError(task, option)
+        headers = dict(options.pop("headers", None) or {})
+        headers[HEADER] = call.header(sent_at=time.time(), strategy=strategy)
+        # Celery would otherwise print the texts, slowly, into logs and Flower.
+        options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
+        texts = call.texts[0] if call.single else list(call.texts)
+        options_of_call = {name: kwargs[name] for name in kwargs or () if name != "texts"}
+        return super().apply_async((texts,), options_of_call, headers=headers, **options)
+
+    def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature:
+        """Return a signature that names the fleet's queue, so any app's worker can send it on."""
+        made = super().signature(args, *more, **options)
+        made.options.setdefault("queue", keys.EMBED_QUEUE)
+        return made
+
+
+def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
+    """Yield the names of other apps' tasks in ``callbacks`` that say no queue."""
+    if callbacks is None:
+        return
+    for signature in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        task = signature["task"]
+        inner = signature.get("kwargs") or {}
+        nested = [inner[name] for name in ("tasks", "header", "body") if inner.get(name)]
+        if nested:
+            for part in nested:
+                yield from _callbacks_without_queue(part)
+        elif not task.startswith((keys.OWN_TASK_PREFIX, "celery.")):
+            options = signature.get("options") or {}
+            if not options.get("queue") and not options.get("exchange"):
+                yield task
+
+
+@app.task(
+    name=keys.EMBED_TASK,
+    base=EmbedTask,
+    bind=True,
+    shared=False,
+    acks_late=True,
+    throws=(InvalidInputError, UnsupportedVersionError),  # told to the caller, not a fault here
+)
+def _embed(self: EmbedTask, texts: str | list[str], **options: Any) -> Vectors | Embeddings:
+    if _server is None:
+        raise SutraError(
+            "embed runs on a device worker. Call embed.delay(texts).get(), or use "
+            "sutra_tasks.testing.local_fleet() where there is none."
+        )
+    demand_of(self.request.get(HEADER), 0)  # refuses a version this worker does not know
+    return _server(Call.of((texts,), options, settings()))
+
+
+embed = cast("EmbedTask", _embed)

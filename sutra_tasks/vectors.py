@@ -1,0 +1,162 @@
+"""Vectors as they travel: float32 bytes in JSON, and numpy on both ends.
+
+The message, for readers in any language::
+
+    {"__type__": "sutra.vectors",
+     "__value__": {"v": 1, "shape": [2, 384], "data": "<base64 of little-endian float32, row-major>"}}
+
+A result with details is the same inside a ``sutra.embeddings`` object; see :class:`Embeddings`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from kombu.utils import json as kombu_json
+from numpy.typing import NDArray
+
+from sutra_tasks.errors import CorruptResultError, UnsupportedVersionError
+
+__all__ = ["VERSION", "Embeddings", "Floats", "Vectors", "finish", "register"]
+
+VERSION: Final = 1
+VECTORS_TYPE: Final = "sutra.vectors"
+EMBEDDINGS_TYPE: Final = "sutra.embeddings"
+
+Floats = NDArray[np.float32]
+
+
+class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
+    """A float32 array of shape (dim,) or (n, dim) that Celery can store and pass on.
+
+    It is an ordinary array for numpy, and arithmetic on it gives ordinary arrays. What it adds: it
+    turns itself into JSON, so a result may be handed to a chain, chord or callback as it is; and its
+    ``repr`` is short, because Celery takes it of every result (2 ms for 384 printed floats) and
+    because vectors do not belong in logs. ``print(vectors)`` shows the numbers.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, array: Floats) -> Vectors:
+        """View ``array`` as vectors that can travel; it is not copied."""
+        return np.ascontiguousarray(array, dtype="<f4").view(cls)
+
+    def __json__(self) -> dict[str, Any]:
+        # kombu asks for this before its registered types, so nobody's ndarray codec comes first.
+        data = base64.b64encode(np.ascontiguousarray(self, dtype="<f4").data).decode("ascii")
+        return _typed(VECTORS_TYPE, {"v": VERSION, "shape": list(self.shape), "data": data})
+
+    def __array_wrap__(
+        self, array: Any, context: Any = None, return_scalar: bool = False, /
+    ) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
+
+    def __repr__(self) -> str:
+        return f"<Vectors {'x'.join(map(str, self.shape))} {self.dtype}>"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embeddings:
+    """What ``embed(..., details=True)`` returns.
+
+    Attributes:
+        vectors: shape (dim,) for one text, (n, dim) for a list.
+        space: name of the embedding space. Vectors of two spaces must not be compared.
+        model: the model's name as the fleet was given it.
+        tokens: tokens embedded of each text, special tokens and prompt included.
+        chunks: pieces each text was embedded in.
+        truncated: whether text was cut off at the model's window, for each text.
+        device: the device that computed them.
+        queue_s: seconds between arrival at the device and the start of its last batch.
+        compute_s: seconds the batches that held these texts took.
+    """
+
+    vectors: Vectors
+    space: str
+    model: str
+    tokens: tuple[int, ...]
+    chunks: tuple[int, ...]
+    truncated: tuple[bool, ...]
+    device: str
+    queue_s: float
+    compute_s: float
+
+    def __json__(self) -> dict[str, Any]:
+        value = {name: getattr(self, name) for name in self.__slots__}
+        return _typed(EMBEDDINGS_TYPE, {"v": VERSION, **value})
+
+
+def finish(rows: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
+    """Cut rows of shape (n, width) to ``dimensions`` and bring each to unit length.
+
+    A Matryoshka width is cut first: the norm of the part is not the norm of the whole.
+    A row of zeros stays zero, as in sentence-transformers.
+    """
+    if dimensions is not None:
+        rows = rows[:, :dimensions]
+    if not normalize:
+        return rows
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    finished: Floats = rows / np.maximum(norms, np.float32(1e-12))
+    return finished
+
+
+def _typed(name: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"__type__": name, "__value__": value}
+
+
+def _versioned(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CorruptResultError(f"{name} is not an object")
+    if value.get("v") != VERSION:
+        raise UnsupportedVersionError(name, str(value.get("v"))[:20], VERSION)
+    return value
+
+
+def _vectors_from_json(value: Any) -> Vectors:
+    record = _versioned(VECTORS_TYPE, value)
+    shape, data = record.get("shape"), record.get("data")
+    if (
+        not isinstance(shape, list)
+        or len(shape) not in (1, 2)
+        or not all(type(n) is int and n >= 0 for n in shape)
+    ):
+        raise CorruptResultError("shape must be one or two whole numbers")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise CorruptResultError("data is not base64") from None
+    if len(raw) != 4 * math.prod(shape):
+        raise CorruptResultError(f"{len(raw)} bytes do not make a float32 array of shape {shape}")
+    # Copied: frombuffer is read-only, and callers normalise in place.
+    return np.frombuffer(raw, dtype="<f4").reshape(shape).copy().view(Vectors)
+
+
+def _embeddings_from_json(value: Any) -> Embeddings:
+    record = dict(_versioned(EMBEDDINGS_TYPE, value))
+    del record["v"]
+    try:
+        for name in ("tokens", "chunks", "truncated"):
+            record[name] = tuple(record[name])
+        found = Embeddings(**record)
+    except (KeyError, TypeError) as error:
+        raise CorruptResultError(f"{EMBEDDINGS_TYPE}: {error}") from None
+    if not isinstance(found.vectors, Vectors):
+        raise CorruptResultError(f"{EMBEDDINGS_TYPE} holds no vectors")
+    return found
+
+
+def register() -> None:
+    """Teach kombu's JSON our two types, under names of our own; repeating it changes nothing."""
+    kombu_json.register_type(
+        Vectors, VECTORS_TYPE, lambda v: v.__json__()["__value__"], _vectors_from_json
+    )
+    kombu_json.register_type(
+        Embeddings, EMBEDDINGS_TYPE, lambda e: e.__json__()["__value__"], _embeddings_from_json
+    )
