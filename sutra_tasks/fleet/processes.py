@@ -1,0 +1,58 @@
+"""Child processes that end when their parent does, however it ends."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Final
+
+__all__ = ["spawn", "stop"]
+
+_PR_SET_PDEATHSIG: Final = 1
+# Loaded before any fork: a child between fork and exec must not import.
+_LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    output: IO[bytes] | int | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start ``command`` in a session of its own.
+
+    Ctrl-C in the terminal then reaches only the parent, which stops its children in order. On Linux the
+    kernel sends the child SIGTERM when the parent dies, also by SIGKILL.
+    """
+    parent = os.getpid()
+
+    def before_exec() -> None:
+        if _LIBC is not None:
+            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it died before the line above
+                os._exit(1)
+
+    return subprocess.Popen(  # noqa: S603 - commands are this package's own
+        command,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=before_exec,  # noqa: PLW1509 - callers start children before any thread
+    )
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:
+    """Ask a child to end, insist after ``timeout_s``, and return its exit status."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()

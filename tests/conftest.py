@@ -1,0 +1,18 @@
+"""What all tiers share: no network, and a way to await a condition."""
+
+import os
+import time
+from collections.abc import Callable
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+for _name in [name for name in os.environ if name.startswith("SUTRA_")]:
+    del os.environ[_name]
+
+
+def wait_until(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
+    """Return as soon as ``condition()`` is true; fail when it is not within ``within_s``."""
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not true within {within_s} s"
+        time.sleep(0.01)  # the one place that polls
