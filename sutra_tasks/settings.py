@@ -53,6 +53,9 @@ class Settings:
     engine: str = _option("torch", "what computes the vectors: torch or simulated")
     model: str = _option("all-MiniLM-L6-v2", "a sentence-transformers name or folder")
     device_id: str | None = _option(None, "name of this worker's device, unique in the fleet")
+    incarnation: str | None = _option(
+        None, "name of this start of a worker; its supervisor chooses it, to return what it held"
+    )
     torch_device: str = _option("cpu", "where torch computes: cpu, cuda, mps")
     torch_threads: int = _option(1, "torch threads of one CPU worker", least=1)
     task_threads: int = _option(64, "tasks one device worker holds at once", least=1)

@@ -61,8 +61,8 @@ class _Job:
     lengths: list[int]
     rows: Floats
     arrived: float
-    turn: int
-    served: bool = False
+    begun: bool = False
+    overtaken: bool = False
     compute_s: float = 0.0
     missing: int = 0
     future: Future[Encoded] = field(default_factory=Future)
@@ -84,7 +84,6 @@ class Batcher:
         self._jobs: list[_Job] = []
         self._arriving = 0
         self._texts = self._tokens = 0
-        self._turn = 0
         self._draining = self._closed = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
 
@@ -123,14 +122,12 @@ class Batcher:
             lengths=sorted(lengths),
             rows=np.empty((len(texts), self._encoder.card.width), dtype=np.float32),
             arrived=self._clock(),
-            turn=0,
             missing=len(texts),
         )
         with self._changed:
             if self._draining or self._closed:
                 job.future.set_exception(Drained())
                 return job.future
-            job.turn = self._turn
             idle = not self._jobs
             self._jobs.append(job)
             self._texts += len(texts)
@@ -143,8 +140,8 @@ class Batcher:
         """Give back every job that has not begun, and refuse new ones; begun jobs finish."""
         with self._changed:
             self._draining = True
-            given_back = [job for job in self._jobs if not job.served]
-            self._jobs = [job for job in self._jobs if job.served]
+            given_back = [job for job in self._jobs if not job.begun]
+            self._jobs = [job for job in self._jobs if job.begun]
             self._recount()
             self._changed.notify()
         for job in given_back:
@@ -190,20 +187,19 @@ class Batcher:
                 self._changed.wait(pause)
 
     def _take(self) -> list[tuple[_Job, TokenizedText, int]]:
-        self._turn += 1
-        plan = next_batch(
-            [Waiting(job.lengths, job.turn, job.served) for job in self._jobs], self._limits
-        )
+        plan = next_batch([Waiting(job.lengths, job.overtaken) for job in self._jobs], self._limits)
+        unfinished = len(plan.parts[plan.owner]) < len(self._jobs[plan.owner].lengths)
         taken: list[tuple[_Job, TokenizedText, int]] = []
-        for job, part in zip(self._jobs, plan, strict=True):
+        for job, part in zip(self._jobs, plan.parts, strict=True):
             if not part:
+                job.overtaken = job.overtaken or unfinished
                 continue
             where = slice(part.start, part.stop)
             taken += [(job, job.texts[i], job.order[i]) for i in part]
             self._texts -= len(part)
             self._tokens -= sum(job.lengths[where])
             del job.texts[where], job.order[where], job.lengths[where]
-            job.turn, job.served = self._turn, True
+            job.begun = True
         self._jobs = [job for job in self._jobs if job.lengths]
         return taken
 

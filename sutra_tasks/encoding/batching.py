@@ -1,15 +1,16 @@
 """What the next batch holds: a pure decision over the waiting jobs.
 
 A *job* is what one task submitted: one text or ten thousand. Its texts finish together, so their
-order inside the job is free, and they are kept sorted by length. Jobs take turns:
+order inside the job is free, and they are kept sorted by length.
 
-1. The batch belongs to the job that has waited longest for a turn. Its longest text sets the scale.
-2. Every other job may add one text of similar length, those never served first.
+1. The batch belongs to the oldest job; but a job that one batch finishes goes first once an unfinished
+   job's batch has overtaken it. The owner's longest text sets the scale.
+2. Every other job may add one text of similar length.
 3. Room that is left goes to the owner's other texts of similar length.
-4. Room still left is dealt round robin, unless a job that was never served is left out.
+4. Room still left is dealt round robin to the others, unless an overtaken job is left out.
 
-So a single text that arrives while a 10,000-text job is computing is at most one batch of that job
-away from its own, and padding never more than doubles a batch.
+Old jobs so finish before new ones begin, and yet a single text that arrives while a 10,000-text job
+computes is at most one more batch of that job away from its own. Padding never doubles a batch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Limits", "Waiting", "next_batch", "pause_s"]
+__all__ = ["Limits", "Plan", "Waiting", "next_batch", "pause_s"]
 
 SIMILAR_RATIO: Final = 1.25
 SIMILAR_TOKENS: Final = 16
@@ -42,27 +43,31 @@ class Waiting:
 
     Attributes:
         lengths: tokens of its waiting texts, ascending, never empty.
-        turn: number of the batch that last served it, or that was the newest when it arrived.
-        served: whether any batch has served it.
+        overtaken: a batch of an unfinished job was computed while it waited.
     """
 
     lengths: Sequence[int]
-    turn: int
-    served: bool
+    overtaken: bool
 
 
-def next_batch(jobs: Sequence[Waiting], limits: Limits) -> list[range]:
-    """Return, for each job, the slice of its ``lengths`` that the next batch takes.
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next batch: its owner, and for each job the slice of its ``lengths`` that is taken."""
 
-    ``jobs`` is in order of arrival and not empty; the batch is never empty.
+    owner: int
+    parts: list[range]
+
+
+def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
+    """Return the next batch, which is never empty.
+
+    ``jobs`` is in order of arrival and not empty.
     """
-    order = sorted(range(len(jobs)), key=lambda j: (jobs[j].turn, jobs[j].served))
-    owner = order[0]
+    owner = next(
+        (j for j, job in enumerate(jobs) if job.overtaken and _one_batch(job.lengths, limits)), 0
+    )
     scale = jobs[owner].lengths[-1]
-    low = min(int(scale / SIMILAR_RATIO), scale - SIMILAR_TOKENS)
-    # Longer texts of others may raise the scale a little, or singles would split by one token.
-    high = max(int(scale * SIMILAR_RATIO), scale + SIMILAR_TOKENS)
-
+    low, high = _similar(scale)
     stops = [bisect_right(job.lengths, high) for job in jobs]
     stops[owner] = len(jobs[owner].lengths)
     taken = [0] * len(jobs)
@@ -81,19 +86,38 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> list[range]:
         taken[j] += 1
         count += 1
 
-    others = sorted(order[1:], key=lambda j: jobs[j].served)
+    others = sorted((j for j in range(len(jobs)) if j != owner), key=lambda j: not jobs[j].overtaken)
     for j in others:
         if room_for(j):
             take(j)
     while room_for(owner):
         take(owner)
-    if all(taken[j] or jobs[j].served for j in others):
+    if all(taken[j] or not jobs[j].overtaken for j in others):
         willing = others
         while willing := [j for j in willing if room_for(j)]:
             for j in willing:
                 if room_for(j):
                     take(j)
-    return [range(stop - n, stop) for stop, n in zip(stops, taken, strict=True)]
+    return Plan(owner, [range(stop - n, stop) for stop, n in zip(stops, taken, strict=True)])
+
+
+def _similar(scale: int) -> tuple[int, int]:
+    """Return the lengths that may share a batch with a text of ``scale`` tokens.
+
+    Longer ones too, within bounds: or singles would split by one token.
+    """
+    low = min(int(scale / SIMILAR_RATIO), scale - SIMILAR_TOKENS)
+    high = max(int(scale * SIMILAR_RATIO), scale + SIMILAR_TOKENS)
+    return low, high
+
+
+def _one_batch(lengths: Sequence[int], limits: Limits) -> bool:
+    """Say whether one batch can finish a job."""
+    return (
+        lengths[0] >= _similar(lengths[-1])[0]
+        and len(lengths) <= limits.max_texts
+        and (len(lengths) == 1 or len(lengths) * lengths[-1] <= limits.max_tokens)
+    )
 
 
 def pause_s(

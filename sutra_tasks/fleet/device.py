@@ -124,7 +124,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def on_ready(self) -> None:
         """Join the fleet, once the worker consumes."""
         self._heartbeat.start()
-        logger.warning("device %s serves %s", self._options.device_id, self._encoder.card.model)
+        logger.info("device %s serves %s", self._options.device_id, self._encoder.card.model)
 
     def on_close(self) -> None:
         """Leave the fleet and hand back what has not begun."""

@@ -16,7 +16,7 @@ import redis
 from sutra_tasks.errors import SutraError
 from sutra_tasks.fleet.processes import spawn, stop
 
-__all__ = ["embedded_server", "find_binary", "free_port"]
+__all__ = ["embedded_server", "find_binary", "free_port", "is_free"]
 
 START_TIMEOUT_S: Final = 15.0
 STOP_TIMEOUT_S: Final = 5.0
@@ -56,6 +56,15 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+def is_free(port: int) -> bool:
+    """Say whether nothing listens on this loopback port."""
+    try:
+        with socket.create_server(("127.0.0.1", port)):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

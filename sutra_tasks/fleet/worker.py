@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready
 from kombu import Queue
 
@@ -78,7 +80,9 @@ def _configure(options: Settings, worker: str, role: dict[str, Any]) -> None:
         "worker_task_log_format": f"{worker}: %(message)s",
         "worker_log_format": f"{worker}: %(message)s",
     }
-    conf["broker_transport_options"] |= {"held": HeldMessages(new_incarnation(worker))}
+    conf["broker_transport_options"] |= {
+        "held": HeldMessages(options.incarnation or new_incarnation(worker))
+    }
     app.conf.update(conf)
     app.conf.sutra_settings = options
 
@@ -98,7 +102,9 @@ def main(arguments: list[str]) -> None:
     # Gossip and mingle are for workers that coordinate; these do so through Redis.
     quiet = ["--without-gossip", "--without-mingle"]
     node = f"{name}@{os.uname().nodename}"
-    chosen.worker_main(["worker", "--hostname", node, *quiet, *options])
+    # Celery warns root because of pickle, which these workers do not accept.
+    warnings.simplefilter("ignore", SecurityWarning)
+    chosen.worker_main(["--quiet", "worker", "--hostname", node, *quiet, *options])
 
 
 if __name__ == "__main__":

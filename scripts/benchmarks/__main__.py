@@ -1,0 +1,29 @@
+"""``./scripts/bench NAME [--json FILE] [--quick]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from scripts.benchmarks import embed, overhead
+from scripts.benchmarks.report import document, show
+
+BENCHMARKS = {"overhead": overhead.run, "embed": embed.run}
+
+
+def main() -> None:
+    """Run one benchmark, show it as a table, and write it as JSON if asked."""
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("name", choices=sorted(BENCHMARKS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    parser.add_argument("--quick", action="store_true", help="check that it works; no figures")
+    chosen = parser.parse_args()
+    results = BENCHMARKS[chosen.name](quick=chosen.quick)
+    show(chosen.name, results)
+    if chosen.json:
+        chosen.json.write_text(json.dumps(document(chosen.name, results), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

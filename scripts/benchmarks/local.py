@@ -1,0 +1,64 @@
+"""A fleet for a benchmark: a server, a router and devices, with their processor time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from sutra_tasks.cli.up import await_devices, fleet
+from sutra_tasks.fleet.hardware import DeviceSpec, count_cores, plan_devices
+from sutra_tasks.fleet.server import embedded_server
+from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
+from sutra_tasks.settings import Settings, settings
+
+# The same in everything that is compared: neither events nor worker heartbeats.
+QUIET = ("--without-heartbeat",)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running fleet."""
+
+    options: Settings
+    devices: Sequence[DeviceSpec]
+    supervisor: Supervisor
+
+    def cpu_s(self, name: str) -> float:
+        """Return the processor time one process has used."""
+        times = psutil.Process(self.supervisor.pids[name]).cpu_times()
+        return float(times.user + times.system)
+
+
+@contextmanager
+def running(options: Settings, *, devices: int) -> Iterator[Running]:
+    """Run a fleet; this process becomes its client."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-bench-")))
+        address = stack.enter_context(embedded_server())
+        options = replace(options, broker_url=address)
+        os.environ["SUTRA_BROKER_URL"] = address
+        settings.cache_clear()
+        specs = plan_devices(
+            host="bench", engine=options.engine, gpus=(), cores=count_cores(), wanted=devices
+        )
+        workers = worker_specs(options, specs, worker_options=QUIET)
+        output = {
+            spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb"))
+            for spec in workers
+        }
+        supervisor = stack.enter_context(fleet(options, workers, report=print, output=output))
+        await_devices(supervisor, options, specs)
+        yield Running(options, specs, supervisor)
+
+
+def elapsed(began: float) -> float:
+    """Return the seconds since ``began``."""
+    return time.perf_counter() - began

@@ -1,0 +1,101 @@
+"""What the queue costs: single texts on a device that takes no time, one hop and routed.
+
+Both paths run on the same fleet in alternation; each figure is the median over the alternations of a
+ratio taken side by side. Throughput keeps 64 messages in flight, latency one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from scripts.benchmarks.local import Running, elapsed, running
+from scripts.benchmarks.report import median_ratio, percentile
+from sutra_tasks import embed, keys
+from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.settings import Settings
+
+IN_FLIGHT = 64
+WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box".split()
+SHORT = " ".join(WORDS)
+MEDIUM = " ".join((WORDS * 13)[:150])
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Run the benchmark."""
+    messages, trips, rounds = (100, 20, 1) if quick else (1500, 250, 7)
+    with running(Settings(engine="simulated"), devices=1) as here:
+        queues = {"direct": keys.device_queue(here.devices[0].id), "routed": keys.EMBED_QUEUE}
+        for queue in queues.values():
+            _throughput(queue, SHORT, messages)
+        rates: dict[str, list[float]] = {name: [] for name in queues}
+        medium: dict[str, list[float]] = {name: [] for name in queues}
+        latencies: dict[str, list[list[float]]] = {name: [] for name in queues}
+        cpu: dict[str, list[float]] = {"router": [], "device": []}
+        for turn in range(rounds):
+            order = list(queues.items())
+            for name, queue in order if turn % 2 else reversed(order):
+                before = _cpu(here)
+                rates[name].append(_throughput(queue, SHORT, messages))
+                if name == "routed":
+                    for process, seconds in _cpu(here).items():
+                        cpu[process].append(1000 * (seconds - before[process]) / messages)
+                medium[name].append(_throughput(queue, MEDIUM, messages))
+                latencies[name].append(_latencies(queue, SHORT, trips))
+    halves = {name: [percentile(one, 0.5) for one in all_] for name, all_ in latencies.items()}
+    return {
+        "routed_over_direct": median_ratio(rates["routed"], rates["direct"]),
+        "routed_medium_over_direct": median_ratio(medium["routed"], medium["direct"]),
+        "routed_p50_over_direct_p50": median_ratio(halves["routed"], halves["direct"]),
+        "router_cpu_ms": statistics.median(cpu["router"]),
+        "device_cpu_ms": statistics.median(cpu["device"]),
+        **{
+            name: {
+                "tasks_per_s": statistics.median(rates[name]),
+                "medium_tasks_per_s": statistics.median(medium[name]),
+                "p50_ms": 1000 * statistics.median(halves[name]),
+                "p95_ms": 1000
+                * statistics.median(percentile(one, 0.95) for one in latencies[name]),
+            }
+            for name in queues
+        },
+        "rounds": rounds,
+        "messages_per_round": messages,
+    }
+
+
+def _cpu(here: Running) -> dict[str, float]:
+    return {"router": here.cpu_s("router"), "device": here.cpu_s(here.devices[0].id)}
+
+
+def _throughput(queue: str, text: str, messages: int) -> float:
+    expected = vectors_of([text], 384)[0]
+    sent: deque[Any] = deque()
+    began = time.perf_counter()
+    for _ in range(messages):
+        if len(sent) == IN_FLIGHT:
+            _check(sent.popleft().get(timeout=60), expected)
+        sent.append(embed.apply_async((text,), queue=queue))
+    for result in sent:
+        _check(result.get(timeout=60), expected)
+    return messages / elapsed(began)
+
+
+def _latencies(queue: str, text: str, trips: int) -> list[float]:
+    expected = vectors_of([text], 384)[0]
+    taken = []
+    for _ in range(trips):
+        began = time.perf_counter()
+        vector = embed.apply_async((text,), queue=queue).get(timeout=60)
+        taken.append(elapsed(began))
+        _check(vector, expected)
+    return taken
+
+
+def _check(vector: Any, expected: Any) -> None:
+    assert vector.shape == expected.shape, vector.shape
+    assert np.array_equal(vector, expected), "the fleet returned another vector"

@@ -1,0 +1,18 @@
+"""The command ``sutra``."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; errors of this package become one line and exit status 1."""
+    try:
+        from sutra_tasks.cli.commands import cli
+    except ModuleNotFoundError as error:
+        if error.name != "rich":
+            raise
+        sys.exit("sutra: the command line needs rich: pip install 'sutra-tasks[cli]'")
+    cli(prog_name="sutra")

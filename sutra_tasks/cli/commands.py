@@ -1,0 +1,90 @@
+"""The commands and their options; what each does is in a module of its own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sutra_tasks.errors import SettingsError, SutraError
+from sutra_tasks.settings import ENGINES, PREFIX, Settings, settings
+
+__all__ = ["cli"]
+
+INTERRUPTED = 130
+
+
+class _Cli(click.Group):
+    """Turns errors of this package into one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SutraError as error:
+            click.echo(f"sutra: {error}", err=True)
+            sys.exit(2 if isinstance(error, SettingsError) else 1)
+        except (KeyboardInterrupt, click.Abort):
+            sys.exit(INTERRUPTED)
+
+
+@click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sutra-tasks")
+def cli() -> None:
+    """Text embeddings as Celery tasks."""
+
+
+def _overridden(**given: Any) -> Settings:
+    try:
+        return replace(settings(), **{name: v for name, v in given.items() if v is not None})
+    except SettingsError as error:
+        option = "--" + error.variable.removeprefix(PREFIX).lower().removesuffix("_url")
+        raise SettingsError(option, error.value, error.reason) from None
+
+
+@cli.command()
+@click.option("--devices", type=int, metavar="N", help="Device workers; default: one per GPU, else per core.")
+@click.option("--model", metavar="NAME", help="A sentence-transformers name or folder.")
+@click.option("--engine", type=click.Choice(ENGINES), help="What computes the vectors.")
+@click.option("--broker", metavar="URL", help="Redis or Valkey to use; default: start one on loopback.")
+@click.option("--port", type=int, metavar="P", help="Port of the server it starts; default: 6379 if free.")
+@click.option("--flower", is_flag=True, help="Open Flower on http://127.0.0.1:5555.")
+@click.option("--log-level", default="warning", show_default=True, metavar="LEVEL", help="Of the workers.")
+def up(
+    devices: int | None,
+    model: str | None,
+    engine: str | None,
+    broker: str | None,
+    port: int | None,
+    *,
+    flower: bool,
+    log_level: str,
+) -> None:
+    """Start a fleet on this machine and keep it alive until Ctrl-C."""
+    from sutra_tasks.cli.up import run
+
+    options = _overridden(model=model, engine=engine, broker_url=broker)
+    run(options, devices=devices, port=port, flower=flower, log_level=log_level)
+
+
+@cli.command()
+@click.argument("source", metavar="TEXT|FILE.jsonl|-")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="A .npy or .jsonl file; default: JSON lines on the screen.")
+@click.option("--prompt", help="One of the model's named prompts, such as query.")
+@click.option("--dimensions", type=int, help="Width of the vectors, for Matryoshka models.")
+def embed(source: str, out: Path | None, prompt: str | None, dimensions: int | None) -> None:
+    """Embed a text, each line of a JSONL file ("text" or a string), or each line of standard input."""
+    from sutra_tasks.cli.embedding import run
+
+    run(source, out, prompt=prompt, dimensions=dimensions)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def status(*, as_json: bool) -> None:
+    """Show the fleet: its devices, what they have done, and what waits."""
+    from sutra_tasks.cli.status import run
+
+    run(settings(), as_json=as_json)

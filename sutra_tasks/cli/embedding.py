@@ -1,0 +1,117 @@
+"""``sutra embed``: texts in, vectors out, in bounded memory."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sutra_tasks.bulk import embed_many
+from sutra_tasks.errors import SutraError
+
+if TYPE_CHECKING:
+    from sutra_tasks.vectors import Vectors
+
+__all__ = ["read_texts", "run"]
+
+FORMATS = (".npy", ".jsonl")
+
+
+def run(source: str, out: Path | None, *, prompt: str | None, dimensions: int | None) -> None:
+    """Embed what ``source`` names and write it to ``out``, which appears only when complete."""
+    if out is not None and out.suffix not in FORMATS:
+        raise SutraError(f"--out {out}: expected a name that ends in {' or '.join(FORMATS)}")
+    texts, count = read_texts(source)
+    vectors = embed_many(texts, prompt=prompt, dimensions=dimensions)
+    columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        shown = progress.track(vectors, total=count)
+        if out is None:
+            _write_lines(shown, sys.stdout)
+        elif out.suffix == ".npy":
+            _write_npy(shown, out)
+        else:
+            with _completed(out) as file:
+                _write_lines(shown, file)
+
+
+def read_texts(source: str) -> tuple[Iterator[str], int | None]:
+    """Return the texts and, where it is known without reading them, their number.
+
+    Raises:
+        SutraError: the file cannot be read, or a line of it holds no text.
+    """
+    if source == "-":
+        return (line.rstrip("\n") for line in sys.stdin), None
+    if not source.endswith(".jsonl"):
+        return iter([source]), 1
+    path = Path(source)
+    try:
+        with path.open("rb") as file:
+            count = sum(1 for line in file if line.strip())
+    except OSError as error:
+        raise SutraError(f"{source}: {error.strerror}") from None
+    return _jsonl(path), count
+
+
+def _jsonl(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line)
+            except ValueError:
+                raise SutraError(f"{path}:{number}: not JSON") from None
+            text = value.get("text") if isinstance(value, dict) else value
+            if not isinstance(text, str):
+                raise SutraError(f'{path}:{number}: expected a string or an object with "text"')
+            yield text
+
+
+@contextmanager
+def _completed(out: Path, **options: Any) -> Iterator[IO[Any]]:
+    """Open a file beside ``out`` that takes its name once all is written."""
+    try:
+        part = tempfile.NamedTemporaryFile(  # noqa: SIM115 - renamed or removed below
+            "w+b" if options.get("binary") else "w+", dir=out.parent, prefix=f".{out.name}."
+            , delete=False,
+        )
+    except OSError as error:
+        raise SutraError(f"--out {out}: {error.strerror}") from None
+    try:
+        with part:
+            yield part
+        Path(part.name).replace(out)
+    except BaseException:
+        Path(part.name).unlink(missing_ok=True)
+        raise
+
+
+def _write_lines(vectors: Iterator[Vectors] | Any, file: IO[str]) -> None:
+    for index, vector in enumerate(vectors):
+        file.write(json.dumps({"index": index, "vector": [float(f"{x:.9g}") for x in vector]}))
+        file.write("\n")
+        file.flush()
+
+
+def _write_npy(vectors: Iterator[Vectors] | Any, out: Path) -> None:
+    # The header holds the number of rows, known only at the end.
+    with tempfile.TemporaryFile() as rows, _completed(out, binary=True) as file:
+        count = width = 0
+        for vector in vectors:
+            rows.write(vector.tobytes())
+            count, width = count + 1, len(vector)
+        rows.seek(0)
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, width)}
+        np.lib.format.write_array_header_1_0(file, header)
+        shutil.copyfileobj(rows, file)

@@ -1,0 +1,118 @@
+"""``sutra status``: the fleet as a table, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import redis
+from rich.console import Console
+from rich.table import Table
+
+from sutra_tasks import keys
+from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.fleet.registry import DeviceRecord, queue_lengths, sightings
+
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["DeviceStatus", "FleetStatus", "read", "run", "table"]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """One device: what it says, and what the server knows of it."""
+
+    id: str
+    live: bool
+    heartbeat_age_s: float
+    queued: int
+    held: int
+    record: DeviceRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetStatus:
+    """The whole fleet at one moment."""
+
+    devices: tuple[DeviceStatus, ...]
+    routers: tuple[dict[str, Any], ...]
+    queued: int
+
+
+def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
+    """Read the fleet's state in four round trips, however many devices there are."""
+    seen = sightings(client)
+    queues = queue_lengths(client, [keys.EMBED_QUEUE, *(keys.device_queue(s.id) for s in seen)])
+    with client.pipeline(transaction=False) as pipe:
+        for one in seen:
+            pipe.llen(keys.held(one.record.incarnation if one.record else ""))
+        held = pipe.execute()
+    routers = [client.get(name) for name in client.scan_iter(keys.router("*"))]
+    return FleetStatus(
+        devices=tuple(
+            DeviceStatus(
+                id=one.id,
+                live=one.heartbeat_age_s <= ttl_s,
+                heartbeat_age_s=round(one.heartbeat_age_s, 1),
+                queued=queues[keys.device_queue(one.id)],
+                held=count,
+                record=one.record,
+            )
+            for one, count in zip(seen, held, strict=True)
+        ),
+        routers=tuple(json.loads(text) for text in routers if text is not None),
+        queued=queues[keys.EMBED_QUEUE],
+    )
+
+
+def table(fleet: FleetStatus) -> Table:
+    """Draw the devices."""
+    drawn = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    drawn.add_column("device")
+    drawn.add_column("state")
+    drawn.add_column("model")
+    for name in ("texts", "tokens/s", "queue", "held", "p50 ms", "p95 ms"):
+        drawn.add_column(name, justify="right")
+    total = 0
+    for device in fleet.devices:
+        record = device.record
+        state = "[green]live[/]" if device.live else f"[red]silent {device.heartbeat_age_s:.0f} s[/]"
+        if record is None:
+            drawn.add_row(device.id, "[red]another version[/]")
+            continue
+        total += record.texts
+        rate = record.tokens / record.busy_s if record.busy_s else 0.0
+        drawn.add_row(
+            device.id, state, record.model, f"{record.texts:,}", f"{rate:,.0f}",
+            str(device.queued), str(device.held), f"{record.p50_ms:.1f}", f"{record.p95_ms:.1f}",
+        )  # fmt: skip
+    drawn.add_section()
+    drawn.add_row("total", "", "", f"{total:,}")
+    return drawn
+
+
+def run(options: Settings, *, as_json: bool) -> None:
+    """Print the fleet; exit status 1 when no device lives."""
+    if options.broker_url is None:
+        raise BrokerNotConfiguredError
+    client = redis.Redis.from_url(options.broker_url, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        fleet = read(client, options.device_ttl_s)
+    except redis.RedisError as error:
+        raise SutraError(f"the server of SUTRA_BROKER_URL does not answer: {error}") from None
+    if as_json:
+        print(json.dumps(asdict(fleet), indent=2))  # noqa: T201 - this is the output
+    else:
+        console = Console()
+        if fleet.devices:
+            console.print(table(fleet))
+        waiting = sum(router["waiting"] for router in fleet.routers)
+        console.print(
+            f"{len(fleet.routers)} routers, {fleet.queued} messages queued for them"
+            + (f", [yellow]{waiting} wait for a device[/]" if waiting else "")
+        )
+    if not any(device.live for device in fleet.devices):
+        sys.exit("sutra: no live device. Start some with: sutra up")

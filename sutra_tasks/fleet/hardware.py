@@ -1,0 +1,100 @@
+"""The devices of this machine, and the environment each of its workers needs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sutra_tasks.errors import SettingsError
+
+__all__ = ["DeviceSpec", "count_cores", "count_gpus", "plan_devices", "visible_gpus"]
+
+MOST_CPU_WORKERS: Final = 8
+"""Each CPU worker holds a copy of the model; beyond this, workers get more threads instead."""
+
+DEFAULT_SIMULATED: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """One device worker to start."""
+
+    id: str
+    environ: Mapping[str, str]
+
+
+def visible_gpus(count: int, cuda_visible_devices: str | None) -> tuple[str, ...]:
+    """Return what CUDA calls the GPUs this process may use, out of ``count`` in the machine."""
+    if cuda_visible_devices is None:
+        return tuple(str(index) for index in range(count))
+    return tuple(name.strip() for name in cuda_visible_devices.split(",") if name.strip())[:count]
+
+
+def plan_devices(
+    *, host: str, engine: str, gpus: tuple[str, ...], cores: int, wanted: int | None
+) -> tuple[DeviceSpec, ...]:
+    """Decide the device workers of one machine: one for each GPU, else one for each group of cores.
+
+    Raises:
+        SettingsError: more GPU workers are wanted than there are GPUs.
+    """
+    host = re.sub(r"[^A-Za-z0-9-]+", "-", host).strip("-")[:40] or "host"
+    if wanted is not None and wanted < 1:
+        raise SettingsError("--devices", str(wanted), "must be 1 or more")
+    if engine == "simulated":
+        return tuple(
+            DeviceSpec(f"{host}-sim{index}", {}) for index in range(wanted or DEFAULT_SIMULATED)
+        )
+    if gpus:
+        if wanted is not None and wanted > len(gpus):
+            raise SettingsError("--devices", str(wanted), f"this machine has {len(gpus)} GPUs")
+        return tuple(
+            DeviceSpec(
+                f"{host}-gpu{index}",
+                {"CUDA_VISIBLE_DEVICES": name, "SUTRA_TORCH_DEVICE": "cuda"},
+            )
+            for index, name in enumerate(gpus[: wanted or len(gpus)])
+        )
+    workers = wanted or min(cores, MOST_CPU_WORKERS)
+    # More threads than cores is no slow-down but a collapse: 30 to 50 times slower.
+    threads = str(max(1, cores // workers))
+    pinned = {
+        "SUTRA_TORCH_DEVICE": "cpu",
+        "SUTRA_TORCH_THREADS": threads,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    return tuple(DeviceSpec(f"{host}-cpu{index}", pinned) for index in range(workers))
+
+
+def count_cores() -> int:
+    """Return the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count_gpus() -> int:
+    """Return the NVIDIA GPUs of this machine: by NVML, else by torch, else none."""
+    try:
+        import pynvml  # noqa: PLC0415 - an optional extra
+
+        pynvml.nvmlInit()
+        try:
+            return int(pynvml.nvmlDeviceGetCount())
+        finally:
+            pynvml.nvmlShutdown()
+    except Exception:  # noqa: BLE001 - no package, no driver, no permission: all mean "ask torch"
+        if not Path("/proc/driver/nvidia").exists():  # torch takes seconds to import
+            return 0
+    try:
+        import torch  # noqa: PLC0415 - only where there is a driver to ask about
+
+        return int(torch.cuda.device_count())
+    except ImportError:
+        return 0

@@ -1,0 +1,161 @@
+"""Starts the processes of a fleet, restarts what dies, and stops them in order.
+
+It reports a death at once: the dead worker leaves the fleet, and what it held goes back to its queue,
+before anybody's timeout notices.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Final
+
+import redis
+from celery.utils.log import get_logger
+
+from sutra_tasks.fleet.held import give_back_all, new_incarnation
+from sutra_tasks.fleet.processes import spawn, stop
+from sutra_tasks.fleet.registry import leave
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from sutra_tasks.fleet.hardware import DeviceSpec
+    from sutra_tasks.settings import Settings
+
+__all__ = ["Supervisor", "WorkerSpec", "restart_delay_s", "worker_specs"]
+
+logger = get_logger(__name__)
+
+STABLE_S: Final = 60.0
+"""A process that lived this long has recovered: its next crash is its first."""
+
+LONGEST_DELAY_S: Final = 10.0
+POLL_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One process to keep alive. ``device_id`` is None for those that are no device."""
+
+    name: str
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    device_id: str | None = None
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: WorkerSpec
+    process: subprocess.Popen[bytes] | None = None
+    incarnation: str = ""
+    started_at: float = 0.0
+    crashes: int = 0
+    due_at: float = 0.0
+
+
+def restart_delay_s(crashes: int) -> float:
+    """Return the pause before a restart: none after the first crash, then doubling from a second."""
+    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 2), LONGEST_DELAY_S)
+
+
+def worker_specs(
+    options: Settings, devices: Sequence[DeviceSpec], *, worker_options: Sequence[str] = ()
+) -> list[WorkerSpec]:
+    """Return the router and the devices as processes to start, the router first."""
+    shared = options.as_env()
+    module = [sys.executable, "-m", "sutra_tasks.fleet.worker"]
+    router = WorkerSpec("router", [*module, "router", *worker_options], shared)
+    return [router] + [
+        WorkerSpec(
+            device.id,
+            [*module, "device", *worker_options],
+            {**shared, **device.environ, "SUTRA_DEVICE_ID": device.id},
+            device_id=device.id,
+        )
+        for device in devices
+    ]
+
+
+class Supervisor:
+    """Keeps the processes of ``specs`` alive; :meth:`step` is one look at them."""
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        client: redis.Redis,
+        *,
+        drain_s: float,
+        report: Callable[[str], None],
+        output: Mapping[str, IO[bytes]] | None = None,
+    ) -> None:
+        self._children = [_Child(spec) for spec in specs]
+        self._client, self._drain_s, self._report = client, drain_s, report
+        self._output = output or {}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of what runs now, by name."""
+        return {c.spec.name: c.process.pid for c in self._children if c.process is not None}
+
+    def start(self, now: float) -> None:
+        """Start every process."""
+        for child in self._children:
+            self._launch(child, now)
+
+    def step(self, now: float) -> float:
+        """Notice deaths and restart what is due; return the seconds until the next look."""
+        for child in self._children:
+            if child.process is not None and child.process.poll() is not None:
+                self._bury(child, now)
+            if child.process is None and now >= child.due_at:
+                self._launch(child, now)
+        return POLL_S
+
+    def stop(self) -> None:
+        """Stop everything; what a process could not finish in ``drain_s`` goes back to its queue."""
+        running = [child for child in self._children if child.process is not None]
+        for child in running:
+            # All are asked before any is awaited: draining takes as long as the slowest.
+            if child.process is not None and child.process.poll() is None:
+                child.process.terminate()
+        for child in running:
+            if child.process is not None:
+                stop(child.process, self._drain_s)
+                self._return_work(child)
+                child.process = None
+
+    def _launch(self, child: _Child, now: float) -> None:
+        child.incarnation = new_incarnation(child.spec.name)
+        child.process = spawn(
+            child.spec.command,
+            environ={**os.environ, **child.spec.environ, "SUTRA_INCARNATION": child.incarnation},
+            output=self._output.get(child.spec.name),
+        )
+        child.started_at = now
+
+    def _bury(self, child: _Child, now: float) -> None:
+        assert child.process is not None
+        status = child.process.wait()
+        child.crashes = 1 if now - child.started_at >= STABLE_S else child.crashes + 1
+        delay_s = restart_delay_s(child.crashes)
+        child.due_at = now + delay_s
+        child.process = None
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        when = f"in {delay_s:g} s" if delay_s else "now"
+        returned = self._return_work(child)
+        self._report(
+            f"{child.spec.name} ended with {how}; {returned} messages it held went back; "
+            f"restarting {when}"
+        )
+
+    def _return_work(self, child: _Child) -> int:
+        try:
+            if child.spec.device_id is not None:
+                leave(self._client, child.spec.device_id)
+            return give_back_all(self._client, child.incarnation)
+        except redis.RedisError as error:
+            logger.warning("could not return what %s held: %s", child.spec.name, error)
+            return 0

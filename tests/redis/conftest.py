@@ -1,0 +1,69 @@
+"""One server for the tier; each test starts on an empty database and must leave one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import pytest
+import redis
+
+from sutra_tasks.fleet.held import HeldMessages, new_incarnation
+from sutra_tasks.fleet.server import embedded_server
+from tests.redis.peers import Receiver, send
+
+KOMBU_BINDINGS = "_kombu.binding"
+"""kombu remembers in keys of this prefix, for ever, which queues an exchange has."""
+
+
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    with embedded_server() as address:
+        yield address
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(url, socket_timeout=10.0) as connected:
+        yield connected
+
+
+@pytest.fixture
+def leaves() -> set[str]:
+    """Names of the keys without a TTL that the test leaves behind: it must add every one."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(client: redis.Redis, leaves: set[str]) -> Iterator[None]:
+    client.flushdb()
+    yield
+    names = [name.decode() for name in client.keys()]
+    left = {name for name in names if client.ttl(name) == -1}
+    assert {name for name in left if not name.startswith(KOMBU_BINDINGS)} == leaves
+
+
+@pytest.fixture
+def held() -> HeldMessages:
+    return HeldMessages(new_incarnation("t"))
+
+
+@pytest.fixture
+def put(url: str) -> Callable[..., list[bytes]]:
+    """``put(queue, *bodies, **options)``: a stock client sends; the stored messages are returned."""
+    return partial(send, url)
+
+
+@pytest.fixture
+def open_receiver(url: str) -> Iterator[Callable[..., Receiver]]:
+    """``open_receiver(*queues, held=...)``: a consumer, closed when the test ends."""
+    with ExitStack() as opened:
+
+        def open_one(*queues: Any, **options: Any) -> Receiver:
+            receiver = Receiver(url, *queues, **options)
+            opened.callback(receiver.close)
+            return receiver
+
+        yield open_one

@@ -1,0 +1,102 @@
+"""Both ends of a queue, as tests need them: a stock sender, and a receiver over either transport."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import redis
+from kombu import Connection, Consumer, Producer, Queue
+
+from sutra_tasks.fleet.held import lanes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kombu import Message
+
+    from sutra_tasks.fleet.held import HeldMessages
+
+OURS = "sutra_tasks.fleet.channel:Transport"
+QUIET_S = 0.3
+"""How long nothing must arrive to say that nothing will: three waits of an idle worker."""
+
+
+def send(url: str, queue: str, *bodies: Any, **options: Any) -> list[bytes]:
+    """Publish with a stock client; return the stored messages, oldest first, of that queue."""
+    with Connection(url) as connection, connection.channel() as channel:
+        producer = Producer(channel)
+        for body in bodies:
+            producer.publish(body, routing_key=queue, **options)
+    with redis.Redis.from_url(url) as client:
+        return waiting(client, queue)
+
+
+def waiting(client: redis.Redis, queue: str) -> list[bytes]:
+    """Return the messages of a queue in the order they would be taken."""
+    return [raw for name in lanes(queue) for raw in reversed(client.lrange(name, 0, -1))]
+
+
+@contextmanager
+def full_memory(client: redis.Redis) -> Iterator[None]:
+    """Let the server refuse whatever needs memory."""
+    client.config_set("maxmemory", "1")
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", "0")
+
+
+class Receiver:
+    """A consumer of ``queues`` that keeps what it is given; over our transport if it holds."""
+
+    def __init__(
+        self,
+        url: str,
+        *queues: str | Queue,
+        held: HeldMessages | None = None,
+        prefetch: int = 0,
+        no_ack: bool = False,
+        on_message: Callable[[Message], None] | None = None,
+    ) -> None:
+        options = {} if held is None else {"transport": OURS, "transport_options": {"held": held}}
+        self.messages: list[Message] = []
+        self.connection = Connection(url, **options)
+        self.channel = self.connection.channel()
+        self.channel.basic_qos(0, prefetch, False)
+        self.consumer = Consumer(
+            self.channel,
+            [Queue(queue) if isinstance(queue, str) else queue for queue in queues],
+            on_message=on_message or self.messages.append,
+            no_ack=no_ack,
+        )
+        self.consumer.consume()
+
+    def drain_until(self, condition: Callable[[], object], within_s: float = 10.0) -> None:
+        """Receive until ``condition()`` is true."""
+        deadline = time.monotonic() + within_s
+        while not condition():
+            assert time.monotonic() < deadline, f"not true within {within_s} s"
+            with suppress(socket.timeout):
+                self.connection.drain_events(timeout=0.1)
+
+    def take(self, count: int) -> list[Message]:
+        """Receive until ``count`` messages have arrived; return them and forget them."""
+        self.drain_until(lambda: len(self.messages) >= count)
+        taken, self.messages[:] = self.messages[:count], self.messages[count:]
+        return taken
+
+    def take_all(self) -> list[Message]:
+        """Receive until nothing more arrives; return everything and forget it."""
+        with suppress(socket.timeout):
+            while True:
+                self.connection.drain_events(timeout=QUIET_S)
+        taken, self.messages[:] = list(self.messages), []
+        return taken
+
+    def close(self) -> None:
+        """Close the connection; closing twice changes nothing."""
+        self.connection.close()

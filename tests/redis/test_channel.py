@@ -1,0 +1,323 @@
+"""What kombu's Redis transport promises its users holds over ours as well."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import redis
+from kombu import Connection, Consumer, Exchange, Queue
+from kombu.asynchronous import Hub, set_event_loop
+
+from sutra_tasks.fleet.held import HeldMessages, lane, new_incarnation
+from tests.redis.peers import OURS, Receiver, waiting
+
+Put = Callable[..., list[bytes]]
+Receive = Callable[..., Receiver]
+
+
+@pytest.fixture(params=["stock", "ours"])
+def receive(request: pytest.FixtureRequest, open_receiver: Receive) -> Receive:
+    """Open a receiver over each of the two transports in turn."""
+    if request.param == "stock":
+        return open_receiver
+    return partial(open_receiver, held=HeldMessages(new_incarnation("t")))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib"},
+        {"priority": 6},
+        {"serializer": "json", "correlation_id": "c", "reply_to": "r", "expiration": 60},
+        {"headers": {"id": "x", "sutra": {"v": 1, "texts": 2, "strategy": None}}},
+    ],
+    ids=lambda options: "-".join(options) or "plain",
+)
+def test_a_message_arrives_as_it_was_sent(receive: Receive, put: Put, options: dict[str, object]):
+    body = {"texts": ["Grüße", "नमस्ते", "\N{SMILING FACE WITH OPEN MOUTH}"], "n": [1, 2.5, None]}
+    [stored] = put("q", body, **options)
+    sent = json.loads(stored)
+    [message] = receive("q").take(1)
+    assert message.payload == body
+    assert message.headers == sent["headers"]
+    assert message.properties == sent["properties"]
+    assert message.delivery_info == {"exchange": "", "routing_key": "q"}
+    assert message.delivery_tag == sent["properties"]["delivery_tag"]
+    assert message.content_type == sent["content-type"]
+    assert message.content_encoding == sent["content-encoding"]
+    assert message._raw == sent
+    message.ack()
+
+
+def test_bytes_arrive_as_they_were_sent(receive: Receive, put: Put):
+    put("q", bytes(range(256)), content_type="application/data", content_encoding="binary")
+    [message] = receive("q").take(1)
+    assert message.body == bytes(range(256))
+    message.ack()
+
+
+def test_lanes_are_served_in_order_and_each_first_in_first_out(receive: Receive, put: Put):
+    for turn in (1, 2):
+        for priority in (9, 4, 0, 6, 3, 1):
+            put("q", [priority, turn], priority=priority)
+    messages = receive("q").take(12)
+    by_lane = {0: [0, 1], 3: [4, 3], 6: [6], 9: [9]}
+    arrived = [message.payload for message in messages]
+    assert [lane("q", priority) for priority, _ in arrived] == [
+        lane("q", step) for step, sent in by_lane.items() for _ in range(2 * len(sent))
+    ]
+    for priority in (9, 4, 0, 6, 3, 1):
+        assert [turn for sent, turn in arrived if sent == priority] == [1, 2]
+    for message in messages:
+        message.ack()
+
+
+def test_a_long_backlog_arrives_completely_and_in_order(receive: Receive, put: Put):
+    put("q", *range(100))
+    receiver = receive("q")
+    for expected in range(100):
+        [message] = receiver.take(1)
+        assert message.payload == expected
+        message.ack()
+
+
+def test_acknowledging_removes_a_message_everywhere(
+    receive: Receive, put: Put, client: redis.Redis
+):
+    put("q", "text")
+    [message] = receive("q").take(1)
+    message.ack()
+    assert client.keys() == []
+
+
+def test_dropping_removes_a_message_everywhere(receive: Receive, put: Put, client: redis.Redis):
+    put("q", "text")
+    receiver = receive("q")
+    [message] = receiver.take(1)
+    message.reject(requeue=False)
+    assert client.keys() == []
+    assert receiver.take_all() == []
+
+
+def test_requeuing_delivers_again_and_says_so(receive: Receive, put: Put):
+    put("q", "text", priority=3, headers={"id": "x"})
+    receiver = receive("q")
+    [first] = receiver.take(1)
+    assert "redelivered" not in first.headers
+    assert "redelivered" not in first.delivery_info
+    first.reject(requeue=True)
+    [second] = receiver.take(1)
+    assert second.payload == "text"
+    assert second.headers == {"id": "x", "redelivered": True}
+    assert second.delivery_info == {"exchange": "", "routing_key": "q", "redelivered": True}
+    assert second.properties["priority"] == 3
+    second.ack()
+
+
+def test_a_message_can_be_requeued_any_number_of_times(
+    receive: Receive, put: Put, client: redis.Redis
+):
+    put("q", "text")
+    receiver = receive("q", prefetch=1)
+    for _ in range(5):
+        [message] = receiver.take(1)
+        message.reject(requeue=True)
+    [message] = receiver.take(1)
+    message.ack()
+    assert client.keys() == []
+
+
+def test_never_more_than_the_prefetch_limit_is_unacknowledged(receive: Receive, put: Put):
+    put("q", *range(10))
+    receiver = receive("q", prefetch=3)
+    unacknowledged = receiver.take_all()
+    assert [message.payload for message in unacknowledged] == [0, 1, 2]
+    for expected in range(3, 10):
+        unacknowledged.pop(0).ack()
+        [message] = receiver.take_all()
+        assert message.payload == expected
+        unacknowledged.append(message)
+    for message in unacknowledged:
+        message.ack()
+
+
+def test_a_message_in_another_queue_is_not_starved_by_a_backlog(receive: Receive, put: Put):
+    put("busy", *range(20))
+    put("quiet", "text")
+    receiver = receive("busy", "quiet", prefetch=1)
+    first = []
+    for _ in range(2):
+        [message] = receiver.take(1)
+        first.append(message.payload)
+        message.ack()
+    assert "text" in first
+    for _ in range(19):
+        [message] = receiver.take(1)
+        message.ack()
+
+
+def test_draining_ends_after_its_timeout(receive: Receive):
+    with pytest.raises(TimeoutError):
+        receive("q").connection.drain_events(timeout=0.2)
+
+
+def test_an_idle_consumer_hears_of_every_lane_and_queue(receive: Receive, put: Put):
+    receiver = receive("a", "b")
+    for queue, priority in [("a", 0), ("b", 9), ("a", 6), ("b", 0)]:
+        assert receiver.take_all() == []
+        put(queue, [queue, priority], priority=priority)
+        [message] = receiver.take(1)
+        assert message.payload == [queue, priority]
+        message.ack()
+
+
+def test_closing_gives_back_what_is_unacknowledged(
+    receive: Receive, put: Put, client: redis.Redis, leaves: set[str]
+):
+    put("q", *range(5))
+    receiver = receive("q")
+    messages = receiver.take(5)
+    messages[2].ack()
+    receiver.close()
+    returned = [json.loads(raw) for raw in waiting(client, "q")]
+    assert all(message["headers"]["redelivered"] for message in returned)
+    assert {message["properties"]["delivery_tag"] for message in returned} == {
+        message.delivery_tag for message in messages if message is not messages[2]
+    }
+    assert len(returned) == 4
+    leaves.add("q")
+
+
+def test_what_arrives_after_cancelling_stays_in_its_queue(
+    receive: Receive, put: Put, client: redis.Redis, leaves: set[str]
+):
+    receiver = receive("kept", "cancelled")
+    assert receiver.take_all() == []
+    receiver.consumer.cancel_by_queue("cancelled")
+    put("cancelled", "text")
+    put("kept", "other")
+    [message] = receiver.take_all()
+    assert message.payload == "other"
+    message.ack()
+    assert len(waiting(client, "cancelled")) == 1
+    leaves.add("cancelled")
+
+
+def test_a_stock_client_counts_and_purges_what_waits_but_not_what_is_taken(
+    receive: Receive, put: Put, url: str, client: redis.Redis
+):
+    put("q", *range(5))
+    receiver = receive("q", prefetch=2)
+    messages = receiver.take_all()
+    with Connection(url) as connection, connection.channel() as channel:
+        assert channel.queue_declare("q", passive=True).message_count == 3
+        assert channel.queue_purge("q") == 3
+    for message in messages:
+        message.ack()
+    assert receiver.take_all() == []
+    assert client.keys() == []
+
+
+def test_what_a_worker_publishes_reaches_a_stock_consumer(
+    receive: Receive, open_receiver: Receive
+):
+    worker = receive("unused")
+    worker.connection.Producer().publish("text", routing_key="q", headers={"id": "x"}, priority=9)
+    [message] = open_receiver("q").take(1)
+    assert (message.payload, message.headers) == ("text", {"id": "x"})
+    message.ack()
+
+
+def test_broadcasts_reach_a_consumer_beside_its_queue(
+    receive: Receive, put: Put, url: str, client: redis.Redis
+):
+    broadcast = Exchange("everyone", type="fanout")
+    receiver = receive("q")
+    heard: list[object] = []
+    with receiver.connection.channel() as ear:
+        listener = Consumer(
+            ear, [Queue("ear", broadcast, auto_delete=True)], no_ack=True, accept=["json"]
+        )
+        listener.register_callback(lambda body, _: heard.append(body))
+        listener.consume()
+        receiver.drain_until(lambda: client.pubsub_channels())
+        with Connection(url) as connection, connection.channel() as channel:
+            connection.Producer(channel).publish("hello", exchange=broadcast)
+        put("q", "text")
+        [message] = receiver.take(1)
+        receiver.drain_until(lambda: heard)
+        message.ack()
+        assert heard == ["hello"]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """Celery's event loop, as a worker runs it."""
+    loop = Hub()
+    set_event_loop(loop)
+    yield loop
+    loop.close()
+    set_event_loop(None)
+
+
+@pytest.mark.parametrize("transport", ["stock", "ours"])
+def test_threads_may_acknowledge_while_the_loop_receives(
+    transport: str, hub: Hub, put: Put, open_receiver: Receive, client: redis.Redis
+):
+    put("q", *range(60))
+    held = HeldMessages(new_incarnation("t")) if transport == "ours" else None
+    arrived: list[object] = []
+    threads: list[threading.Thread] = []
+
+    def acknowledge_elsewhere(message):
+        arrived.append(message.payload)
+        threads.append(threading.Thread(target=message.ack))
+        threads[-1].start()
+
+    receiver = open_receiver("q", held=held, prefetch=8, on_message=acknowledge_elsewhere)
+    receiver.connection.register_with_event_loop(hub)
+    while len(arrived) < 60 or client.keys():
+        hub.run_once()
+    for thread in threads:
+        thread.join()
+    assert arrived == list(range(60))
+
+
+def test_the_loop_never_holds_more_than_the_prefetch_limit(
+    hub: Hub, put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis
+):
+    put("q", *range(30))
+    receiver = open_receiver("q", held=held, prefetch=3)
+    receiver.connection.register_with_event_loop(hub)
+    for expected in range(30):
+        while not receiver.messages:
+            hub.run_once()
+        assert client.llen(held.key) <= 3
+        message = receiver.messages.pop(0)
+        assert message.payload == expected
+        message.ack()
+    while client.keys():
+        hub.run_once()
+
+
+def test_one_take_stops_at_a_megabyte(
+    put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis
+):
+    put("q", *("x" * 600_000 for _ in range(6)))
+    receiver = open_receiver("q", held=held)
+    receiver.connection.drain_events(timeout=5)
+    assert client.llen(held.key) == len(receiver.messages) == 2
+    for message in receiver.take(6):
+        message.ack()
+
+
+def test_a_transport_that_holds_nothing_can_publish(url: str, open_receiver: Receive):
+    with Connection(url, transport=OURS) as connection, connection.channel() as channel:
+        connection.Producer(channel).publish("text", routing_key="q")
+    [message] = open_receiver("q").take(1)
+    message.ack()

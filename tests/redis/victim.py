@@ -1,0 +1,41 @@
+"""A process to be killed: it consumes ``queue`` over our transport.
+
+``python -m tests.redis.victim <url> <incarnation> <queue> <keep|finish> <idle wait in seconds>``
+keeps every message unacknowledged, or acknowledges each after noting its body in the list ``done``.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import redis
+
+from sutra_tasks.fleet import channel
+from sutra_tasks.fleet.held import HeldMessages
+from tests.redis.peers import Receiver
+
+if TYPE_CHECKING:
+    from kombu import Message
+
+
+def main(url: str, incarnation: str, queue: str, mode: str, idle_wait_s: str) -> None:
+    channel.IDLE_WAIT_S = float(idle_wait_s)  # type: ignore[misc]  # long enough to be stopped in
+    client = redis.Redis.from_url(url)
+
+    def finish(message: Message) -> None:
+        client.rpush("done", message.payload)
+        message.ack()
+
+    receiver = Receiver(
+        url,
+        queue,
+        held=HeldMessages(incarnation),
+        on_message=finish if mode == "finish" else None,
+    )
+    while True:
+        receiver.connection.drain_events()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
