@@ -98,4 +98,4 @@ def _latencies(queue: str, text: str, trips: int) -> list[float]:
 
 def _check(vector: Any, expected: Any) -> None:
     assert vector.shape == expected.shape, vector.shape
-    assert np.array_equal(vector, expected), "the fleet returned another vector"
+    assert np.allclose(vector, expected, atol=1e-6), "the fleet returned another vector"

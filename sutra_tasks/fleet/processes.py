@@ -7,14 +7,28 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import IO, Final
 
-__all__ = ["spawn", "stop"]
+__all__ = ["spawn", "stop", "uninterrupted"]
 
 _PR_SET_PDEATHSIG: Final = 1
 # Loaded before any fork: a child between fork and exec must not import.
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+_ENDING: Final = {signal.SIGINT, signal.SIGTERM}
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM, so that no child is started and not yet noted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def spawn(
@@ -31,6 +45,7 @@ def spawn(
     parent = os.getpid()
 
     def before_exec() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # a child inherits the mask
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died before the line above

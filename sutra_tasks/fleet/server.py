@@ -14,7 +14,7 @@ from typing import Final
 import redis
 
 from sutra_tasks.errors import SutraError
-from sutra_tasks.fleet.processes import spawn, stop
+from sutra_tasks.fleet.processes import spawn, stop, uninterrupted
 
 __all__ = ["embedded_server", "find_binary", "free_port", "is_free"]
 
@@ -85,7 +85,8 @@ def embedded_server(port: int | None = None, *options: str) -> Iterator[str]:
             find_binary(), "--port", str(chosen), "--bind", "127.0.0.1", "--dir", folder,
             "--save", "", "--maxmemory-policy", "noeviction", "--logfile", str(log), *options,
         ]  # fmt: skip
-        process = spawn(command)
+        with uninterrupted():
+            process = spawn(command)
         try:
             client = redis.Redis(port=chosen, socket_timeout=1.0)
             deadline = time.monotonic() + START_TIMEOUT_S

@@ -16,7 +16,7 @@ import redis
 from celery.utils.log import get_logger
 
 from sutra_tasks.fleet.held import give_back_all, new_incarnation
-from sutra_tasks.fleet.processes import spawn, stop
+from sutra_tasks.fleet.processes import spawn, stop, uninterrupted
 from sutra_tasks.fleet.registry import leave
 
 if TYPE_CHECKING:
@@ -129,11 +129,11 @@ class Supervisor:
 
     def _launch(self, child: _Child, now: float) -> None:
         child.incarnation = new_incarnation(child.spec.name)
-        child.process = spawn(
-            child.spec.command,
-            environ={**os.environ, **child.spec.environ, "SUTRA_INCARNATION": child.incarnation},
-            output=self._output.get(child.spec.name),
-        )
+        environ = {**os.environ, **child.spec.environ, "SUTRA_INCARNATION": child.incarnation}
+        with uninterrupted():
+            child.process = spawn(
+                child.spec.command, environ=environ, output=self._output.get(child.spec.name)
+            )
         child.started_at = now
 
     def _bury(self, child: _Child, now: float) -> None:

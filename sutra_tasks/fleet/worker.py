@@ -15,13 +15,12 @@ from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready
 from kombu import Queue
 
-from sutra_tasks import keys, vectors
+from sutra_tasks import keys
 from sutra_tasks.app import app
-from sutra_tasks.configuration import celery_settings
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
 from sutra_tasks.fleet.held import HeldMessages, new_incarnation
 from sutra_tasks.fleet.router import RouterStep
-from sutra_tasks.settings import Settings, settings
+from sutra_tasks.settings import settings
 from sutra_tasks.tasks import embed
 
 if TYPE_CHECKING:
@@ -33,10 +32,9 @@ TRANSPORT: Final = "sutra_tasks.fleet.channel:Transport"
 ROUTER_PREFETCH: Final = 256
 
 
-def router_app(options: Settings) -> Celery:
+def router_app() -> Celery:
     """Return the app of a router worker: ``celery -A workers.router worker``."""
     _configure(
-        options,
         "router",
         # Routed messages leave at once, so this bounds only what waits while no device lives.
         {
@@ -51,13 +49,17 @@ def router_app(options: Settings) -> Celery:
     return app
 
 
-def device_app(options: Settings) -> Celery:
-    """Return the app of a device worker: ``celery -A workers.device worker``."""
+def device_app() -> Celery:
+    """Return the app of a device worker: ``celery -A workers.device worker``.
+
+    Raises:
+        SettingsError: ``SUTRA_DEVICE_ID`` is not set.
+    """
+    options = settings()
     if options.device_id is None:
         raise SettingsError("SUTRA_DEVICE_ID", "", "a device worker needs a name, such as gpu0")
     queue = keys.device_queue(options.device_id)
     _configure(
-        options,
         options.device_id,
         {
             "task_queues": [Queue(queue, routing_key=queue)],
@@ -71,20 +73,20 @@ def device_app(options: Settings) -> Celery:
     return app
 
 
-def _configure(options: Settings, worker: str, role: dict[str, Any]) -> None:
+def _configure(worker: str, role: dict[str, Any]) -> None:
+    """Add a role's settings to those the app already has, from us or from ``celeryconfig.py``."""
+    options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    vectors.register()
-    conf = celery_settings(options) | role | {
-        "broker_transport": TRANSPORT,
-        "worker_task_log_format": f"{worker}: %(message)s",
-        "worker_log_format": f"{worker}: %(message)s",
-    }
-    conf["broker_transport_options"] |= {
-        "held": HeldMessages(options.incarnation or new_incarnation(worker))
-    }
-    app.conf.update(conf)
-    app.conf.sutra_settings = options
+    held = HeldMessages(options.incarnation or new_incarnation(worker))
+    app.conf.update(
+        role,
+        broker_transport=TRANSPORT,
+        broker_transport_options={**app.conf.broker_transport_options, "held": held},
+        worker_log_format=f"{worker}: %(message)s",
+        worker_task_log_format=f"{worker}: %(message)s",
+        sutra_settings=options,
+    )
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:
@@ -95,7 +97,7 @@ def main(arguments: list[str]) -> None:
     """Run one worker: ``router`` or ``device``, then options of ``celery worker``."""
     role, *options = arguments
     try:
-        chosen = {"router": router_app, "device": device_app}[role](settings())
+        chosen = {"router": router_app, "device": device_app}[role]()
     except SutraError as error:
         sys.exit(f"sutra {role}: {error}")
     name = role if role == "router" else settings().device_id

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -67,3 +71,24 @@ def open_receiver(url: str) -> Iterator[Callable[..., Receiver]]:
             return receiver
 
         yield open_one
+
+
+@pytest.fixture
+def process(url: str) -> Callable[..., str]:
+    """Run one end in a process of its own: an app reads its settings once."""
+
+    def run(*arguments: str, **variables: str) -> str:
+        environ = {**os.environ, "SUTRA_BROKER_URL": url, **variables}
+        # Celery's backend calls a method that redis-py 8 calls deprecated.
+        warnings = ["-Werror", "-Wignore:Call to deprecated setex:DeprecationWarning"]
+        command = [sys.executable, *warnings, "-m", "tests.redis.results", *arguments]
+        ended = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
+        assert ended.returncode == 0, ended.stderr.decode()
+        return ended.stdout.decode()
+
+    return run
+
+
+@pytest.fixture
+def get(process: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    return lambda *names: json.loads(process("get", *names))

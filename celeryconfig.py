@@ -1,0 +1,13 @@
+"""The deployment's Celery settings: ours, from ``SUTRA_*`` variables, and what you add below.
+
+Read by the workers in ``workers/`` only. It is not installed with the package, so it never stands in
+for a host project's own ``celeryconfig``.
+"""
+
+from sutra_tasks.configuration import celery_settings
+from sutra_tasks.settings import settings
+
+globals().update(celery_settings(settings()))
+
+# Your own, for example:
+# worker_log_color = False

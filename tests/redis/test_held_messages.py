@@ -1,0 +1,266 @@
+"""A message a process holds goes on existing in exactly one place, whatever fails."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+
+from sutra_tasks import keys
+from sutra_tasks.fleet.held import HeldMessages, give_back_all, lane, new_incarnation
+from sutra_tasks.fleet.server import free_port
+from tests.redis.peers import full_memory, waiting
+
+Put = Callable[..., list[bytes]]
+
+
+@pytest.fixture
+def hold(client: redis.Redis, held: HeldMessages, put: Put) -> Callable[..., list[bytes]]:
+    """Send to the queue ``q`` and take everything, as the channel's script does; oldest first."""
+
+    def send_and_take(*bodies: object, priority: int = 0) -> list[bytes]:
+        messages = put("q", *bodies, priority=priority)
+        source = lane("q", priority)
+        while client.lmove(source, held.key, "RIGHT", "LEFT"):
+            pass
+        return messages
+
+    return send_and_take
+
+
+@pytest.fixture
+def unreachable() -> redis.Redis:
+    return redis.Redis(port=free_port(), socket_connect_timeout=1.0, retry=None)
+
+
+def unmarked(raw: bytes) -> dict[str, Any]:
+    """Return a message that was given back as it was before, having checked its marks."""
+    message: dict[str, Any] = json.loads(raw)
+    assert message["headers"].pop("redelivered") is True
+    assert message["properties"]["delivery_info"].pop("redelivered") is True
+    return message
+
+
+def test_two_starts_of_one_worker_hold_under_different_names():
+    names = {new_incarnation("gpu0") for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith("gpu0.") for name in names)
+
+
+def test_giving_back_changes_nothing_but_the_marks(hold, held, client, leaves):
+    [raw] = hold({"texts": ["é"]}, priority=6)
+    assert give_back_all(client, held.incarnation) == 1
+    leaves.add(lane("q", 6))
+    [returned] = client.lrange(lane("q", 6), 0, -1)
+    assert unmarked(returned) == json.loads(raw)
+    assert not client.exists(held.key)
+
+
+def test_what_is_given_back_is_next_and_in_the_order_it_was_taken(hold, held, put, client, leaves):
+    taken = hold(*range(5))
+    waited = put("q", "later")
+    assert give_back_all(client, held.incarnation) == 5
+    leaves.add("q")
+    *returned, last = waiting(client, "q")
+    assert [unmarked(raw) for raw in returned] == [json.loads(raw) for raw in taken]
+    assert [last] == waited
+
+
+def test_giving_back_nothing_is_harmless(client):
+    assert give_back_all(client, "never.started") == 0
+
+
+def test_callers_that_give_back_at_once_double_and_lose_nothing(hold, held, url, client, leaves):
+    taken = hold(*range(60))
+    start, given = threading.Barrier(4), []
+
+    def give_back() -> None:
+        with redis.Redis.from_url(url) as own:
+            start.wait()
+            given.append(give_back_all(own, held.incarnation))
+
+    threads = [threading.Thread(target=give_back) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    leaves.add("q")
+    assert sum(given) == 60
+    tags = [json.loads(raw)["properties"]["delivery_tag"] for raw in waiting(client, "q")]
+    assert sorted(tags) == sorted(json.loads(raw)["properties"]["delivery_tag"] for raw in taken)
+
+
+class DiesAfter(redis.Redis):
+    """A client whose process is killed after ``left`` scripts."""
+
+    left = 2
+
+    def eval(self, *args: Any) -> Any:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().eval(*args)
+
+
+def test_giving_back_can_be_taken_up_where_another_died(hold, held, url, client, leaves):
+    taken = hold(*range(5))
+    with DiesAfter.from_url(url) as dying, pytest.raises(KeyboardInterrupt):
+        give_back_all(dying, held.incarnation)
+    leaves.add("q")
+    assert client.llen("q") + client.llen(held.key) == 5
+    assert give_back_all(client, held.incarnation) == 3
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [
+        json.loads(raw) for raw in [*taken[3:], *taken[:3]]
+    ] or [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(raw) for raw in taken]
+
+
+def test_a_full_server_still_takes_back_what_is_held(hold, held, client, leaves):
+    hold(*range(3))
+    with full_memory(client):
+        assert give_back_all(client, held.incarnation) == 3
+    leaves.add("q")
+    assert client.llen("q") == 3
+
+
+def test_what_is_finished_is_gone_after_a_flush(hold, held, client):
+    for raw in hold(*range(3)):
+        held.finish(raw)
+    assert client.llen(held.key) == 3
+    held.flush(client)
+    assert not client.exists(held.key)
+
+
+def test_what_the_server_could_not_be_told_is_told_at_the_next_flush(
+    hold, held, client, unreachable
+):
+    first, second, third = hold(*range(3))
+    held.finish(first)
+    held.forward(second, "other", 3)
+    with pytest.raises(redis.ConnectionError):
+        held.flush(unreachable)
+    held.finish(third)
+    held.flush(client)
+    assert not client.exists(held.key)
+    assert client.lpop(lane("other", 3)) == second
+    assert client.keys() == []
+
+
+def test_threads_may_finish_while_another_flushes(hold, held, client):
+    messages = hold(*range(200))
+    threads = [
+        threading.Thread(target=lambda part=messages[i::4]: [held.finish(raw) for raw in part])
+        for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        held.flush(client)
+    held.flush(client)
+    assert not client.exists(held.key)
+
+
+@pytest.mark.parametrize("priority", [0, 1, 3, 5, 6, 8, 9])
+def test_a_forwarded_message_keeps_its_bytes_and_its_lane(hold, held, client, leaves, priority):
+    [raw] = hold({"texts": ["é", "\\u00e9", '"']}, priority=0)
+    held.forward(raw, "sutra.device.a", priority)
+    held.flush(client)
+    leaves.add(lane("sutra.device.a", priority))
+    assert client.lrange(lane("sutra.device.a", priority), 0, -1) == [raw]
+    assert not client.exists(held.key)
+
+
+def test_forwarding_keeps_order_and_reaches_each_destination(hold, held, client, leaves):
+    messages = hold(*range(6))
+    for i, raw in enumerate(messages):
+        held.forward(raw, f"d{i % 2}", 0)
+    held.flush(client)
+    leaves.update({"d0", "d1"})
+    assert waiting(client, "d0") == messages[0::2]
+    assert waiting(client, "d1") == messages[1::2]
+
+
+def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(hold, held, client, leaves):
+    [raw] = hold("text")
+    held.forward(raw, "other", 0)
+    give_back_all(client, held.incarnation)
+    held.flush(client)
+    leaves.add("q")
+    assert client.llen("q") == 1
+    assert not client.exists("other")
+
+
+class LosesAnswers(redis.Redis):
+    """A client that reaches the server but never hears that it did."""
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
+        pipe = super().pipeline(*args, **kwargs)
+        execute = pipe.execute
+
+        def unheard() -> None:
+            execute()
+            raise redis.ConnectionError("lost")
+
+        pipe.execute = unheard  # type: ignore[method-assign]
+        return pipe
+
+
+def test_forwarding_again_because_the_answer_was_lost_pushes_once(hold, held, url, client, leaves):
+    first, second = hold(*range(2))
+    held.forward(first, "other", 0)
+    held.finish(second)
+    with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
+        held.flush(unlucky)
+    held.flush(client)
+    leaves.add("other")
+    assert client.lrange("other", 0, -1) == [first]
+    assert not client.exists(held.key)
+
+
+def test_a_full_server_still_forwards(hold, held, client, leaves):
+    [raw] = hold("text")
+    held.forward(raw, "other", 0)
+    with full_memory(client):
+        held.flush(client)
+    leaves.add("other")
+    assert client.lrange("other", 0, -1) == [raw]
+
+
+def test_reclaiming_returns_all_but_what_is_finished_and_forgets_what_was_to_be_forwarded(
+    hold, held, client, leaves
+):
+    finished, forwarded, unfinished = hold(*range(3))
+    held.finish(finished)
+    held.forward(forwarded, "other", 0)
+    assert held.reclaim(client) == 2
+    held.flush(client)
+    leaves.add("q")
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [
+        json.loads(forwarded),
+        json.loads(unfinished),
+    ]
+    assert client.keys() == [b"q"]
+
+
+def test_a_process_reclaims_only_its_own(hold, held, client, leaves):
+    hold("text")
+    assert HeldMessages(new_incarnation("t")).reclaim(client) == 0
+    leaves.add(held.key)
+    assert client.llen(held.key) == 1
+
+
+def test_a_routed_message_goes_back_to_where_it_was_sent(hold, held, client, leaves):
+    [raw] = hold("text")
+    held.forward(raw, keys.device_queue("gpu0"), 0)
+    held.flush(client)
+    device = HeldMessages(new_incarnation("gpu0"))
+    client.lmove(keys.device_queue("gpu0"), device.key, "RIGHT", "LEFT")
+    device.give_back(client, raw)
+    leaves.add("q")
+    [returned] = client.lrange("q", 0, -1)
+    assert unmarked(returned) == json.loads(raw)
+    assert client.keys() == [b"q"]

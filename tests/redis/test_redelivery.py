@@ -1,0 +1,279 @@
+"""A taken message is in its queue or held at every moment, and comes back when its taker is gone."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import redis
+from kombu import Message
+
+from sutra_tasks.fleet.held import HeldMessages, give_back_all, lane
+from sutra_tasks.fleet.processes import spawn
+from tests.conftest import wait_until
+from tests.redis.peers import Receiver, full_memory, waiting
+
+Put = Callable[..., list[bytes]]
+Receive = Callable[..., Receiver]
+
+
+@pytest.fixture
+def receive(open_receiver: Receive, held: HeldMessages) -> Receive:
+    """Open a connection of this one process over our transport; they share what is held."""
+
+    def open_held(*queues: str, **options: Any) -> Receiver:
+        return open_receiver(*queues, held=held, **options)
+
+    return open_held
+
+
+@pytest.fixture
+def start_victim(url: str, held: HeldMessages) -> Iterator[Callable[..., Any]]:
+    """Start a consuming process that the test may kill."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(queue: str, *, mode: str = "keep", idle_wait_s: float = 0.1) -> Any:
+        module = [sys.executable, "-m", "tests.redis.victim"]
+        options = [url, held.incarnation, queue, mode, str(idle_wait_s)]
+        started.append(spawn([*module, *options]))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def payloads(messages: list[Message]) -> list[object]:
+    return [message.payload for message in messages]
+
+
+def tags(stored: list[bytes]) -> list[str]:
+    return [json.loads(raw)["properties"]["delivery_tag"] for raw in stored]
+
+
+def cut_connections(client: redis.Redis) -> None:
+    """Close every connection to the server but ours, as a restarting server would."""
+    client.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_at_every_moment_a_message_is_in_its_queue_or_held(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+):
+    for priority in (0, 3, 6, 9):
+        put("q", *range(10), priority=priority)
+    seen: list[int] = []
+
+    def count(message: Message) -> None:
+        seen.append(len(waiting(client, "q")) + client.llen(held.key))
+        receiver.messages.append(message)
+
+    receiver = receive("q", on_message=count)
+    receiver.drain_until(lambda: len(receiver.messages) == 40)
+    assert seen == [40] * 40
+    for left, message in enumerate(receiver.messages[::-1]):
+        assert client.llen(held.key) == 40 - left
+        message.ack()
+
+
+def test_nothing_is_lost_when_a_process_is_killed(
+    start_victim, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+):
+    sent = [*put("q", *range(30)), *put("q", *range(10), priority=6)[30:]]
+    victim = start_victim("q")
+    wait_until(lambda: client.llen(held.key) == 40)
+    victim.kill()
+    victim.wait()
+    assert give_back_all(client, held.incarnation) == 40
+    leaves.update({"q", lane("q", 6)})
+    assert tags(waiting(client, "q")) == tags(sent)
+
+
+@pytest.mark.parametrize("done_before", [1, 150])
+def test_nothing_is_lost_when_a_process_is_killed_while_it_acknowledges(
+    start_victim,
+    put: Put,
+    client: redis.Redis,
+    held: HeldMessages,
+    leaves: set[str],
+    done_before: int,
+):
+    put("q", *range(400))
+    victim = start_victim("q", mode="finish")
+    wait_until(lambda: client.llen("done") >= done_before)
+    victim.kill()
+    victim.wait()
+    give_back_all(client, held.incarnation)
+    leaves.update({"q", "done"})
+    done = [int(text) for text in client.lrange("done", 0, -1)]
+    left = tags(waiting(client, "q"))
+    assert max(Counter(left).values(), default=1) == 1
+    # The last one done may not have been acknowledged yet.
+    assert 400 <= len(done) + len(left) <= 401
+    assert done == list(range(len(done)))
+
+
+def test_what_reaches_a_stopped_process_is_not_lost_when_it_is_killed(
+    start_victim, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+):
+    victim = start_victim("q", idle_wait_s=60)
+    wait_until(lambda: any(one["flags"] == "b" for one in client.client_list()))
+    victim.send_signal(signal.SIGSTOP)
+    put("q", "text")
+    wait_until(lambda: client.llen(held.key) == 1)  # the server moved it; nobody reads the answer
+    victim.kill()
+    victim.wait()
+    assert give_back_all(client, held.incarnation) == 1
+    leaves.add("q")
+    assert client.llen("q") == 1
+    assert not client.exists(held.key)
+
+
+def test_closing_gives_back_what_is_unacknowledged_in_its_order(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+):
+    sent = put("q", *range(6))
+    receiver = receive("q", prefetch=4)
+    messages = receiver.take(4)
+    messages[1].ack()
+    receiver.close()
+    leaves.add("q")
+    assert tags(waiting(client, "q")) == tags([sent[0], *sent[2:]])
+    assert not client.exists(held.key)
+
+
+def test_closing_while_a_take_is_under_way_gives_back_what_it_took(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+):
+    receiver = receive("q")
+    assert receiver.take_all() == []
+    receiver.channel.connection.cycle.on_poll_start()  # the next take is sent, its answer unread
+    put("q", "text")
+    receiver.close()
+    leaves.add("q")
+    assert client.llen("q") == 1
+    assert not client.exists(held.key)
+
+
+def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_finished(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+):
+    put("q", *range(4))
+    lost = receive("q").take(4)
+    cut_connections(client)
+    lost[1].ack()  # told over a new socket: the taking one is gone
+    messages = receive("q").take(3)
+    assert payloads(messages) == [0, 2, 3]
+    assert all(message.headers["redelivered"] for message in messages)
+    for message in messages:
+        message.ack()
+    assert client.keys() == []
+
+
+def test_a_message_finished_on_a_closed_connection_stays_with_its_second_taker(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+):
+    put("q", "text")
+    first = receive("q")
+    [late] = first.take(1)
+    first.close()
+    second = receive("q")
+    [message] = second.take(1)
+    late.channel.basic_ack(late.delivery_tag)
+    held.flush(client)
+    assert client.llen(held.key) == 1
+    message.ack()
+    assert client.keys() == []
+
+
+def test_consuming_goes_on_over_twenty_lost_connections(
+    receive: Receive, put: Put, client: redis.Redis
+):
+    for turn in range(20):
+        receiver = receive("q", prefetch=2)
+        put("q", [turn, "done"], [turn, "lost"])
+        messages = receiver.take(2)
+        assert payloads(messages) == [[turn, "done"], [turn, "lost"]]
+        messages[0].ack()
+        cut_connections(client)
+        with pytest.raises(redis.ConnectionError):
+            receiver.take(1)
+        again = receive("q", prefetch=2)
+        [message] = again.take(1)
+        assert message.payload == [turn, "lost"]
+        message.ack()
+        again.close()
+    assert client.keys() == []
+
+
+def test_a_server_that_forgets_its_scripts_changes_nothing(
+    receive: Receive, put: Put, client: redis.Redis
+):
+    receiver = receive("q")
+    for turn in range(5):
+        client.script_flush()
+        put("q", turn)
+        [message] = receiver.take(1)
+        client.script_flush()
+        message.ack()
+    assert client.keys() == []
+
+
+def test_a_full_server_gives_nothing_out_and_loses_nothing(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+):
+    put("q", *range(3))
+    receiver = receive("q")
+    with full_memory(client), pytest.raises(redis.ResponseError):
+        receiver.take(1)
+    assert client.llen("q") + client.llen(held.key) == 3
+    messages = receiver.take(3)
+    assert payloads(messages) == [0, 1, 2]
+    with full_memory(client):
+        for message in messages:
+            message.ack()
+    assert client.keys() == []
+
+
+def test_every_forwarded_message_arrives_untouched_and_makes_room_for_the_next(
+    receive: Receive, open_receiver: Receive, put: Put, client: redis.Redis, held: HeldMessages
+):
+    sent = put("q", *range(20), compression="zlib", priority=4, headers={"id": "x"})
+
+    def pass_on(message: Message) -> None:
+        router.channel.forward(message, "device")
+
+    router = receive("q", prefetch=2, on_message=pass_on)
+    router.drain_until(lambda: len(waiting(client, "device")) == 20)
+    assert client.lrange(lane("device", 4), 0, -1) == sent[::-1]
+    assert not client.exists(held.key)
+    messages = open_receiver("device").take(20)
+    assert payloads(messages) == list(range(20))
+    assert "redelivered" not in messages[0].headers
+    for message in messages:
+        message.ack()
+
+
+def test_what_was_forwarded_is_sent_even_if_the_next_message_fails(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+):
+    sent = put("q", *range(3))
+
+    def pass_on_one(message: Message) -> None:
+        if message.payload:
+            raise RuntimeError
+        router.channel.forward(message, "device")
+
+    router = receive("q", on_message=pass_on_one)
+    with pytest.raises(RuntimeError):
+        router.drain_until(lambda: False)
+    assert client.lrange("device", 0, -1) == [sent[0]]
+    router.close()
+    leaves.update({"q", "device"})
+    assert tags(waiting(client, "q")) == tags(sent[1:])

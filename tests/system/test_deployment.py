@@ -1,0 +1,129 @@
+"""docker-compose.yml, checked without Docker: every service's command runs as a local process."""
+
+import os
+import shlex
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sutra_tasks import embed
+from sutra_tasks.fleet.processes import spawn, stop
+from sutra_tasks.fleet.registry import sightings
+from sutra_tasks.fleet.server import find_binary, free_port
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = COMPOSE["services"]
+
+
+def command(name):
+    words = shlex.split(SERVICES[name]["command"])
+    if words[0] in ("celery", "python"):
+        return [sys.executable, "-m", "celery", *words[1:]] if words[0] == "celery" else [
+            sys.executable, *words[1:]
+        ]  # fmt: skip
+    return words
+
+
+def environment(name, server, **more):
+    given = {k: str(v) for k, v in SERVICES[name].get("environment", {}).items()}
+    given |= {"SUTRA_BROKER_URL": server, "SUTRA_ENGINE": "simulated", "SUTRA_HEARTBEAT_S": "0.2"}
+    given.pop("SUTRA_MODEL", None)
+    return {**os.environ, **given, **more}
+
+
+@pytest.fixture
+def service(server, client, tmp_path):
+    running = []
+
+    def start(name, *, words=None, **more):
+        log = (tmp_path / f"{name}.log").open("wb")
+        running.append(spawn(words or command(name), environ=environment(name, server, **more), output=log))
+        log.close()
+        return running[-1]
+
+    yield start
+    for process in reversed(running):
+        stop(process, 20)
+
+
+def test_every_worker_waits_for_redis_and_has_time_to_drain():
+    for name, described in SERVICES.items():
+        if name != "redis":
+            assert described["depends_on"]["redis"]["condition"] == "service_healthy"
+            assert described["stop_grace_period"] == "30s"
+            assert described["restart"] == "unless-stopped"
+
+
+def test_each_gpu_has_a_service_with_its_own_name_and_device():
+    gpus = [name for name in SERVICES if name.startswith("device-gpu")]
+    reserved = [
+        SERVICES[name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"][0]
+        for name in gpus
+    ]
+    assert reserved == [str(index) for index in range(len(gpus))]
+    assert [SERVICES[name]["environment"]["SUTRA_DEVICE_ID"] for name in gpus] == [
+        name.removeprefix("device-") for name in gpus
+    ]
+
+
+def test_nothing_is_published_beyond_loopback():
+    for described in SERVICES.values():
+        assert all(port.startswith("127.0.0.1:") for port in described.get("ports", []))
+
+
+def test_the_services_commands_serve_together(service, client, wait_until):
+    services = [name for name in SERVICES if name not in ("redis", "flower")]
+    running = {name: service(name, OMP_NUM_THREADS="1") for name in services}
+    wait_until(lambda: len(sightings(client)) >= 4, within_s=60)  # gpu0, gpu1, and two of this host
+    assert embed.delay(["a", "b"]).get(timeout=30).shape == (2, 384)
+    assert {name: process.poll() for name, process in running.items()} == dict.fromkeys(services)
+    assert {s.id for s in sightings(client)} >= {"gpu0", "gpu1"}
+
+
+def test_flower_shows_the_fleets_workers_and_tasks(service, client, wait_until):
+    port = free_port()
+    words = [w if not w.startswith("--port") else f"--port={port}" for w in command("flower")]
+    words = [w if not w.startswith("--address") else "--address=127.0.0.1" for w in words]
+    service("flower", words=words, FLOWER_UNAUTHENTICATED_API="true")
+    service("router")
+    service("device-gpu0")
+
+    def get(path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return answer.read().decode()
+        except OSError:
+            return ""
+
+    wait_until(lambda: "gpu0@" in get("/workers") and "router@" in get("/workers"), within_s=60)
+    result = embed.delay("private words")
+    result.get(timeout=30)
+    wait_until(lambda: result.id in get("/tasks") or result.id in get(f"/task/{result.id}"))
+    page = get(f"/task/{result.id}")
+    assert "sutra.embed" in page
+    assert "private words" not in page
+
+
+def test_the_servers_options_are_ones_the_server_knows(tmp_path):
+    words = command("redis")
+    assert words[0] == "valkey-server"
+    process = subprocess.Popen(
+        [find_binary(), *words[1:], "--port", str(free_port()), "--dir", str(tmp_path)],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if "Ready to accept connections" in line:
+                break
+        assert "Ready to accept" in said, said
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)

@@ -1,0 +1,62 @@
+"""The public names as a type checker sees them; checked by mypy, never run."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, assert_type
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sutra_tasks import (
+    Embeddings,
+    NoHealthyWorkersError,
+    Settings,
+    SutraError,
+    TooLargeError,
+    Vectors,
+    embed,
+    embed_many,
+)
+from sutra_tasks.testing import local_fleet, vectors_of
+
+
+def calls(texts: Iterable[str]) -> None:
+    # Celery is untyped: its results and signatures are Any.
+    assert_type(embed.delay("text"), Any)
+    assert_type(embed.delay(["a", "b"], dimensions=8, normalize=False).get(timeout=10), Any)
+    assert_type(embed.apply_async((["a"],), {"details": True}, strategy="round_robin"), Any)
+    assert_type(embed.s("text"), Any)
+    assert_type(embed_many(texts, batch=8, in_flight=2, timeout_s=1.5), Iterator[Vectors])
+    embed.delay(None)  # type: ignore[arg-type]
+    embed.delay([b"bytes"])  # type: ignore[list-item]
+    embed_many([1])  # type: ignore[list-item]
+
+
+def results(vectors: Vectors, details: Embeddings) -> None:
+    array: NDArray[np.float32] = vectors
+    assert_type(Vectors.of(array), Vectors)
+    assert_type(details.vectors, Vectors)
+    assert_type(details.space, str)
+    assert_type(details.tokens, tuple[int, ...])
+    assert_type(details.truncated, tuple[bool, ...])
+    assert_type(details.compute_s, float)
+    details.device = "gpu0"  # type: ignore[misc]
+
+
+def errors(error: TooLargeError, fleet: NoHealthyWorkersError) -> None:
+    base: SutraError = error
+    value: ValueError = error
+    assert_type((base, value, error.size), tuple[SutraError, ValueError, int])
+    assert_type(fleet.oldest_heartbeat_s, float | None)
+
+
+def settings() -> None:
+    assert_type(Settings.from_env({}), Settings)
+    assert_type(Settings(batch_texts=8).batch_texts, int)
+    assert_type(Settings().broker_url, str | None)
+    Settings(batch_text=8)  # type: ignore[call-arg]
+
+
+def tests() -> None:
+    assert_type(local_fleet(width=8), AbstractContextManager[None])
+    assert_type(vectors_of(["text"], 8), NDArray[np.float32])

@@ -1,0 +1,177 @@
+"""The laws of the plan: what the next batch holds, whoever waits."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as laws
+from hypothesis import strategies as st
+
+from sutra_tasks.encoding.batching import (
+    SIMILAR_RATIO,
+    SIMILAR_TOKENS,
+    Limits,
+    Waiting,
+    next_batch,
+    pause_s,
+)
+
+TOKENS = st.integers(1, 300)
+LIMITS = st.builds(
+    Limits, max_tokens=st.integers(1, 2000), max_texts=st.integers(1, 20), max_wait_s=st.just(0.0)
+)
+LENGTHS = st.lists(TOKENS, min_size=1, max_size=12).map(sorted)
+JOBS = st.lists(
+    st.builds(Waiting, lengths=LENGTHS, overtaken=st.booleans()), min_size=1, max_size=8
+)
+DEFAULT = Limits(max_tokens=8192, max_texts=128, max_wait_s=0.005)
+LONGEST = 512
+
+
+@dataclass
+class Job:
+    """A job as the batcher keeps it."""
+
+    lengths: list[int]
+    overtaken: bool = False
+
+
+def take(jobs: list[Job], limits: Limits) -> list[list[int]]:
+    """Take a batch as ``Batcher._take`` does; return the lengths taken, by job."""
+    plan = next_batch([Waiting(job.lengths, job.overtaken) for job in jobs], limits)
+    unfinished = len(plan.parts[plan.owner]) < len(jobs[plan.owner].lengths)
+    taken = []
+    for job, part in zip(jobs, plan.parts, strict=True):
+        taken.append(job.lengths[part.start : part.stop])
+        del job.lengths[part.start : part.stop]
+        job.overtaken = job.overtaken or (unfinished and not part)
+    jobs[:] = [job for job in jobs if job.lengths]
+    return taken
+
+
+@laws(max_examples=100, deadline=None)
+@given(jobs=JOBS, limits=LIMITS)
+def test_a_batch_serves_its_owner_within_the_limits(jobs: list[Waiting], limits: Limits) -> None:
+    plan = next_batch(jobs, limits)
+    for job, part in zip(jobs, plan.parts, strict=True):
+        assert part.step == 1
+        assert 0 <= part.start <= part.stop <= len(job.lengths)
+    owner = jobs[plan.owner]
+    assert len(owner.lengths) - 1 in plan.parts[plan.owner]  # its longest
+    assert plan.owner == 0 or owner.overtaken
+
+    lengths = [job.lengths[i] for job, part in zip(jobs, plan.parts, strict=True) for i in part]
+    assert len(lengths) <= limits.max_texts
+    assert len(lengths) == 1 or len(lengths) * max(lengths) <= limits.max_tokens
+
+    scale = owner.lengths[-1]
+    assert max(lengths) <= max(scale * SIMILAR_RATIO, scale + SIMILAR_TOKENS)
+    assert min(lengths) >= min(int(scale / SIMILAR_RATIO), scale - SIMILAR_TOKENS)
+
+
+@laws(max_examples=60, deadline=None)
+@given(lengths=st.lists(LENGTHS, min_size=1, max_size=6), limits=LIMITS)
+def test_every_text_is_taken_once(lengths: list[list[int]], limits: Limits) -> None:
+    jobs = [Job(list(one)) for one in lengths]
+    taken: list[int] = []
+    while jobs:
+        batch = [tokens for part in take(jobs, limits) for tokens in part]
+        assert batch
+        taken += batch
+    assert sorted(taken) == sorted(tokens for one in lengths for tokens in one)
+
+
+@laws(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    spread=st.integers(0, LONGEST - 1),
+    before=st.integers(0, 60),
+    tokens=st.integers(1, LONGEST),
+)
+def test_a_single_is_one_batch_of_a_large_job_away_at_most(
+    seed: int, spread: int, before: int, tokens: int
+) -> None:
+    lengths = np.random.default_rng(seed).integers(LONGEST - spread, LONGEST + 1, 10_000)
+    jobs = [Job(np.sort(lengths).tolist())]
+    for _ in range(before):
+        take(jobs, DEFAULT)
+    # It arrives while the last of these batches computes: that one is not ours to change.
+    single = Job([tokens])
+    jobs.append(single)
+    take(jobs, DEFAULT)
+    if single.lengths:
+        assert take(jobs, DEFAULT)[1] == [tokens]
+
+
+@laws(max_examples=60, deadline=None)
+@given(singles=st.lists(TOKENS, min_size=1, max_size=20), arrivals=st.lists(TOKENS, max_size=30))
+def test_a_large_job_waits_only_for_singles_that_waited_for_it(
+    singles: list[int], arrivals: list[int]
+) -> None:
+    large = Job([100] * 10_000)
+    jobs = [large, *[Job([tokens]) for tokens in singles]]
+    patience = 0
+    for arriving in arrivals:
+        patience = len(jobs) - 1 if take(jobs, DEFAULT)[0] else patience - 1
+        assert patience >= 0
+        jobs.append(Job([arriving]))
+
+
+def test_of_equal_large_jobs_the_oldest_finishes_first() -> None:
+    jobs = [first, *others] = [Job([100] * 200) for _ in range(3)]
+    while first.lengths:
+        take(jobs, DEFAULT)
+    assert all(len(job.lengths) > 150 for job in others)
+
+
+def test_64_equal_singles_make_one_batch() -> None:
+    plan = next_batch([Waiting([12], overtaken=False)] * 64, DEFAULT)
+    assert plan.parts == [range(1)] * 64
+
+
+def test_a_text_over_the_limit_goes_alone() -> None:
+    limits = Limits(max_tokens=100, max_texts=8, max_wait_s=0)
+    jobs = [Waiting([500, 501], overtaken=False), Waiting([500], overtaken=False)]
+    assert next_batch(jobs, limits).parts == [range(1, 2), range(1, 1)]
+
+
+def test_the_owner_fills_the_batch_after_every_other_job_added_one() -> None:
+    limits = Limits(max_tokens=8192, max_texts=4, max_wait_s=0)
+    jobs = [Waiting([9] * 50, overtaken=False), *[Waiting([9, 9], overtaken=False)] * 2]
+    assert [len(part) for part in next_batch(jobs, limits).parts] == [2, 1, 1]
+
+
+@pytest.mark.parametrize(("overtaken", "expected"), [(True, [1, 1, 0]), (False, [1, 9, 0])])
+def test_room_is_not_dealt_while_an_overtaken_job_is_left_out(
+    overtaken: bool, expected: list[int]
+) -> None:
+    unlike = Waiting([1, 500], overtaken=overtaken)  # more than one batch: it does not go first
+    jobs = [Waiting([100], overtaken=False), Waiting([100] * 9, overtaken=False), unlike]
+    assert [len(part) for part in next_batch(jobs, DEFAULT).parts] == expected
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "oldest_age_s", "more_arriving", "expected"),
+    [
+        (1, 10, 0.0, False, 0.0),
+        (1, 10, 0.0, True, 0.005),
+        (1, 10, 0.002, True, 0.003),
+        (1, 10, 0.005, True, 0.0),
+        (1, 10, 9.0, True, 0.0),
+        (127, 8191, 0.0, True, 0.005),
+        (128, 10, 0.0, True, 0.0),
+        (1, 8192, 0.0, True, 0.0),
+    ],
+)
+def test_a_batch_waits_only_for_what_arrives_and_fits(
+    texts: int, tokens: int, oldest_age_s: float, more_arriving: bool, expected: float
+) -> None:
+    found = pause_s(
+        texts=texts,
+        tokens=tokens,
+        oldest_age_s=oldest_age_s,
+        more_arriving=more_arriving,
+        limits=DEFAULT,
+    )
+    assert found == pytest.approx(expected)

@@ -1,0 +1,249 @@
+"""The router: every message is passed on, kept until a device lives, failed or revoked."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from sutra_tasks import keys
+from sutra_tasks.app import app
+from sutra_tasks.calls import Demand
+from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError, UnsupportedVersionError
+from sutra_tasks.fleet import router as module
+from sutra_tasks.fleet.router import Router, waited_s
+from sutra_tasks.settings import Settings
+
+START = 2_000_000_000.0  # later than any real clock, so that what expires "now" has expired
+LONG_AGO = "2001-09-09T01:46:40+00:00"
+
+
+class Message:
+    """A delivery on a channel that records what is forwarded."""
+
+    content_type, content_encoding, delivery_info = (
+        "application/json",
+        "utf-8",
+        {"routing_key": "q"},
+    )
+
+    def __init__(self, world: "World", **headers: Any) -> None:
+        self.headers = {"id": str(uuid4()), "task": "sutra.embed", **headers}
+        self.body = "[[],{},{}]"
+        self.payload: Any = ([], {}, {})
+        self.properties: dict[str, Any] = {}
+        self.acknowledged = 0
+        self.channel = SimpleNamespace(forward=lambda m, queue: world.forwarded.append((m, queue)))
+
+    def ack_log_error(self, *_: Any, **__: Any) -> None:
+        self.acknowledged += 1
+
+    reject_log_error = ack_log_error
+
+
+class World:
+    """A router with a clock, a fleet and a result store that a test holds in its hand."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.ages: dict[str, float] = {}
+        self.forwarded: list[tuple[Message, str]] = []
+        self.failed: dict[str, Exception] = {}
+        self.revoked: dict[str, str] = {}
+        self.records: dict[str, Any] = {}
+        client: Any = SimpleNamespace(set=self.records_set)
+        self.router = Router(
+            Settings(no_device_wait_s=30),
+            client,
+            "router1",
+            now=lambda: self.now,
+            monotonic=lambda: self.now,
+        )
+        self.router.attach(
+            SimpleNamespace(hostname="h", event_dispatcher=None, connection_errors=())
+        )
+        self.task = type("Task", (), {})()
+        self.task.__dict__ = {
+            "app": app,
+            "ignore_result": False,
+            "store_errors_even_if_ignored": False,
+            "send_events": False,
+            "backend": SimpleNamespace(
+                mark_as_failure=lambda task_id, error, **_: self.failed.update({task_id: error}),
+                mark_as_revoked=lambda task_id, reason, **_: self.revoked.update({task_id: reason}),
+            ),
+        }
+
+    def records_set(self, key: str, value: str, px: int) -> None:
+        self.records[key] = (json.loads(value), px)
+
+    def route(self, *messages: Message) -> None:
+        for message in messages:
+            self.router.route(message, self.task)
+
+    def tick(self, after_s: float = 0.125) -> None:
+        self.now += after_s
+        self.router.tick()
+
+    @property
+    def queues(self) -> list[str]:
+        return [queue.removeprefix("sutra.device.") for _, queue in self.forwarded]
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World()
+    monkeypatch.setattr(module, "ages", lambda _: world.ages)
+    return world
+
+
+@pytest.mark.parametrize(
+    ("sent_at", "seen_at", "now", "expected"),
+    [
+        (None, 100, 103, 3),
+        (90, 100, 103, 13),
+        (100, 100, 100, 0),
+        (200, 100, 103, 3),  # the sender's clock runs ahead
+        (None, 100, 90, 0),
+    ],
+)
+def test_a_wait_begins_when_the_message_was_sent(
+    sent_at: float | None, seen_at: float, now: float, expected: float
+) -> None:
+    demand = Demand(texts=1, bytes=1, sent_at=sent_at, strategy=None)
+    assert waited_s(demand, seen_at=seen_at, now=now) == expected
+
+
+def test_messages_are_dealt_to_live_devices_in_turn(world: World) -> None:
+    world.ages = {"b": 0, "a": 5.9, "dead": 6.1}
+    messages = [Message(world) for _ in range(5)]
+    world.route(*messages)
+    assert [message for message, _ in world.forwarded] == messages
+    assert world.queues == ["a", "b", "a", "b", "a"]
+    assert not any(message.acknowledged for message in messages)  # forwarding settles them
+
+
+def test_work_waits_for_a_device_and_then_goes_to_it_in_order(world: World) -> None:
+    messages = [Message(world) for _ in range(3)]
+    world.route(*messages)
+    world.tick()
+    assert not world.forwarded
+    world.ages = {"a": 0.0}
+    world.tick()
+    assert [message for message, _ in world.forwarded] == messages
+    world.tick()
+    assert len(world.forwarded) == 3
+
+
+def test_work_fails_once_no_device_lived_for_long_enough(world: World) -> None:
+    world.ages = {"dead": 31.0}
+    message = Message(world)
+    world.route(message)
+    world.tick(29.875)
+    assert not world.failed
+    world.tick(0.25)
+    error = world.failed[message.headers["id"]]
+    assert isinstance(error, NoHealthyWorkersError)
+    assert (error.known, error.oldest_heartbeat_s, error.waited_s) == (1, 31.0, 30.1)
+    assert message.acknowledged == 1
+    world.tick()
+    assert message.acknowledged == 1
+
+
+def test_a_backlog_waits_as_long_as_any_other_when_an_outage_begins(world: World) -> None:
+    old = Message(world, sutra={"v": 1, "sent_at": START - 3600})
+    world.route(old)
+    world.tick(29.875)
+    assert not world.failed
+    new = Message(world, sutra={"v": 1, "sent_at": world.now})
+    world.route(new)
+    world.tick(0.25)
+    assert list(world.failed) == [old.headers["id"]]
+    world.tick(30)
+    assert list(world.failed) == [old.headers["id"], new.headers["id"]]
+
+
+def test_an_outage_ends_with_the_first_device(world: World) -> None:
+    world.tick()
+    world.route(Message(world))
+    world.ages = {"a": 0.0}
+    world.tick(29)
+    world.ages = {}
+    old = Message(world, sutra={"v": 1, "sent_at": START})
+    world.tick()
+    world.route(old)
+    world.tick(29)
+    assert not world.failed
+    world.tick(2)
+    assert list(world.failed) == [old.headers["id"]]
+
+
+@pytest.mark.parametrize("expires", [LONG_AGO, LONG_AGO.removesuffix("+00:00")])
+def test_work_that_expires_while_it_waits_is_revoked(world: World, expires: str) -> None:
+    expired, other = Message(world, expires=expires), Message(world, expires="2100-01-01T00:00:00Z")
+    world.route(expired, other)
+    world.tick()
+    assert world.revoked == {expired.headers["id"]: "expired"}
+    assert (expired.acknowledged, other.acknowledged) == (1, 0)
+    world.ages = {"a": 0.0}
+    world.tick()
+    assert [message for message, _ in world.forwarded] == [other]
+
+
+def test_revoked_work_goes_nowhere(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.ages = {"a": 0.0}
+    message = Message(world)
+    revoked = {message.headers["id"]}
+    monkeypatch.setattr("celery.worker.state.revoked", revoked)
+    monkeypatch.setattr("celery.worker.request.revoked_tasks", revoked)
+    world.route(message)
+    assert not world.forwarded
+    assert world.revoked == {message.headers["id"]: "revoked"}
+
+
+@pytest.mark.parametrize(
+    ("header", "kind"),
+    [({"v": 2}, UnsupportedVersionError), ({"v": 1, "strategy": "fastest"}, InvalidOptionError)],
+)
+@pytest.mark.parametrize("ages", [{}, {"a": 0.0}])
+def test_what_can_never_be_routed_fails_at_once(
+    world: World, header: Any, kind: type[Exception], ages: dict[str, float]
+) -> None:
+    world.ages = ages
+    message, good = Message(world, sutra=header), Message(world)
+    world.route(message, good)
+    assert [type(error) for error in world.failed.values()] == [kind]
+    assert message.acknowledged == 1
+    assert len(world.forwarded) == len(ages)
+
+
+def test_a_new_connection_begins_with_nothing_waiting(world: World) -> None:
+    world.route(Message(world))
+    world.router.attach(SimpleNamespace())
+    world.ages = {"a": 0.0}
+    world.tick()
+    assert not world.forwarded
+
+
+def test_the_fleet_is_read_once_in_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+
+    def read(client: object) -> dict[str, float]:
+        reads.append(client)
+        return {"a": 0.0}
+
+    monkeypatch.setattr(module, "ages", read)
+    world.route(*(Message(world) for _ in range(100)))
+    assert len(reads) == 1
+    world.now += 0.125
+    world.route(Message(world))
+    assert len(reads) == 2
+
+
+def test_a_router_reports_what_it_does_and_for_how_long_that_holds(world: World) -> None:
+    world.route(Message(world))
+    world.tick()
+    record, lifetime_ms = world.records[keys.router("router1")]
+    assert lifetime_ms == 6000
+    assert {"v": 1, "routed": 0, "waiting": 1}.items() <= record.items()

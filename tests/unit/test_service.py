@@ -1,0 +1,141 @@
+"""One call answered by one device: shapes, details and refusals."""
+
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sutra_tasks.calls import Call
+from sutra_tasks.encoding.batcher import Batcher, Drained
+from sutra_tasks.encoding.batching import Limits
+from sutra_tasks.encoding.encoder import TokenizedText
+from sutra_tasks.encoding.service import EmbeddingService
+from sutra_tasks.encoding.simulated import WINDOW, SimulatedEncoder, vectors_of
+from sutra_tasks.errors import EncodingError, InvalidOptionError
+from sutra_tasks.settings import Settings
+from sutra_tasks.vectors import Embeddings, Floats, Vectors
+
+WIDTH = 8
+SECRET = "not for logs"
+
+
+class Fragile(SimulatedEncoder):
+    """Fails on one text, and repeats it in its message."""
+
+    def encode(self, batch: Sequence[TokenizedText]) -> Floats:
+        for text in batch:
+            if text.content == SECRET:
+                raise MemoryError(text.content)
+        return super().encode(batch)
+
+
+@pytest.fixture
+def batcher() -> Iterator[Batcher]:
+    batcher = Batcher(Fragile(width=WIDTH), Limits(max_tokens=4096, max_texts=8, max_wait_s=0))
+    batcher.start()
+    yield batcher
+    batcher.close(10)
+
+
+@pytest.fixture
+def service(batcher: Batcher) -> EmbeddingService:
+    return EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0")
+
+
+def call(texts: Any, **options: Any) -> Call:
+    return Call.of([texts], options, Settings())
+
+
+@pytest.mark.parametrize(
+    ("texts", "dimensions", "shape"),
+    [
+        ("one", None, (8,)),
+        ("", None, (8,)),
+        ("one", 3, (3,)),
+        ("one", 8, (8,)),
+        ([], None, (0, 8)),
+        ([], 3, (0, 3)),
+        (["one"], None, (1, 8)),
+        (["one", "two", "one"], 3, (3, 3)),
+    ],
+)
+@pytest.mark.parametrize("details", [False, True])
+def test_one_text_gives_a_vector_and_a_list_gives_rows(
+    service: EmbeddingService, texts: Any, dimensions: int | None, shape: Any, details: bool
+) -> None:
+    found = service.answer(call(texts, dimensions=dimensions, details=details))
+    if details:
+        assert isinstance(found, Embeddings)
+        found = found.vectors
+    assert isinstance(found, Vectors)
+    assert found.shape == shape
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(np.atleast_2d(found), axis=1), 1, rtol=1e-5)
+
+
+def test_rows_are_those_of_the_texts_in_order(service: EmbeddingService) -> None:
+    texts = ["a much longer text than", "b", "c d", "b"]
+    found = service.answer(call(texts, normalize=False))
+    np.testing.assert_array_equal(found, vectors_of(texts, WIDTH))
+
+
+def test_details_are_those_of_the_texts(service: EmbeddingService) -> None:
+    found = service.answer(call(["one", "word " * WINDOW, "b c"], details=True, dimensions=4))
+    assert isinstance(found, Embeddings)
+    assert (found.model, found.space, found.device) == ("simulated", "simulated-1:4", "gpu0")
+    assert found.tokens == (3, WINDOW, 4)
+    assert found.truncated == (False, True, False)
+    assert found.chunks == (1, 1, 1)
+    assert found.queue_s >= 0
+    assert found.compute_s > 0
+
+
+def test_details_of_nothing_are_empty(service: EmbeddingService) -> None:
+    found = service.answer(call([], details=True))
+    assert isinstance(found, Embeddings)
+    assert (found.tokens, found.truncated, found.chunks) == ((), (), ())
+    assert (found.space, found.queue_s, found.compute_s) == ("simulated-1:8", 0, 0)
+
+
+@pytest.mark.parametrize("texts", ["one", []])
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [("prompt", "poem", "document, query"), ("dimensions", WIDTH + 1, "8 or fewer")],
+)
+def test_what_the_model_cannot_give_is_refused(
+    service: EmbeddingService, texts: Any, option: str, value: Any, said: str
+) -> None:
+    with pytest.raises(InvalidOptionError, match=said) as refused:
+        service.answer(call(texts, **{option: value}))
+    assert refused.value.option == option
+
+
+def test_a_failure_names_device_and_position_and_tells_no_text(service: EmbeddingService) -> None:
+    with pytest.raises(EncodingError) as failed:
+        service.answer(call(["a", "b", SECRET]))
+    error = failed.value
+    assert (error.device, error.position, error.reason) == ("gpu0", 2, "MemoryError")
+    assert SECRET not in "".join(traceback.format_exception(error))
+
+
+@pytest.mark.parametrize("texts", ["one", ["a", "b"], []])
+def test_submitted_is_said_once(service: EmbeddingService, texts: Any) -> None:
+    said: list[None] = []
+    service.answer(call(texts), submitted=lambda: said.append(None))
+    assert len(said) == 1
+
+
+def test_an_answer_is_counted_with_its_time(batcher: Batcher) -> None:
+    seconds: list[float] = []
+    service = EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0", on_answer=seconds.append)
+    service.answer(call("one"))
+    assert len(seconds) == 1
+    assert seconds[0] >= 0
+
+
+def test_a_stopping_device_gives_the_call_back(service: EmbeddingService, batcher: Batcher) -> None:
+    batcher.drain()
+    with pytest.raises(Drained):
+        service.answer(call("one"))

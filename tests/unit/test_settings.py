@@ -1,0 +1,136 @@
+"""Settings: one reader of the environment, and every refusal names its variable."""
+
+from dataclasses import Field, fields
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as laws
+from hypothesis import strategies as st
+
+from sutra_tasks.errors import SettingsError
+from sutra_tasks.settings import ENGINES, PREFIX, Settings
+
+URLS = st.sampled_from(["redis://h:6379/0", "rediss://:p%20w@h/1", "redis://u:p@h"])
+
+some_settings = st.builds(
+    Settings,
+    broker_url=st.none() | URLS,
+    result_url=st.none() | URLS,
+    result_ttl_s=st.integers(1, 10**12),
+    max_texts=st.integers(1, 10**6),
+    heartbeat_s=st.floats(0.05, 1.0),
+    device_ttl_s=st.floats(2.0, 1e9),
+    batch_wait_s=st.floats(0, 1e-3),
+    engine=st.sampled_from(ENGINES),
+    model=st.text("a/ =\n'é🙂", min_size=1, max_size=20),
+    device_id=st.none() | st.sampled_from(["gpu0", "0", "A-_" + 61 * "z"]),
+)
+
+
+def test_every_field_says_what_it_means() -> None:
+    assert [option.name for option in fields(Settings) if not option.metadata["about"]] == []
+
+
+@laws(max_examples=60, deadline=None)
+@given(options=some_settings)
+def test_the_environment_of_settings_reads_back_to_them(options: Settings) -> None:
+    assert Settings.from_env(options.as_env()) == options
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("SUTRA_BATCH_TEXTS", "many"),
+        ("SUTRA_BATCH_TEXTS", "1.5"),
+        ("SUTRA_BATCH_TEXTS", "0"),
+        ("SUTRA_BATCH_TEXTS", "-1"),
+        ("SUTRA_BATCH_TEXTS", "inf"),
+        ("SUTRA_RESULT_TTL_S", "9" * 5000),
+        ("SUTRA_BATCH_WAIT_S", "soon"),
+        ("SUTRA_BATCH_WAIT_S", "nan"),
+        ("SUTRA_BATCH_WAIT_S", "inf"),
+        ("SUTRA_BATCH_WAIT_S", "1e400"),
+        ("SUTRA_BATCH_WAIT_S", "-0.001"),
+        ("SUTRA_HEARTBEAT_S", "0"),
+        ("SUTRA_BATCH_TEXT", "128"),
+        ("SUTRA_", "1"),
+        ("SUTRA___POST_INIT__", "1"),
+        ("SUTRA_ENGINE", "onnx"),
+        ("SUTRA_DEVICE_ID", "gpu 0"),
+        ("SUTRA_DEVICE_ID", "-gpu0"),
+        ("SUTRA_DEVICE_ID", "gpu0\n"),
+        ("SUTRA_DEVICE_ID", "sutra:held:x"),
+        ("SUTRA_DEVICE_ID", "g" * 65),
+        ("SUTRA_DEVICE_ID", "grün"),
+        ("SUTRA_BROKER_URL", "amqp://127.0.0.1"),
+        ("SUTRA_BROKER_URL", "127.0.0.1:6379"),
+        ("SUTRA_RESULT_URL", "db+sqlite:///results"),
+        ("SUTRA_DEVICE_TTL_S", "1.9"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_its_variable(variable: str, text: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({variable: text})
+    assert refused.value.variable == variable
+    assert str(refused.value).startswith(f"{variable}=")
+
+
+def test_a_device_outlives_one_lost_heartbeat() -> None:
+    assert Settings(heartbeat_s=3, device_ttl_s=6).device_ttl_s == 6
+    with pytest.raises(SettingsError, match="SUTRA_HEARTBEAT_S"):
+        Settings(heartbeat_s=3, device_ttl_s=5.9)
+
+
+def test_constructing_refuses_what_the_environment_refuses() -> None:
+    with pytest.raises(SettingsError, match="SUTRA_MAX_TEXTS"):
+        Settings(max_texts=0)
+
+
+@pytest.mark.parametrize("variable", ["SUTRA_BROKER_URL", "SUTRA_RESULT_URL"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://user:hunter2@host//",
+        "redis:/:hunter2@host",
+        "REDIS://:hunter2@host",
+        "unix:///run/redis?password=hunter2",
+        "user:hunter2@host",
+        "hunter2",
+    ],
+)
+def test_a_refused_address_does_not_tell_its_password(variable: str, url: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({variable: url})
+    assert "hunter2" not in str(refused.value)
+    assert "hunter2" not in repr(refused.value)
+
+
+def test_an_unknown_variable_does_not_tell_its_value() -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings.from_env({"SUTRA_BROKER_PASSWORD": "hunter2"})
+    assert "hunter2" not in repr(refused.value)
+
+
+@pytest.mark.parametrize("option", fields(Settings), ids=lambda option: option.name)
+def test_an_empty_variable_is_an_unset_one(option: Field[object]) -> None:
+    assert Settings.from_env({PREFIX + option.name.upper(): ""}) == Settings()
+
+
+def test_variables_of_others_are_not_read() -> None:
+    others = {"PATH": "/bin", "sutra_engine": "onnx", "CELERY_X": "1"}
+    assert Settings.from_env(others) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("broker", "result", "expected"),
+    [
+        (None, None, None),
+        ("redis://a", None, "redis://a"),
+        (None, "redis://b", "redis://b"),
+        ("redis://a", "redis://b", "redis://b"),
+    ],
+)
+def test_results_live_with_the_broker_unless_told(
+    broker: str | None, result: str | None, expected: str | None
+) -> None:
+    assert Settings(broker_url=broker, result_url=result).results == expected

@@ -1,0 +1,82 @@
+"""The simulated engine: the same vectors everywhere, and the time of a device."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as laws
+from hypothesis import strategies as st
+
+from sutra_tasks.encoding.simulated import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
+
+WORDS = st.lists(st.text("abc é", max_size=8), min_size=2, max_size=6, unique=True)
+
+
+@laws(max_examples=60, deadline=None)
+@given(texts=WORDS, width=st.integers(1, 64))
+def test_vectors_depend_on_the_text_alone(texts: list[str], width: int) -> None:
+    rows = vectors_of(texts, width)
+    assert rows.shape == (len(texts), width)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(vectors_of(texts[::-1], width)[::-1], rows)
+
+
+@laws(max_examples=30, deadline=None)
+@given(texts=WORDS)
+def test_different_texts_are_nearly_orthogonal(texts: list[str]) -> None:
+    rows = vectors_of(texts, 384)
+    assert np.abs(rows @ rows.T - np.eye(len(texts))).max() < 0.4
+
+
+def test_vectors_are_the_same_in_every_release() -> None:
+    # Held fixed: a fleet of two releases must agree.
+    assert vectors_of(["sutra"], 4)[0].tolist() == pytest.approx(
+        [-0.523855, -0.706055, 0.331188, 0.342604], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "tokens", "truncated"),
+    [
+        (0, SPECIAL_TOKENS, False),
+        (1, 1 + SPECIAL_TOKENS, False),
+        (WINDOW - SPECIAL_TOKENS, WINDOW, False),
+        (WINDOW - SPECIAL_TOKENS + 1, WINDOW, True),
+        (5 * WINDOW, WINDOW, True),
+    ],
+)
+def test_a_text_is_cut_at_the_window_and_says_so(words: int, tokens: int, truncated: bool) -> None:
+    (text,) = SimulatedEncoder().tokenize(["word " * words], None)
+    assert (text.tokens, text.truncated) == (tokens, truncated)
+
+
+def test_what_is_behind_the_window_changes_nothing() -> None:
+    encoder = SimulatedEncoder(width=8)
+    start = "word " * WINDOW
+    rows = encoder.encode(encoder.tokenize([start + "one", start + "other", "one"], None))
+    assert rows[0].tolist() == rows[1].tolist() != rows[2].tolist()
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds"),
+    [(["a b c"], 0.5 + 0.01 * 5), (["a b c", "a"], 0.5 + 0.01 * 10), (["a"] * 4, 0.5 + 0.01 * 12)],
+)
+def test_a_batch_takes_the_time_of_its_padded_tokens(texts: list[str], seconds: float) -> None:
+    slept: list[float] = []
+    encoder = SimulatedEncoder(fixed_s=0.5, per_token_s=0.01, sleep=slept.append)
+    encoder.encode(encoder.tokenize(texts, None))
+    assert slept == [pytest.approx(seconds)]
+
+
+def test_no_time_is_taken_unless_asked() -> None:
+    slept: list[float] = []
+    encoder = SimulatedEncoder(sleep=slept.append)
+    encoder.encode(encoder.tokenize(["a"], None))
+    assert slept == []
+
+
+def test_encoding_gives_the_vectors_of_the_texts() -> None:
+    encoder = SimulatedEncoder(width=16)
+    rows = encoder.encode(encoder.tokenize(["a", "b"], "query"))
+    assert encoder.card.width == 16
+    np.testing.assert_array_equal(rows, vectors_of(["a", "b"], 16))

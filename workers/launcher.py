@@ -1,0 +1,29 @@
+"""All devices of this machine, without a router: ``python -m workers.launcher [N]``."""
+
+import sys
+import time
+
+from sutra_tasks.cli.up import fleet, plan, stop_on_signals
+from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.fleet.supervisor import worker_specs
+from sutra_tasks.settings import settings
+
+__all__ = ["main"]
+
+
+def main(wanted: int | None) -> None:
+    """Keep one device worker alive for each GPU, or each group of cores, until a signal."""
+    options = settings()
+    if options.broker_url is None:
+        raise BrokerNotConfiguredError
+    devices = [spec for spec in worker_specs(options, plan(options, wanted)) if spec.device_id]
+    with stop_on_signals(), fleet(options, devices, report=print) as supervisor:
+        while True:
+            time.sleep(supervisor.step(time.monotonic()))
+
+
+if __name__ == "__main__":
+    try:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    except (SutraError, ValueError) as error:
+        sys.exit(f"launcher: {error}")
