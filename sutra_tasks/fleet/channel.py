@@ -12,6 +12,7 @@ Only workers use this transport; any stock Celery client sends to them. It leans
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -25,7 +26,7 @@ from kombu.utils.json import loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks.fleet.held import lanes
+from sutra_tasks.fleet.held import held_by, lanes
 
 if TYPE_CHECKING:
     from sutra_tasks.fleet.held import HeldMessages
@@ -100,14 +101,20 @@ class Channel(stock.Channel):
     """A consuming channel that takes into, and acknowledges from, a held list."""
 
     QoS = QoS
-    from_transport_options = (*stock.Channel.from_transport_options, "held")
-    held: HeldMessages | None = None
+    # A name, not the object: Celery shows transport options to `inspect stats` and Flower.
+    from_transport_options = (*stock.Channel.from_transport_options, "incarnation")
+    incarnation: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._taking = False
         self._flush_scheduled = False
         self._idle = False
         super().__init__(*args, **kwargs)
+
+    @cached_property
+    def held(self) -> HeldMessages | None:
+        """What this process holds; None for a channel that only sends."""
+        return held_by(self.incarnation) if self.incarnation else None
 
     @property
     def commands(self) -> redis.Redis:

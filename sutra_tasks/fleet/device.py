@@ -27,12 +27,12 @@ from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.fleet.registry import DeviceRecord, Heartbeat
+from sutra_tasks.settings import settings
 from sutra_tasks.tasks import serve
 
 if TYPE_CHECKING:
     from sutra_tasks.calls import Call
     from sutra_tasks.encoding.encoder import Encoder
-    from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["DevicePool", "Statistics", "strategy"]
@@ -97,8 +97,8 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._options: Settings = self.app.conf.sutra_settings
-        self._incarnation: str = self.app.conf.broker_transport_options["held"].incarnation
+        self._options = settings()
+        self._incarnation: str = self.app.conf.broker_transport_options["incarnation"]
         self._statistics = Statistics()
         self._current = threading.local()
         self._started_at = time.time()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections import deque
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from kombu.transport.redis import PRIORITY_STEPS
@@ -20,7 +21,7 @@ from sutra_tasks import keys
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["HeldMessages", "give_back_all", "lane", "lanes", "new_incarnation"]
+__all__ = ["HeldMessages", "give_back_all", "held_by", "lane", "lanes", "new_incarnation"]
 
 FORWARD: Final = """
 local moved = 0
@@ -92,6 +93,12 @@ def give_back_all(client: redis.Redis, incarnation: str) -> int:
         queue, marked = _redelivered(raw)
         given += int(client.eval(GIVE_BACK, 2, held, queue, raw, marked))
     return given
+
+
+@cache
+def held_by(incarnation: str) -> HeldMessages:
+    """Return the one object of this process for what ``incarnation`` holds."""
+    return HeldMessages(incarnation)
 
 
 class HeldMessages:

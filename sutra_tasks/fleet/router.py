@@ -28,6 +28,7 @@ from sutra_tasks.calls import HEADER, demand_of
 from sutra_tasks.errors import NoHealthyWorkersError, SutraError
 from sutra_tasks.fleet.balancing import Fleet, choose
 from sutra_tasks.fleet.registry import ages, fleet_of
+from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.calls import Demand
@@ -224,8 +225,7 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
-        app, worker = consumer.app, consumer.controller
-        options: Settings = app.conf.sutra_settings
+        worker, options = consumer.controller, settings()
         client = redis.Redis.from_url(
             options.broker_url or "", socket_timeout=options.socket_timeout_s
         )

@@ -18,7 +18,7 @@ from kombu import Queue
 from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
-from sutra_tasks.fleet.held import HeldMessages, new_incarnation
+from sutra_tasks.fleet.held import new_incarnation
 from sutra_tasks.fleet.router import RouterStep
 from sutra_tasks.settings import settings
 from sutra_tasks.tasks import embed
@@ -78,14 +78,13 @@ def _configure(worker: str, role: dict[str, Any]) -> None:
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    held = HeldMessages(options.incarnation or new_incarnation(worker))
+    incarnation = options.incarnation or new_incarnation(worker)
     app.conf.update(
         role,
         broker_transport=TRANSPORT,
-        broker_transport_options={**app.conf.broker_transport_options, "held": held},
+        broker_transport_options={**app.conf.broker_transport_options, "incarnation": incarnation},
         worker_log_format=f"{worker}: %(message)s",
         worker_task_log_format=f"{worker}: %(message)s",
-        sutra_settings=options,
     )
 
 

@@ -6,10 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -17,6 +16,9 @@ import redis
 from sutra_tasks.fleet.held import HeldMessages, new_incarnation
 from sutra_tasks.fleet.server import embedded_server
 from tests.redis.peers import Receiver, send
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 KOMBU_BINDINGS = "_kombu.binding"
 """kombu remembers in keys of this prefix, for ever, which queues an exchange has."""
@@ -44,7 +46,7 @@ def leaves() -> set[str]:
 def _nothing_is_left_behind(client: redis.Redis, leaves: set[str]) -> Iterator[None]:
     client.flushdb()
     yield
-    names = [name.decode() for name in client.keys()]
+    names = [name.decode() for name in client.scan_iter()]
     left = {name for name in names if client.ttl(name) == -1}
     assert {name for name in left if not name.startswith(KOMBU_BINDINGS)} == leaves
 
@@ -56,7 +58,7 @@ def held() -> HeldMessages:
 
 @pytest.fixture
 def put(url: str) -> Callable[..., list[bytes]]:
-    """``put(queue, *bodies, **options)``: a stock client sends; the stored messages are returned."""
+    """``put(queue, *bodies, **options)``: a stock client sends; what is stored comes back."""
     return partial(send, url)
 
 

@@ -1,10 +1,9 @@
-"""Both ends of a queue, as tests need them: a stock sender, and a receiver over either transport."""
+"""Both ends of a queue: a stock sender, and a receiver over either transport."""
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from kombu import Connection, Consumer, Producer, Queue
 from sutra_tasks.fleet.held import lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from kombu import Message
 
@@ -37,7 +36,11 @@ def send(url: str, queue: str, *bodies: Any, **options: Any) -> list[bytes]:
 
 def waiting(client: redis.Redis, queue: str) -> list[bytes]:
     """Return the messages of a queue in the order they would be taken."""
-    return [raw for name in lanes(queue) for raw in reversed(client.lrange(name, 0, -1))]
+    found: list[bytes] = []
+    for name in lanes(queue):
+        newest_first: Any = client.lrange(name, 0, -1)
+        found += reversed(newest_first)
+    return found
 
 
 @contextmanager

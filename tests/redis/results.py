@@ -1,6 +1,7 @@
 """Both ends of a result, as processes with an app of their own.
 
-``python -m tests.redis.results store`` is a worker that stores everything below, each under its name;
+``python -m tests.redis.results store`` stores everything below, as a worker
+would, each under its name;
 ``python -m tests.redis.results get <id>...`` is a caller that prints what it gets, as JSON.
 """
 
@@ -60,6 +61,7 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
 
 def described(value: Any) -> dict[str, Any]:
     """Return everything a caller could tell apart, as JSON."""
+    facts: dict[str, Any]
     if isinstance(value, Vectors):
         facts = {
             "dtype": str(value.dtype),

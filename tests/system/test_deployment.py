@@ -100,13 +100,15 @@ def test_flower_shows_the_fleets_workers_and_tasks(service, client, wait_until):
         except OSError:
             return ""
 
-    wait_until(lambda: "gpu0@" in get("/workers") and "router@" in get("/workers"), within_s=60)
+    known = "/api/workers?refresh=true"
+    wait_until(lambda: "gpu0@" in get(known) and "router@" in get(known), within_s=60)
     result = embed.delay("private words")
     result.get(timeout=30)
-    wait_until(lambda: result.id in get("/tasks") or result.id in get(f"/task/{result.id}"))
-    page = get(f"/task/{result.id}")
-    assert "sutra.embed" in page
-    assert "private words" not in page
+    info = f"/api/task/info/{result.id}"
+    wait_until(lambda: "SUCCESS" in get(info))
+    assert "sutra.embed" in get(info)
+    assert "1 texts, 13 bytes" in get(info)
+    assert "private words" not in get(info) + get(f"/task/{result.id}")
 
 
 def test_the_servers_options_are_ones_the_server_knows(tmp_path):

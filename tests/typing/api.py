@@ -1,7 +1,6 @@
 """The public names as a type checker sees them; checked by mypy, never run."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any, assert_type
 
 import numpy as np
@@ -58,5 +57,6 @@ def settings() -> None:
 
 
 def tests() -> None:
-    assert_type(local_fleet(width=8), AbstractContextManager[None])
+    with local_fleet(width=8, batch_s=0.1):
+        pass
     assert_type(vectors_of(["text"], 8), NDArray[np.float32])

@@ -21,7 +21,7 @@ TOKENS = st.integers(1, 300)
 LIMITS = st.builds(
     Limits, max_tokens=st.integers(1, 2000), max_texts=st.integers(1, 20), max_wait_s=st.just(0.0)
 )
-LENGTHS = st.lists(TOKENS, min_size=1, max_size=12).map(sorted)
+LENGTHS = st.lists(TOKENS, min_size=1, max_size=10).map(sorted)
 JOBS = st.lists(
     st.builds(Waiting, lengths=LENGTHS, overtaken=st.booleans()), min_size=1, max_size=8
 )
@@ -50,7 +50,7 @@ def take(jobs: list[Job], limits: Limits) -> list[list[int]]:
     return taken
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=60, deadline=None)
 @given(jobs=JOBS, limits=LIMITS)
 def test_a_batch_serves_its_owner_within_the_limits(jobs: list[Waiting], limits: Limits) -> None:
     plan = next_batch(jobs, limits)

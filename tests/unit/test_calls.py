@@ -193,14 +193,14 @@ def test_a_header_of_another_version_is_refused(header: Any) -> None:
     assert len(refused.value.version) <= 20
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(header=JSON)
 def test_no_header_breaks_the_router(header: Any) -> None:
     with suppress(UnsupportedVersionError):
         demand_of(header, 0)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(texts=JSON, size=JSON, sent_at=JSON, strategy=JSON)
 def test_a_field_that_makes_no_sense_counts_as_missing(
     texts: Any, size: Any, sent_at: Any, strategy: Any

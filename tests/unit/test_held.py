@@ -53,7 +53,7 @@ def test_every_start_of_a_worker_has_a_name_of_its_own() -> None:
     assert all(name.startswith("gpu0.") for name in names)
 
 
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=40, deadline=None)
 @given(
     headers=st.none() | FIELDS,
     properties=FIELDS,

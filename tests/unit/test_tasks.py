@@ -92,7 +92,7 @@ def test_a_message_tells_the_router_what_it_holds(sent: list[dict[str, Any]]) ->
 
 @pytest.mark.parametrize(
     "signature",
-    [embed.s("a"), embed.si("a"), embed.signature(("a",)), embed.subtask(("a",)), embed.s()],
+    [embed.s("a"), embed.si("a"), embed.signature(("a",)), embed.s()],
 )
 def test_a_signature_names_the_fleets_queue(signature: Any) -> None:
     assert signature.options["queue"] == "sutra.embed"
@@ -119,14 +119,23 @@ def test_a_signature_keeps_a_queue_of_its_own() -> None:
         (celery.chord(celery.group(queued, save), body=queued), "project.save"),
     ],
 )
-@pytest.mark.parametrize("option", ["link", "link_error", "chain", "chord"])
 def test_a_callback_without_a_queue_is_refused_by_name(
-    sent: list[Any], option: str, callback: Any, named: str
+    sent: list[Any], callback: Any, named: str
 ) -> None:
     with pytest.raises(CallbackQueueError, match="queue=") as refused:
-        embed.apply_async(("a",), **{option: callback})
-    assert (refused.value.task, refused.value.option) == (named, option)
+        embed.apply_async(("a",), link=callback)
+    assert (refused.value.task, refused.value.option) == (named, "link")
     assert not sent
+
+
+@pytest.mark.parametrize("option", ["link", "link_error", "chain", "chord"])
+def test_every_way_to_a_callback_is_checked(sent: list[dict[str, Any]], option: str) -> None:
+    send: Any = embed.apply_async
+    with pytest.raises(CallbackQueueError) as refused:
+        send(("a",), **{option: [queued, save]})
+    assert refused.value.option == option
+    send(("a",), **{option: [queued]})
+    assert [call[option] for call in sent] == [[queued]]
 
 
 @pytest.mark.parametrize(
@@ -145,12 +154,9 @@ def test_a_callback_without_a_queue_is_refused_by_name(
         celery.chord([queued, embed.s("b")], body=queued),
     ],
 )
-@pytest.mark.parametrize("option", ["link", "link_error", "chain", "chord"])
-def test_a_callback_with_a_queue_is_passed_on(
-    sent: list[dict[str, Any]], option: str, callback: Any
-) -> None:
-    embed.apply_async(("a",), **{option: callback})
-    assert sent[0][option] == callback
+def test_a_callback_with_a_queue_is_passed_on(sent: list[dict[str, Any]], callback: Any) -> None:
+    embed.apply_async(("a",), link=callback)
+    assert sent[0]["link"] == callback
 
 
 def test_a_chain_is_checked_where_it_is_called(sent: list[dict[str, Any]]) -> None:

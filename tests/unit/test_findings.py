@@ -1,0 +1,180 @@
+"""Laws that do not hold yet: each test is a product bug, with its smallest reproduction."""
+
+import json
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import celery
+import numpy as np
+import pytest
+import redis
+from kombu.utils import json as kombu_json
+
+from sutra_tasks.calls import demand_of
+from sutra_tasks.encoding.batcher import Batcher, TextError
+from sutra_tasks.encoding.batching import Limits
+from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.errors import CorruptResultError, NoHealthyWorkersError, SettingsError
+from sutra_tasks.fleet import router as module
+from sutra_tasks.fleet.held import give_back_all
+from sutra_tasks.fleet.router import Router
+from sutra_tasks.settings import Settings, settings
+from sutra_tasks.tasks import embed
+from sutra_tasks.testing import local_fleet, vectors_of
+from sutra_tasks.vectors import Vectors
+
+travel: Any = kombu_json  # untyped
+START = 2_000_000_000.0
+
+
+@pytest.mark.parametrize("kwargs", [{"body": "Done"}, {"tasks": ["a", "b"]}, {"header": 1}])
+def test_a_callback_may_have_arguments_of_any_name(
+    monkeypatch: pytest.MonkeyPatch, kwargs: dict[str, Any]
+) -> None:
+    # TypeError: _callbacks_without_queue takes them for the parts of a chain or chord.
+    monkeypatch.setenv("SUTRA_BROKER_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setattr(celery.Task, "apply_async", lambda *_, **__: None)
+    settings.cache_clear()
+    try:
+        mail = celery.signature("project.mail", kwargs=kwargs, queue="project")
+        embed.apply_async(("text",), link=mail)
+    finally:
+        settings.cache_clear()
+
+
+def test_subtask_is_a_signature_too() -> None:
+    # Celery's alias `subtask = signature` still means the base class's.
+    assert embed.subtask(("a",)).options.get("queue") == "sutra.embed"
+
+
+def test_a_local_fleet_inside_another_leaves_it_working() -> None:
+    # serve(None) on leaving: the outer fleet (a session's fixture, say) answers no more.
+    with local_fleet(width=8):
+        with local_fleet(width=4):
+            pass
+        assert embed.delay("a").get(timeout=10).shape == (8,)
+
+
+def test_rows_of_the_wrong_shape_do_not_end_the_batcher() -> None:
+    # IndexError (or ValueError) outside _encode's try ends the thread: every later task of a device
+    # that still sends heartbeats hangs. The same for an exception of on_batch.
+    encoder = SimulatedEncoder(width=4)
+    encoder.encode = lambda _: vectors_of([], 4)  # type: ignore[method-assign]
+    batcher = Batcher(encoder, Limits(max_tokens=100, max_texts=8, max_wait_s=0))
+    batcher.start()
+    future = batcher.submit(encoder.tokenize(["a"], None))
+    assert isinstance(future.exception(timeout=0.2), TextError)
+
+
+class Message:
+    def __init__(self, forwarded: list[Any], **headers: Any) -> None:
+        self.headers = {"id": str(uuid4()), "task": "sutra.embed", **headers}
+        self.body = ""
+        self.channel = SimpleNamespace(forward=lambda message, _: forwarded.append(message))
+
+
+@pytest.mark.parametrize(
+    ("headers", "fails"),
+    [
+        ({"expires": "tomorrow"}, False),  # ValueError in _expired
+        ({"expires": 1700000000.0}, False),  # TypeError in _expired
+        ({"sutra": {"v": 1, "sent_at": -(10**400)}}, False),  # OverflowError in waited_s
+        ({}, True),  # ages() raises: the server is busy, the router's client has no connection
+    ],
+)
+def test_a_tick_that_fails_forgets_no_message(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, Any], fails: bool
+) -> None:
+    # tick() empties self._waiting before it looks at it; kombu's timer logs the error and goes on,
+    # and every message that waited stays held and untold until the connection is lost.
+    now = [START]
+    found: dict[str, float] = {}
+    failing = False
+
+    def ages(_: object) -> dict[str, float]:
+        if failing:
+            raise redis.ResponseError("BUSY")
+        return found
+
+    monkeypatch.setattr(module, "ages", ages)
+    client: Any = SimpleNamespace(set=lambda *_, **__: None)
+    router = Router(Settings(), client, "r", now=lambda: now[0], monotonic=lambda: now[0])
+    router.attach(SimpleNamespace(hostname="h", event_dispatcher=None, connection_errors=()))
+    forwarded: list[Any] = []
+    poison, good = Message(forwarded, **headers), Message(forwarded)
+    task = SimpleNamespace()
+    router.route(poison, task)
+    router.route(good, task)
+    failing = fails
+    for _ in range(3):
+        now[0] += 0.125
+        with suppress(Exception):  # as kombu's timer does
+            router.tick()
+        failing = False
+        found["a"] = 0.0
+    assert good in forwarded
+
+
+def test_a_message_whose_time_is_not_a_number_waits_no_longer_than_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # NaN compares false with the patience, so the task never fails: demand_of should drop it.
+    assert demand_of(json.loads('{"v": 1, "sent_at": NaN}'), 0).sent_at is None
+
+
+def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back() -> None:
+    # give_back_all: JSONDecodeError or KeyError at one message, and at every later start again.
+    good = json.dumps(
+        {"body": "", "headers": {}, "properties": {"delivery_info": {"routing_key": "q"}}}
+    ).encode()
+    returned: list[bytes] = []
+
+    def give_back(_script: str, _keys: int, _held: str, _queue: str, raw: bytes, _: str) -> int:
+        returned.append(raw)
+        return 1
+
+    client: Any = SimpleNamespace(lrange=lambda *_: [b"not json", b"{}", good], eval=give_back)
+    with suppress(ValueError, KeyError):
+        give_back_all(client, "gpu0.1")
+    assert good in returned
+
+
+def test_settings_do_not_show_a_password() -> None:
+    # app.conf.sutra_settings is printed by `celery report` and `inspect report`.
+    options = Settings(broker_url="redis://:hunter2@host", result_url="redis://:hunter2@host")
+    assert "hunter2" not in repr(options)
+
+
+def test_a_password_before_the_scheme_is_not_told() -> None:
+    with pytest.raises(SettingsError) as refused:
+        Settings(broker_url=":hunter2@redis://host")
+    assert "hunter2" not in str(refused.value)
+
+
+def test_an_unknown_strategy_is_refused_where_it_is_set() -> None:
+    # Today the router starts, and every task fails with InvalidOptionError.
+    with pytest.raises(SettingsError, match="SUTRA_STRATEGY"):
+        Settings(strategy="fastest")
+
+
+@pytest.mark.parametrize("shape", [[10**30, 0], [0, 2**62]])
+def test_a_corrupt_record_of_any_shape_is_refused_as_corrupt(shape: list[int]) -> None:
+    # ValueError of numpy: no bytes are 4 * 10**30 * 0 bytes.
+    record = {"v": 1, "shape": shape, "data": ""}
+    with pytest.raises(CorruptResultError):
+        travel.loads(travel.dumps({"__type__": "sutra.vectors", "__value__": record}))
+
+
+def test_only_float32_is_called_vectors() -> None:
+    # argsort(), argmax(axis=1), astype(): a <Vectors 3 int64> whose numbers repr hides, and which
+    # JSON turns into float32.
+    found = Vectors.of(np.array([3, 1, 2], dtype=np.float32)).argsort()
+    assert type(found) is np.ndarray
+
+
+def test_a_number_of_seconds_is_told_as_json() -> None:
+    # sent_at = -Infinity: waited_s is infinite, and `Infinity` is no JSON for other languages.
+    assert demand_of({"v": 1, "sent_at": -float("inf")}, 0).sent_at is None
+    assert NoHealthyWorkersError(0, None, 0.0)
