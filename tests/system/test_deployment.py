@@ -30,7 +30,8 @@ def command(name):
 
 
 def environment(name, server, **more):
-    given = {k: str(v) for k, v in SERVICES[name].get("environment", {}).items()}
+    described = SERVICES[name].get("environment", {})
+    given = {k: str(v) for k, v in described.items() if v is not None}
     given |= {"SUTRA_BROKER_URL": server, "SUTRA_ENGINE": "simulated", "SUTRA_HEARTBEAT_S": "0.2"}
     given.pop("SUTRA_MODEL", None)
     return {**os.environ, **given, **more}
