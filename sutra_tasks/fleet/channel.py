@@ -35,27 +35,14 @@ __all__ = ["Channel", "QoS", "Transport"]
 
 logger = get_logger(__name__)
 
-TAKE: Final = """
-local taken, bytes = {}, 0
-local room, most_bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
-for i = 2, #KEYS do
-  while #taken < 2 * room and bytes < most_bytes do
-    local message = redis.call('LMOVE', KEYS[i], KEYS[1], 'RIGHT', 'LEFT')
-    if not message then break end
-    taken[#taken + 1] = KEYS[i]
-    taken[#taken + 1] = message
-    bytes = bytes + #message
-  end
-end
-return taken
-"""
-"""KEYS: the held list, then the queues' lists in the order they are served. ARGV: messages and bytes
-to stop at. Returns list name and message, alternating."""
-
 MOST_MESSAGES: Final = 16
 MOST_BYTES: Final = 1 << 20
 IDLE_WAIT_S: Final = 0.1
 """An idle worker waits on its first list and looks into the others this often."""
+
+
+def _nothing() -> None:
+    """Do nothing, on the event loop: being called is the point."""
 
 
 class QoS(stock.QoS):
@@ -106,9 +93,7 @@ class Channel(stock.Channel):
     incarnation: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._taking = False
-        self._flush_scheduled = False
-        self._idle = False
+        self._idle = self._waits = False
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -143,10 +128,10 @@ class Channel(stock.Channel):
         return super().basic_consume(queue, *args, **kwargs)
 
     def finish(self, message: Any) -> None:
-        """Note an acknowledgement and see that the server hears of it soon."""
+        """Note an acknowledgement; the next take tells the server. From any thread."""
         assert self.held is not None
         self.held.finish(message.sutra_raw)
-        self._schedule_flush()
+        self._wake()
 
     def forward(self, message: Any, queue: str) -> None:
         """Pass a delivered message on to ``queue``, exactly as it came, instead of handling it."""
@@ -154,8 +139,12 @@ class Channel(stock.Channel):
         priority = self._get_message_priority(message._raw)  # noqa: SLF001 - kombu's raw payload
         self.held.forward(message.sutra_raw, queue, priority)
         virtual.QoS.ack(self.qos, message.delivery_tag)
-        if not self._taking:
-            self._schedule_flush()
+        self._wake()
+
+    def _wake(self) -> None:
+        # With a take under way its answer wakes the loop, IDLE_WAIT_S from now at the latest.
+        if not self._in_poll and (loop := get_event_loop()) is not None:
+            loop.call_soon(_nothing)
 
     def return_held(self) -> None:
         """Return everything held at the end of a connection, if the server can be reached."""
@@ -177,28 +166,6 @@ class Channel(stock.Channel):
             self._qos.restore_unacked_once()
         super().close()
 
-    def _schedule_flush(self) -> None:
-        # Many acknowledgements of one tick of the loop share one round trip.
-        loop = get_event_loop()
-        if loop is None:
-            self._flush_held()
-        elif not self._flush_scheduled:
-            self._flush_scheduled = True
-            loop.call_soon(self._flush_held)
-
-    def _flush_held(self) -> None:
-        self._flush_scheduled = False
-        if self.held is None or self.closed:
-            return
-        try:
-            self.held.flush(self.commands)
-        except redis.ResponseError as error:
-            # The server refuses (its memory is full, say): nothing is lost, and asking again helps.
-            logger.error("the server refused an acknowledgement: %s", error)
-            if (loop := get_event_loop()) is not None:
-                self._flush_scheduled = True
-                loop.call_later(1.0, self._flush_held)
-
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         # redis-py would retry with sleeps inside the event loop; Celery reconnects better.
         params: dict[str, Any] = super()._connparams(asynchronous)
@@ -215,17 +182,16 @@ class Channel(stock.Channel):
         connection = self.client.connection
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        self._first_list = lists[0]
-        if self._idle:
+        self._waits = self._idle and not self.held.has_news
+        if self._waits:
+            self._first_list = lists[0]
             connection.send_command(
                 "BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", str(IDLE_WAIT_S)
             )
         else:
-            room = self.qos.can_consume_max_estimate() or MOST_MESSAGES
-            connection.send_command(
-                "EVAL", TAKE, len(lists) + 1, self.held.key, *lists,
-                min(room, MOST_MESSAGES), MOST_BYTES,
-            )  # fmt: skip
+            room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
+            command = self.held.take_command(lists, room=room, most_bytes=MOST_BYTES)
+            connection.send_command(*command)
 
     def _brpop_read(self, **options: Any) -> bool:
         if self.held is None:
@@ -233,35 +199,35 @@ class Channel(stock.Channel):
         try:
             answer = self.client.connection.read_response()
         except self.connection_errors:
+            self.held.not_told()
             self.client.connection.disconnect()
+            raise
+        except redis.ResponseError:
+            # The server refuses (its memory is full, say). Nothing is lost; reconnecting asks again.
+            self.held.not_told()
             raise
         finally:
             self._in_poll = None
-        if self._idle:
+        if self._waits:
             taken = [(self._first_list, answer)] if answer else []
-            self._idle = False
         else:
+            self.held.told()
             taken = list(zip(answer[::2], answer[1::2], strict=True))
-            self._idle = not taken
+        # After a wait that nothing ended, look into the other lists, too.
+        self._idle = not taken and not self._waits
         if not taken or self._closing:
             raise Empty
-        self._deliver(taken)
+        for source, raw in taken:
+            self._deliver(source, raw)
         return True
 
-    def _deliver(self, taken: list[tuple[bytes | str, bytes]]) -> None:
-        self._taking = True
-        try:
-            for source, raw in taken:
-                name = source.decode() if isinstance(source, bytes) else source
-                queue = name.partition(self.sep)[0]
-                self._queue_cycle.rotate(queue)
-                payload = loads(raw)
-                payload["sutra_raw"] = raw
-                self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel
-        finally:
-            self._taking = False
-            # Also after an error: what was forwarded before it must not wait.
-            self._flush_held()
+    def _deliver(self, source: bytes | str, raw: bytes) -> None:
+        name = source.decode() if isinstance(source, bytes) else source
+        queue = name.partition(self.sep)[0]
+        self._queue_cycle.rotate(queue)
+        payload = loads(raw)
+        payload["sutra_raw"] = raw
+        self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel does
 
     class Message(virtual.Message):
         """A delivery that remembers the bytes it was taken as: the held list knows it by them."""

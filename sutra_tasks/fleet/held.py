@@ -19,22 +19,49 @@ from kombu.transport.redis import Channel as StockChannel
 from sutra_tasks import keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import redis
+
+    Command = tuple[str | bytes | int, ...]
 
 __all__ = ["HeldMessages", "give_back_all", "held_by", "lane", "lanes", "new_incarnation"]
 
-FORWARD: Final = """
-local moved = 0
-for i, message in ipairs(ARGV) do
+SETTLE_AND_TAKE: Final = """
+local finished, forwarded = tonumber(ARGV[1]), tonumber(ARGV[2])
+local room, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+for i = 5, 4 + finished do
+  redis.call('LREM', KEYS[1], 1, ARGV[i])
+end
+for i = 1, forwarded do
+  local message = ARGV[4 + finished + i]
   if redis.call('LREM', KEYS[1], 1, message) == 1 then
-    redis.call('LPUSH', KEYS[i + 1], message)
-    moved = moved + 1
+    redis.call('LPUSH', KEYS[1 + i], message)
   end
 end
-return moved
+local taken, bytes = {}, 0
+for i = 2 + forwarded, #KEYS do
+  while #taken < 2 * room and bytes < most_bytes do
+    local message = redis.call('LMOVE', KEYS[i], KEYS[1], 'RIGHT', 'LEFT')
+    if not message then break end
+    taken[#taken + 1] = KEYS[i]
+    taken[#taken + 1] = message
+    bytes = bytes + #message
+  end
+end
+return taken
 """
-"""KEYS: the held list, then a destination for each message. ARGV: the messages, untouched.
-A message no longer held was given back meanwhile, and belongs to somebody else."""
+"""All a worker has to tell and to ask, in one round trip.
+
+KEYS: the held list; a destination for each forwarded message; the lists to take from, first served
+first. ARGV: how many messages are finished and forwarded; messages and bytes to stop taking at; the
+finished messages; the forwarded ones, as they were taken. A message that is no longer held was given
+back meanwhile and belongs to somebody else: it is not forwarded. Returns list name and message,
+alternating.
+
+A full server refuses the first write that needs memory and never one after a write, so a message
+cannot leave the held list without reaching its destination.
+"""
 
 GIVE_BACK: Final = """
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
@@ -104,49 +131,62 @@ def held_by(incarnation: str) -> HeldMessages:
 class HeldMessages:
     """What this process holds. One a process; its channels come and go with the connection.
 
-    ``finish`` and ``give_back`` may be called from any thread, also while the server is away: what
-    could not be told to the server is told at the next :meth:`flush`.
+    ``finish`` and ``give_back`` may be called from any thread, ``finish`` also while the server is
+    away: it only takes a note, and the worker's next command tells the server. A worker killed in
+    between repeats a finished task, as it may after any kill.
     """
 
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
         self.key = keys.held(incarnation)
         self._finished: deque[bytes] = deque()
-        self._forwarded: list[tuple[bytes, str]] = []
+        self._forwarded: deque[tuple[bytes, str]] = deque()
+        self._telling: tuple[list[bytes], list[tuple[bytes, str]]] = ([], [])
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something is noted that the server does not know."""
+        return bool(self._finished or self._forwarded)
 
     def finish(self, raw: bytes) -> None:
-        """Note that a message is done with; :meth:`flush` removes it from the server."""
+        """Note that a message is done with."""
         self._finished.append(raw)
 
     def forward(self, raw: bytes, queue: str, priority: int) -> None:
-        """Note where a message goes instead; :meth:`flush` moves it, untouched, in one step."""
+        """Note that a message goes to another queue instead, exactly as it came."""
         self._forwarded.append((raw, lane(queue, priority)))
+
+    def take_command(self, lists: Sequence[str], *, room: int, most_bytes: int) -> Command:
+        """Return the command that tells the server what was noted, and takes from ``lists``.
+
+        What it tells stays noted until :meth:`told`, because an answer may never come; the script does
+        no harm when it is told twice.
+        """
+        self._telling = (
+            [self._finished.popleft() for _ in range(len(self._finished))],
+            [self._forwarded.popleft() for _ in range(len(self._forwarded))],
+        )
+        finished, forwarded = self._telling
+        names = [self.key, *(queue for _, queue in forwarded), *lists]
+        counts = (len(finished), len(forwarded), room, most_bytes)
+        messages = [*finished, *(raw for raw, _ in forwarded)]
+        return ("EVAL", SETTLE_AND_TAKE, len(names), *names, *counts, *messages)
+
+    def told(self) -> None:
+        """Forget what the last command told: the server has answered it."""
+        self._telling = ([], [])
+
+    def not_told(self) -> None:
+        """Note again what the last command should have told: no answer came."""
+        finished, forwarded = self._telling
+        self._finished.extendleft(reversed(finished))
+        self._forwarded.extendleft(reversed(forwarded))
+        self.told()
 
     def give_back(self, client: redis.Redis, raw: bytes) -> None:
         """Return one message to its queue now."""
         queue, marked = _redelivered(raw)
         client.eval(GIVE_BACK, 2, self.key, queue, raw, marked)
-
-    def flush(self, client: redis.Redis) -> None:
-        """Tell the server what was finished and forwarded, in one round trip."""
-        finished = [self._finished.popleft() for _ in range(len(self._finished))]
-        forwarded, self._forwarded = self._forwarded, []
-        if not finished and not forwarded:
-            return
-        try:
-            with client.pipeline(transaction=False) as pipe:
-                for raw in finished:
-                    pipe.lrem(self.key, 1, raw)  # type: ignore[arg-type]  # bytes are fine
-                if forwarded:
-                    messages = [raw for raw, _ in forwarded]
-                    queues = [queue for _, queue in forwarded]
-                    pipe.eval(FORWARD, 1 + len(queues), self.key, *queues, *messages)
-                pipe.execute()
-        except Exception:
-            # Said again at the next flush; both are safe to repeat.
-            self._finished.extendleft(reversed(finished))
-            self._forwarded[:0] = forwarded
-            raise
 
     def reclaim(self, client: redis.Redis) -> int:
         """Return everything held, but what is finished, to its queues: nobody works on it here.
@@ -155,6 +195,12 @@ class HeldMessages:
         end of a worker. A thread that still computes such a message finishes it; both runs store the
         same vectors.
         """
-        self._forwarded.clear()
-        self.flush(client)
+        self.not_told()
+        self._forwarded.clear()  # still held: decided afresh by whoever takes them next
+        try:
+            client.execute_command(*self.take_command((), room=0, most_bytes=0))
+        except BaseException:
+            self.not_told()
+            raise
+        self.told()
         return give_back_all(client, self.incarnation)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["device_app", "main", "router_app"]
 
 TRANSPORT: Final = "sutra_tasks.fleet.channel:Transport"
+RESULTS: Final = "sutra_tasks.fleet.results.ResultBackend"
 ROUTER_PREFETCH: Final = 256
 
 
@@ -82,6 +83,7 @@ def _configure(worker: str, role: dict[str, Any]) -> None:
     app.conf.update(
         role,
         broker_transport=TRANSPORT,
+        result_backend=f"{RESULTS}+{options.results}",
         broker_transport_options={**app.conf.broker_transport_options, "incarnation": incarnation},
         worker_log_format=f"{worker}: %(message)s",
         worker_task_log_format=f"{worker}: %(message)s",

@@ -49,6 +49,10 @@ def texts(*numbers: int, tokens: int = 5) -> list[TokenizedText]:
     return [TokenizedText(tokens, truncated=False, content=n) for n in numbers]
 
 
+def taken(batcher: Batcher) -> list[int]:
+    return [text.content for _, text, _ in batcher._take()]
+
+
 def numbers_of(future: Future[Encoded]) -> list[float]:
     rows = future.result(WITHIN_S).rows
     assert rows[:, 0].tolist() == rows[:, 1].tolist()
@@ -195,10 +199,32 @@ def test_a_batch_waits_no_longer_than_its_limit() -> None:
 
 
 def test_a_full_batch_does_not_wait() -> None:
-    with running(FakeEncoder(), Limits(max_tokens=1000, max_texts=2, max_wait_s=60)) as batcher:
+    encoder = FakeEncoder()
+    with running(encoder, Limits(max_tokens=1000, max_texts=2, max_wait_s=60)) as batcher:
         batcher.announce()
-        futures = [batcher.submit(texts(1)), batcher.submit(texts(2))]
-        assert [numbers_of(future) for future in futures] == [[1], [2]]
+        first = batcher.submit(texts(1))
+        assert not encoder.began.wait(0.01)
+        assert numbers_of(batcher.submit(texts(2))) == [2]
+        assert numbers_of(first) == [1]
+
+
+def test_a_single_lets_a_large_job_overtake_it_once() -> None:
+    batcher = Batcher(FakeEncoder(), LIMITS)  # not started: batches are taken by hand
+    batcher.submit(texts(*range(100), tokens=100))
+    assert len(taken(batcher)) == 8
+    batcher.submit(texts(1000))
+    assert 1000 not in taken(batcher)
+    assert taken(batcher) == [1000]
+    assert len(taken(batcher)) == 8
+
+
+def test_a_job_that_finishes_overtakes_nobody() -> None:
+    batcher = Batcher(FakeEncoder(), LIMITS)
+    for job in (texts(1, tokens=50), texts(*range(10, 20), tokens=400), texts(2)):
+        batcher.submit(job)
+    assert taken(batcher) == [1]
+    assert len(set(taken(batcher)) & set(range(10, 20))) == 2
+    assert taken(batcher) == [2]
 
 
 def test_waiting_and_computing_are_told_apart() -> None:

@@ -17,9 +17,9 @@ from sutra_tasks.encoding.batching import (
     pause_s,
 )
 
-TOKENS = st.integers(1, 300)
+TOKENS = st.integers(1, 80)
 LIMITS = st.builds(
-    Limits, max_tokens=st.integers(1, 2000), max_texts=st.integers(1, 20), max_wait_s=st.just(0.0)
+    Limits, max_tokens=st.integers(1, 500), max_texts=st.integers(1, 20), max_wait_s=st.just(0.0)
 )
 LENGTHS = st.lists(TOKENS, min_size=1, max_size=10).map(sorted)
 JOBS = st.lists(
@@ -134,6 +134,13 @@ def test_a_text_over_the_limit_goes_alone() -> None:
     limits = Limits(max_tokens=100, max_texts=8, max_wait_s=0)
     jobs = [Waiting([500, 501], overtaken=False), Waiting([500], overtaken=False)]
     assert next_batch(jobs, limits).parts == [range(1, 2), range(1, 1)]
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(240, [1, 1]), (239, [1, 0])])
+def test_a_batch_costs_its_texts_times_the_longest(max_tokens: int, expected: list[int]) -> None:
+    limits = Limits(max_tokens, max_texts=8, max_wait_s=0)
+    jobs = [Waiting([100], overtaken=False), Waiting([120], overtaken=False)]
+    assert [len(part) for part in next_batch(jobs, limits).parts] == expected
 
 
 def test_the_owner_fills_the_batch_after_every_other_job_added_one() -> None:

@@ -57,11 +57,12 @@ def test_a_local_fleet_inside_another_leaves_it_working() -> None:
         assert embed.delay("a").get(timeout=10).shape == (8,)
 
 
-def test_rows_of_the_wrong_shape_do_not_end_the_batcher() -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_rows_of_the_wrong_shape_do_not_end_the_batcher(monkeypatch: pytest.MonkeyPatch) -> None:
     # IndexError (or ValueError) outside _encode's try ends the thread: every later task of a device
     # that still sends heartbeats hangs. The same for an exception of on_batch.
     encoder = SimulatedEncoder(width=4)
-    encoder.encode = lambda _: vectors_of([], 4)  # type: ignore[method-assign]
+    monkeypatch.setattr(encoder, "encode", lambda _: vectors_of([], 4))
     batcher = Batcher(encoder, Limits(max_tokens=100, max_texts=8, max_wait_s=0))
     batcher.start()
     future = batcher.submit(encoder.tokenize(["a"], None))

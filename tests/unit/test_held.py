@@ -2,10 +2,9 @@
 
 import json
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
-import redis
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
@@ -84,58 +83,21 @@ def test_redelivering_marks_a_message_and_changes_nothing_else(
     assert found == message
 
 
-class Pipeline:
-    """Records commands; fails to execute while the server is away."""
-
-    def __init__(self, server: "Server") -> None:
-        self._server, self._commands = server, list[tuple[Any, ...]]()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def lrem(self, *arguments: Any) -> None:
-        self._commands.append(("lrem", *arguments))
-
-    def eval(self, _script: str, *arguments: Any) -> None:
-        self._commands.append(("eval", *arguments))
-
-    def execute(self) -> None:
-        if self._server.away:
-            raise redis.ConnectionError
-        self._server.heard += self._commands
-
-
-class Server:
-    def __init__(self) -> None:
-        self.away = False
-        self.heard: list[tuple[Any, ...]] = []
-
-    def pipeline(self, transaction: bool) -> Pipeline:
-        assert not transaction
-        return Pipeline(self)
-
-
-def test_what_an_absent_server_did_not_hear_is_said_again_once_in_order() -> None:
-    server: Any = Server()
+def test_what_no_answer_came_to_is_told_again_once_in_order() -> None:
     held = HeldMessages("gpu0.1")
+    key, first, second = keys.held("gpu0.1"), "sutra.device.a", lane("sutra.device.b", 9)
     held.finish(b"1")
-    held.finish(b"2")
-    held.forward(b"3", "sutra.device.gpu0", 0)
-    server.away = True
-    with pytest.raises(redis.ConnectionError):
-        held.flush(server)
-    held.finish(b"4")
-    held.forward(b"5", "sutra.device.gpu1", 9)
+    held.forward(b"2", "sutra.device.a", 0)
+    assert held.has_news
+    held.take_command(["q"], room=1, most_bytes=9)
+    held.finish(b"3")  # while the answer is awaited
+    held.forward(b"4", "sutra.device.b", 9)
+    held.not_told()
 
-    server.away = False
-    held.flush(server)
-    held.flush(server)
-    key = keys.held("gpu0.1")
-    queues = ("sutra.device.gpu0", lane("sutra.device.gpu1", 9))
-    assert server.heard == [
-        *(("lrem", key, 1, raw) for raw in (b"1", b"2", b"4")),
-        ("eval", 3, key, *queues, b"3", b"5"),
-    ]
+    _, _, *command = held.take_command(["q"], room=1, most_bytes=9)
+    assert command == [4, key, first, second, "q", 2, 2, 1, 9, b"1", b"3", b"2", b"4"]
+    held.finish(b"5")
+    held.told()
+    _, _, *command = held.take_command(["q", "r"], room=0, most_bytes=9)
+    assert command == [3, key, "q", "r", 1, 0, 0, 9, b"5"]
+    assert not held.has_news

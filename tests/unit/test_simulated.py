@@ -77,6 +77,7 @@ def test_no_time_is_taken_unless_asked() -> None:
 
 def test_encoding_gives_the_vectors_of_the_texts() -> None:
     encoder = SimulatedEncoder(width=16)
-    rows = encoder.encode(encoder.tokenize(["a", "b"], "query"))
+    texts = ["a", "b  c\n", ""]
+    rows = encoder.encode(encoder.tokenize(texts, "query"))
     assert encoder.card.width == 16
-    np.testing.assert_array_equal(rows, vectors_of(["a", "b"], 16))
+    np.testing.assert_array_equal(rows, vectors_of(texts, 16))

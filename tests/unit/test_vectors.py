@@ -53,8 +53,10 @@ def bits(array: Floats) -> list[Any]:
 @given(raw=BITS, order=st.sampled_from("<>"))
 def test_every_float_arrives_bit_by_bit(raw: NDArray[np.uint32], order: str) -> None:
     array = raw.astype(f"{order}u4").view(f"{order}f4")
-    found = travelled(Vectors.of(array))
-    assert type(found) is Vectors
+    vectors = Vectors.of(array)
+    found = travelled(vectors)
+    assert type(found) is type(vectors) is Vectors
+    assert vectors.dtype == np.dtype("<f4")
     assert (found.shape, found.dtype) == (array.shape, np.dtype("<f4"))
     assert bits(found) == raw.tolist()
 
