@@ -87,17 +87,19 @@ def test_what_no_answer_came_to_is_told_again_once_in_order() -> None:
     held = HeldMessages("gpu0.1")
     key, first, second = keys.held("gpu0.1"), "sutra.device.a", lane("sutra.device.b", 9)
     held.finish(b"1")
-    held.forward(b"2", "sutra.device.a", 0)
-    assert held.has_news
+    held.finish(b"2")
+    held.forward(b"3", "sutra.device.a", 0)
     held.take_command(["q"], room=1, most_bytes=9)
-    held.finish(b"3")  # while the answer is awaited
-    held.forward(b"4", "sutra.device.b", 9)
+    held.finish(b"4")  # while the answer is awaited
+    held.forward(b"5", "sutra.device.b", 9)
+    held.not_told()
     held.not_told()
 
     _, _, *command = held.take_command(["q"], room=1, most_bytes=9)
-    assert command == [4, key, first, second, "q", 2, 2, 1, 9, b"1", b"3", b"2", b"4"]
-    held.finish(b"5")
+    told = [b"1", b"2", b"4", b"3", b"5"]
+    assert command == [4, key, first, second, "q", 3, 2, 1, 9, *told]
     held.told()
-    _, _, *command = held.take_command(["q", "r"], room=0, most_bytes=9)
-    assert command == [3, key, "q", "r", 1, 0, 0, 9, b"5"]
+    held.not_told()
     assert not held.has_news
+    _, _, *command = held.take_command(["q", "r"], room=0, most_bytes=9)
+    assert command == [3, key, "q", "r", 0, 0, 0, 9]
