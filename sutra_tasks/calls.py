@@ -14,13 +14,16 @@ from sutra_tasks.errors import (
     UnsupportedVersionError,
 )
 
+from sutra_tasks.settings import STRATEGIES
+
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["HEADER", "VERSION", "Call", "Demand", "demand_of"]
+__all__ = ["HEADER", "VERSION", "Call", "Demand", "check_strategy", "demand_of"]
 
 VERSION: Final = 1
 HEADER: Final = "sutra"
+LATEST: Final = 1e11  # the year 5138
 OPTIONS: Final = ("prompt", "dimensions", "normalize", "details")
 
 
@@ -114,13 +117,31 @@ def demand_of(header: Any, body_bytes: int) -> Demand:
     return Demand(
         texts=_number(header.get("texts"), 1),
         bytes=_number(header.get("bytes"), body_bytes),
-        sent_at=header["sent_at"] if isinstance(header.get("sent_at"), int | float) else None,
+        sent_at=_moment(header.get("sent_at")),
         strategy=header["strategy"] if isinstance(header.get("strategy"), str) else None,
     )
 
 
+def check_strategy(name: str) -> str:
+    """Return ``name`` if the router knows such a strategy.
+
+    Raises:
+        InvalidOptionError: it does not.
+    """
+    if name not in STRATEGIES:
+        raise InvalidOptionError("strategy", repr(name)[:50], f"one of {', '.join(STRATEGIES)}")
+    return name
+
+
 def _number(value: object, otherwise: int) -> int:
     return value if type(value) is int and value >= 0 else otherwise
+
+
+def _moment(value: object) -> float | None:
+    """Return a time that is a number; anything else counts as not said."""
+    if isinstance(value, int | float) and abs(value) < LATEST:  # false for NaN, too
+        return float(value)
+    return None
 
 
 def _kind(value: object) -> str:

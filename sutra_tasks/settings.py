@@ -21,6 +21,7 @@ __all__ = ["PREFIX", "Settings", "settings"]
 
 PREFIX: Final = "SUTRA_"
 ENGINES: Final = ("torch", "simulated")
+STRATEGIES: Final = ("round_robin",)
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -28,7 +29,7 @@ def _option(default: Any, about: str, *, least: float | None = None) -> Any:
     return field(default=default, metadata={"about": about, "least": least})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
     """One deployment's settings; see the module's docstring."""
 
@@ -79,8 +80,9 @@ class Settings:
             url = getattr(self, name)
             if url is not None and not url.startswith(("redis://", "rediss://")):
                 raise _refused(name, _scheme(url), "must be a redis:// or rediss:// address")
-        if self.engine not in ENGINES:
-            raise _refused("engine", self.engine, f"must be one of {', '.join(ENGINES)}")
+        for name, known in (("engine", ENGINES), ("strategy", STRATEGIES)):
+            if getattr(self, name) not in known:
+                raise _refused(name, getattr(self, name), f"must be one of {', '.join(known)}")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
             raise _refused(
                 "device_id", self.device_id, "letters, digits, '-' and '_', 64 at most"
@@ -89,6 +91,10 @@ class Settings:
             raise _refused(
                 "device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S"
             )
+
+    def __repr__(self) -> str:
+        # Addresses may hold passwords, and logs and Celery's reports print settings.
+        return f"<Settings {self.engine} {self.model}>"
 
     @property
     def results(self) -> str | None:
@@ -132,8 +138,9 @@ def _refused(name: str, value: object, reason: str) -> SettingsError:
 
 
 def _scheme(url: str) -> str:
-    # The rest of an address may hold a password.
-    return url.partition("://")[0] + "://..." if "://" in url else "..."
+    # Anything else in an address may be a password.
+    found = re.match(r"[a-z][a-z0-9+]*://", url)
+    return f"{found.group()}..." if found else "..."
 
 
 @cache

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from celery import Task
+from celery.result import AsyncResult
+from kombu.exceptions import DecodeError
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
-from sutra_tasks.calls import HEADER, Call, demand_of
+from sutra_tasks.calls import HEADER, Call, check_strategy, demand_of
 from sutra_tasks.errors import (
     BrokerNotConfiguredError,
     CallbackQueueError,
@@ -22,27 +24,44 @@ from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
-    from celery.result import AsyncResult
 
     from sutra_tasks.vectors import Embeddings, Vectors
 
     Server = Callable[[Call], Vectors | Embeddings]
 
-__all__ = ["EmbedTask", "embed", "serve"]
+__all__ = ["EmbedResult", "EmbedTask", "embed", "serve"]
 
 _server: Server | None = None
 
 
-def serve(server: Server | None) -> None:
-    """Let ``server`` answer the calls of ``embed`` that run in this process; None to stop."""
+def serve(server: Server | None) -> Server | None:
+    """Let ``server`` answer the calls of ``embed`` that run in this process; return the one before."""
     global _server  # noqa: PLW0603 - one process serves one device
-    _server = server
+    before, _server = _server, server
+    return before
+
+
+class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
+    """Celery's result, but a record that does not decode raises our own error for it."""
+
+    def get(self, *args: Any, **options: Any) -> Any:
+        """Wait for the vectors; see :meth:`EmbedTask.delay`.
+
+        Raises:
+            SutraError: the task failed, or its record is corrupt or of another version.
+        """
+        try:
+            return super().get(*args, **options)
+        except DecodeError as error:
+            if isinstance(error.__cause__ or error.__context__, SutraError):
+                raise (error.__cause__ or error.__context__) from None
+            raise
 
 
 class EmbedTask(Task):
     """Checks a call where it is made, so that bad input never travels."""
 
-    def delay(self, texts: str | Sequence[str], **options: Any) -> AsyncResult:
+    def delay(self, texts: str | Sequence[str], **options: Any) -> EmbedResult:
         """Send texts to the fleet.
 
         Args:
@@ -67,7 +86,7 @@ class EmbedTask(Task):
         *,
         strategy: str | None = None,
         **options: Any,
-    ) -> AsyncResult:
+    ) -> EmbedResult:
         """Send texts with Celery's own options; see :meth:`delay` for the arguments and errors.
 
         Raises:
@@ -75,6 +94,8 @@ class EmbedTask(Task):
         """
         limits = settings()
         call = Call.of(args or (), kwargs or {}, limits)
+        if strategy is not None:
+            check_strategy(strategy)
         if limits.broker_url is None and not self.app.conf.task_always_eager:
             raise BrokerNotConfiguredError
         for option in ("link", "link_error", "chain", "chord"):
@@ -94,6 +115,12 @@ class EmbedTask(Task):
         made.options.setdefault("queue", keys.EMBED_QUEUE)
         return made
 
+    subtask = signature
+
+    def AsyncResult(self, task_id: str, **options: Any) -> EmbedResult:  # noqa: N802 - Celery's name
+        """Return the result of an earlier call."""
+        return EmbedResult(task_id, backend=self.backend, task_name=self.name, **options)
+
 
 def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
     """Yield the names of other apps' tasks in ``callbacks`` that say no queue."""
@@ -101,12 +128,11 @@ def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
         return
     for signature in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
         task = signature["task"]
-        inner = signature.get("kwargs") or {}
-        nested = [inner[name] for name in ("tasks", "header", "body") if inner.get(name)]
-        if nested:
-            for part in nested:
-                yield from _callbacks_without_queue(part)
-        elif not task.startswith((keys.OWN_TASK_PREFIX, "celery.")):
+        if task.startswith("celery."):  # chain, group, chord and the like hold others
+            inner = signature.get("kwargs") or {}
+            for name in ("tasks", "task", "header", "body"):
+                yield from _callbacks_without_queue(inner.get(name))
+        elif not task.startswith(keys.OWN_TASK_PREFIX):
             options = signature.get("options") or {}
             if not options.get("queue") and not options.get("exchange"):
                 yield task

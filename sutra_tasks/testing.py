@@ -52,10 +52,10 @@ def local_fleet(*, width: int = 384, batch_s: float = 0.0) -> Iterator[None]:
     before = app.conf.task_always_eager
     batcher.start()
     app.conf.task_always_eager = True
-    serve(answer)
+    other = serve(answer)
     try:
         yield
     finally:
-        serve(None)
+        serve(other)
         app.conf.task_always_eager = before
         batcher.close(timeout_s=5)

@@ -25,6 +25,7 @@ from sutra_tasks.errors import CorruptResultError, UnsupportedVersionError
 __all__ = ["VERSION", "Embeddings", "Floats", "Vectors", "finish", "register"]
 
 VERSION: Final = 1
+MOST: Final = 2**31
 VECTORS_TYPE: Final = "sutra.vectors"
 EMBEDDINGS_TYPE: Final = "sutra.embeddings"
 
@@ -49,6 +50,8 @@ class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
 
     def __json__(self) -> dict[str, Any]:
         # kombu asks for this before its registered types, so nobody's ndarray codec comes first.
+        if self.dtype != np.float32:
+            raise TypeError(f"vectors are float32; an array of {self.dtype} has no JSON form")
         data = base64.b64encode(np.ascontiguousarray(self, dtype="<f4").data).decode("ascii")
         return _typed(VECTORS_TYPE, {"v": VERSION, "shape": list(self.shape), "data": data})
 
@@ -58,7 +61,9 @@ class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
         return array[()] if return_scalar else np.asarray(array)
 
     def __repr__(self) -> str:
-        return f"<Vectors {'x'.join(map(str, self.shape))} {self.dtype}>"
+        if self.dtype != np.float32:  # such as the indices of argsort()
+            return repr(np.asarray(self))
+        return f"<Vectors {'x'.join(map(str, self.shape))} float32>"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,9 +130,9 @@ def _vectors_from_json(value: Any) -> Vectors:
     if (
         not isinstance(shape, list)
         or len(shape) not in (1, 2)
-        or not all(type(n) is int and n >= 0 for n in shape)
+        or not all(type(n) is int and 0 <= n <= MOST for n in shape)
     ):
-        raise CorruptResultError("shape must be one or two whole numbers")
+        raise CorruptResultError("shape must be one or two whole numbers of a sensible size")
     try:
         raw = base64.b64decode(data, validate=True)
     except (binascii.Error, TypeError, ValueError):

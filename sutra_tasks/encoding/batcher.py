@@ -164,7 +164,11 @@ class Batcher:
 
     def _run(self) -> None:
         while (taken := self._next()) is not None:
-            self._compute(taken)
+            try:
+                self._compute(taken)
+            except Exception as error:  # noqa: BLE001 - without this thread every later task hangs
+                for job, _, position in taken:
+                    self._fail(job, TextError(position, error))
 
     def _next(self) -> list[tuple[_Job, TokenizedText, int]] | None:
         """Wait for a batch that is due; None when closed and nothing is left."""
@@ -233,10 +237,13 @@ class Batcher:
 
     def _encode(self, texts: list[TokenizedText]) -> tuple[Floats, dict[int, Exception]]:
         """Encode; where that fails, halve until the texts at fault stand alone."""
+        width = self._encoder.card.width
         try:
-            return self._encoder.encode(texts), {}
+            rows = self._encoder.encode(texts)
+            if rows.shape != (len(texts), width):
+                raise ValueError(f"the engine gave rows of shape {rows.shape}")  # noqa: TRY301
+            return rows, {}
         except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to its texts
-            width = self._encoder.card.width
             if len(texts) == 1:
                 return np.zeros((1, width), dtype=np.float32), {0: error}
             half = len(texts) // 2

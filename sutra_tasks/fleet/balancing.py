@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError
+from sutra_tasks.calls import check_strategy
+from sutra_tasks.errors import NoHealthyWorkersError
 
 if TYPE_CHECKING:
     from sutra_tasks.calls import Demand
 
-__all__ = ["STRATEGIES", "Device", "Fleet", "check_strategy", "choose", "round_robin"]
+__all__ = ["STRATEGIES", "Device", "Fleet", "choose", "round_robin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +45,6 @@ def round_robin(fleet: Fleet, demand: Demand, ticket: int) -> Device:  # noqa: A
 
 
 STRATEGIES: Final[Mapping[str, Strategy]] = {"round_robin": round_robin}
-
-
-def check_strategy(name: str) -> str:
-    """Return ``name`` if there is such a strategy.
-
-    Raises:
-        InvalidOptionError: there is none.
-    """
-    if name not in STRATEGIES:
-        raise InvalidOptionError("strategy", repr(name[:50]), f"one of {', '.join(STRATEGIES)}")
-    return name
 
 
 def choose(fleet: Fleet, demand: Demand, ticket: int, *, default: str) -> Device:

@@ -26,7 +26,7 @@ from kombu.utils.json import loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks.fleet.held import held_by, lanes
+from sutra_tasks.fleet.held import held_by, home, lanes
 
 if TYPE_CHECKING:
     from sutra_tasks.fleet.held import HeldMessages
@@ -37,6 +37,7 @@ logger = get_logger(__name__)
 
 MOST_MESSAGES: Final = 16
 MOST_BYTES: Final = 1 << 20
+TAKEN: Final = "sutra_taken"
 IDLE_WAIT_S: Final = 0.1
 """An idle worker waits on its first list and looks into the others this often."""
 
@@ -60,15 +61,14 @@ class QoS(stock.QoS):
             virtual.QoS.ack(self, delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Give a message back to the queue its sender chose, or drop it."""
+        """Give a message back to the queue it belongs to, or drop it; from any thread."""
         message = self._delivered.get(delivery_tag)
-        if message is None:
-            return
-        if requeue:
-            self.channel.held.give_back(self.channel.commands, message.sutra_raw)
-        else:
-            self.channel.finish(message)
-        virtual.QoS.ack(self, delivery_tag)
+        if message is not None:
+            if requeue:
+                self.channel.give_back(message)
+            else:
+                self.channel.finish(message)
+            virtual.QoS.ack(self, delivery_tag)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: no message becomes visible by waiting."""
@@ -80,8 +80,8 @@ class QoS(stock.QoS):
         if self._delivered.restored:
             return
         self._delivered.restored = True
+        self.channel.abandon(list(self._delivered.values()))
         self._delivered.clear()
-        self.channel.return_held()
 
 
 class Channel(stock.Channel):
@@ -94,6 +94,8 @@ class Channel(stock.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._idle = self._waits = False
+        self._home: str | None = None
+        self._unacknowledged: set[str] = set()
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -119,19 +121,22 @@ class Channel(stock.Channel):
         self.__dict__.pop("_commands", None)
         super()._disconnect_pools()
 
-    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
-        """Start consuming; what an earlier connection of this process left held goes back first."""
-        if self.held is not None and not self._active_queues and queue not in self._fanout_queues:
-            returned = self.held.reclaim(self.commands)
-            if returned:
-                logger.warning("%d messages of the lost connection went back", returned)
-        return super().basic_consume(queue, *args, **kwargs)
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
+        """Start consuming; what a lost connection of this process left held goes back first."""
+        if self.held is not None and queue not in self._fanout_queues:
+            if no_ack:
+                self._unacknowledged.add(queue)
+            if self._home is None:
+                self._home = home(queue)
+                if returned := self.held.reclaim(self.commands, self._home):
+                    logger.warning("%d messages of the lost connection went back", returned)
+        return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def finish(self, message: Any) -> None:
         """Note an acknowledgement; the next take tells the server. From any thread."""
-        assert self.held is not None
-        self.held.finish(message.sutra_raw)
-        self._wake()
+        if self.held is not None and message.sutra_raw is not None:
+            self.held.finish(message.sutra_raw)
+            self._wake()
 
     def forward(self, message: Any, queue: str) -> None:
         """Pass a delivered message on to ``queue``, exactly as it came, instead of handling it."""
@@ -140,6 +145,28 @@ class Channel(stock.Channel):
         self.held.forward(message.sutra_raw, queue, priority)
         virtual.QoS.ack(self.qos, message.delivery_tag)
         self._wake()
+
+    def give_back(self, message: Any) -> None:
+        """Return a message to the queue it belongs to, marked as redelivered."""
+        if self.held is not None and message.sutra_raw is not None:
+            self.held.give_back(self.commands, message.sutra_raw, home(message.sutra_queue))
+        else:  # read with basic_get, which takes without recording
+            info = message.delivery_info
+            self._do_restore_message(
+                message._raw, info["exchange"], info["routing_key"], self.commands, leftmost=False  # noqa: SLF001
+            )
+
+    def abandon(self, messages: list[Any]) -> None:
+        """Return the messages of a channel that closes, if the server can be reached."""
+        if self.held is None or self._home is None:
+            return
+        for message in messages:
+            if message.sutra_raw is not None:
+                self.held.abandon(message.sutra_raw)
+        try:
+            self.held.reclaim(self.commands, self._home)
+        except (OSError, redis.RedisError) as error:
+            logger.warning("held messages go back on reconnecting: %s", error)
 
     def _wake(self) -> None:
         # With a take under way its answer wakes the loop, IDLE_WAIT_S from now at the latest.
@@ -222,18 +249,29 @@ class Channel(stock.Channel):
         return True
 
     def _deliver(self, source: bytes | str, raw: bytes) -> None:
+        assert self.held is not None
         name = source.decode() if isinstance(source, bytes) else source
         queue = name.partition(self.sep)[0]
         self._queue_cycle.rotate(queue)
-        payload = loads(raw)
-        payload["sutra_raw"] = raw
+        try:
+            payload = loads(raw)
+            payload["properties"]["delivery_tag"]
+        except (ValueError, TypeError, KeyError):
+            logger.error("dropped %d bytes in %s that are no message", len(raw), queue)  # noqa: TRY400
+            self.held.finish(raw)
+            return
+        payload[TAKEN] = (raw, queue)
+        if queue in self._unacknowledged:
+            self.held.finish(raw)
+        else:
+            self.held.delivered(raw)
         self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel does
 
     class Message(virtual.Message):
         """A delivery that remembers the bytes it was taken as: the held list knows it by them."""
 
         def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
-            self.sutra_raw: bytes | None = payload.pop("sutra_raw", None)
+            self.sutra_raw, self.sutra_queue = payload.pop(TAKEN, (None, None))
             super().__init__(payload, channel=channel, **kwargs)
 
 
@@ -245,8 +283,8 @@ class Transport(stock.Transport):
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         # A message of a queue whose consumer was just cancelled: it is held, so it goes back.
         for channel in self.channels:
-            if channel and channel.held is not None and (raw := raw_message.get("sutra_raw")):
-                with suppress(redis.RedisError):
-                    channel.held.give_back(channel.commands, raw)
+            if channel and channel.held is not None and (TAKEN in raw_message):
+                raw, queue = raw_message[TAKEN]
+                channel.held.give_back(channel.commands, raw, home(queue))
                 return
         super()._reject_inbound_message(raw_message)

@@ -13,19 +13,22 @@ from collections import deque
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
+from celery.utils.log import get_logger
 from kombu.transport.redis import PRIORITY_STEPS
 from kombu.transport.redis import Channel as StockChannel
 
 from sutra_tasks import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import redis
 
     Command = tuple[str | bytes | int, ...]
 
-__all__ = ["HeldMessages", "give_back_all", "held_by", "lane", "lanes", "new_incarnation"]
+__all__ = ["HeldMessages", "give_back_all", "held_by", "home", "lane", "lanes", "new_incarnation"]
+
+logger = get_logger(__name__)
 
 SETTLE_AND_TAKE: Final = """
 local finished, forwarded = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -90,36 +93,58 @@ def lanes(queue: str) -> list[str]:
     return [lane(queue, step) for step in PRIORITY_STEPS]
 
 
-def _redelivered(raw: bytes) -> tuple[str, str]:
-    """Return the list a held message goes back to, and the message marked as redelivered.
+def home(queue: str) -> str:
+    """Return where a message taken from ``queue`` goes back to: a device's are routed afresh."""
+    return keys.EMBED_QUEUE if queue.startswith(keys.DEVICE_QUEUE_PREFIX) else queue
 
-    Its routing key is the queue its sender chose, even after the router passed it on to a device,
-    so what a device gives back is routed afresh.
+
+def _redelivered(raw: bytes) -> tuple[int, str] | None:
+    """Return a held message's priority, and the message marked as redelivered.
+
+    None for bytes that are no Celery message: nobody could ever deliver them.
     """
-    message: dict[str, Any] = json.loads(raw)
-    properties = message["properties"]
-    info = properties["delivery_info"]
-    message.setdefault("headers", {})["redelivered"] = True
-    info["redelivered"] = True
+    try:
+        message: dict[str, Any] = json.loads(raw)
+        properties = message["properties"]
+        properties["delivery_info"]["redelivered"] = True
+        message["headers"] = {**(message.get("headers") or {}), "redelivered": True}
+    except (ValueError, KeyError, TypeError):
+        return None
     priority = properties.get("priority")
-    return lane(info["routing_key"], priority if isinstance(priority, int) else 0), json.dumps(
-        message
-    )
+    return priority if isinstance(priority, int) else 0, json.dumps(message)
 
 
-def give_back_all(client: redis.Redis, incarnation: str) -> int:
-    """Return everything ``incarnation`` holds to its queues; call it when that process is gone.
+def _give_back(client: redis.Redis, held: str, queue: str, raw: bytes) -> int:
+    marked = _redelivered(raw)
+    if marked is None:
+        logger.error("dropped %d bytes that are no message", len(raw))
+        client.lrem(held, 1, raw)  # type: ignore[arg-type]  # bytes are fine
+        return 0
+    priority, message = marked
+    return int(client.eval(GIVE_BACK, 2, held, lane(queue, priority), raw, message))
+
+
+def give_back_all(
+    client: redis.Redis,
+    incarnation: str,
+    queue: str = keys.EMBED_QUEUE,
+    *,
+    but: Collection[bytes] = (),
+) -> int:
+    """Return what ``incarnation`` holds to ``queue``, and say how many messages that were.
 
     Each message moves in one step, so two callers, or one killed half-way, lose and double nothing.
+
+    Args:
+        client: the server.
+        incarnation: a process that is gone, or whose ``but`` names what it still works on.
+        queue: where its messages belong.
+        but: messages that stay held.
     """
     held = keys.held(incarnation)
     # The newest is at the head: giving it back first leaves the oldest next in line.
     messages: list[bytes] = client.lrange(held, 0, -1)
-    given = 0
-    for raw in messages:
-        queue, marked = _redelivered(raw)
-        given += int(client.eval(GIVE_BACK, 2, held, queue, raw, marked))
-    return given
+    return sum(_give_back(client, held, queue, raw) for raw in messages if raw not in but)
 
 
 @cache
@@ -139,6 +164,7 @@ class HeldMessages:
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
         self.key = keys.held(incarnation)
+        self._active: set[bytes] = set()
         self._finished: deque[bytes] = deque()
         self._forwarded: deque[tuple[bytes, str]] = deque()
         self._telling: tuple[list[bytes], list[tuple[bytes, str]]] = ([], [])
@@ -148,13 +174,23 @@ class HeldMessages:
         """Whether something is noted that the server does not know."""
         return bool(self._finished or self._forwarded)
 
+    def delivered(self, raw: bytes) -> None:
+        """Note that a consumer of this process has a message."""
+        self._active.add(raw)
+
     def finish(self, raw: bytes) -> None:
         """Note that a message is done with."""
+        self._active.discard(raw)
         self._finished.append(raw)
 
     def forward(self, raw: bytes, queue: str, priority: int) -> None:
         """Note that a message goes to another queue instead, exactly as it came."""
+        self._active.discard(raw)
         self._forwarded.append((raw, lane(queue, priority)))
+
+    def abandon(self, raw: bytes) -> None:
+        """Note that the consumer that had a message is gone; :meth:`reclaim` returns it."""
+        self._active.discard(raw)
 
     def take_command(self, lists: Sequence[str], *, room: int, most_bytes: int) -> Command:
         """Return the command that tells the server what was noted, and takes from ``lists``.
@@ -183,24 +219,24 @@ class HeldMessages:
         self._forwarded.extendleft(reversed(forwarded))
         self.told()
 
-    def give_back(self, client: redis.Redis, raw: bytes) -> None:
-        """Return one message to its queue now."""
-        queue, marked = _redelivered(raw)
-        client.eval(GIVE_BACK, 2, self.key, queue, raw, marked)
+    def give_back(self, client: redis.Redis, raw: bytes, queue: str) -> None:
+        """Return one message to ``queue`` now."""
+        self._active.discard(raw)
+        _give_back(client, self.key, queue, raw)
 
-    def reclaim(self, client: redis.Redis) -> int:
-        """Return everything held, but what is finished, to its queues: nobody works on it here.
+    def reclaim(self, client: redis.Redis, queue: str) -> int:
+        """Return to ``queue`` what is held and nobody here has: neither a consumer nor a note.
 
-        For a new connection, whose consumer knows nothing of the old one's deliveries, and for the
-        end of a worker. A thread that still computes such a message finishes it; both runs store the
-        same vectors.
+        For the end of a connection, and again for the start of the next, if the server was away. A
+        thread that still computes such a message finishes it; both runs store the same vectors.
         """
-        self.not_told()
-        self._forwarded.clear()  # still held: decided afresh by whoever takes them next
-        try:
-            client.execute_command(*self.take_command((), room=0, most_bytes=0))
-        except BaseException:
-            self.not_told()
-            raise
-        self.told()
-        return give_back_all(client, self.incarnation)
+        # Forwards are still held: whoever takes them next decides afresh.
+        self._forwarded.clear()
+        if self._finished:
+            try:
+                client.execute_command(*self.take_command((), room=0, most_bytes=0))
+            except BaseException:
+                self.not_told()
+                raise
+            self.told()
+        return give_back_all(client, self.incarnation, queue, but=self._active)

@@ -183,6 +183,8 @@ class Heartbeat:
         if self._stop.is_set():
             return
         self._stop.set()
+        if self._thread.ident is None:
+            return  # it never joined
         self._thread.join()
         try:
             leave(self._client, self._describe().id)

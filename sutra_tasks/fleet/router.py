@@ -98,10 +98,14 @@ class Router:
             return
         try:
             demand = demand_of(headers.get(HEADER), len(message.body or ""))
+        except SutraError as error:
+            self._fail(message, task, error)
+            return
+        try:
             device = choose(
                 self._snapshot(), demand, self._ticket, default=self._options.strategy
             )
-        except NoHealthyWorkersError:
+        except (NoHealthyWorkersError, redis.RedisError):
             self._wait(_Waiting(message, task, demand, self._now()))
         except SutraError as error:
             self._fail(message, task, error)
@@ -111,25 +115,34 @@ class Router:
 
     def tick(self) -> None:
         """Try again what waits, and report; called a few times a second."""
-        waiting, self._waiting = self._waiting, []
         now = self._now()
-        fleet = self._snapshot() if waiting else self._fleet
+        try:
+            fleet = self._snapshot() if self._waiting else self._fleet
+            if self._monotonic() - self._reported_at >= REPORT_S:
+                self._report()
+        except redis.RedisError as error:
+            logger.warning("cannot look at the fleet, trying again: %s", error)
+            return
+        waiting, self._waiting = self._waiting, []
         for one in waiting:
-            if _expired(one.message.headers.get("expires"), now):
-                self._request(one.message, one.task).revoked()
-            elif not fleet.devices and self._gave_up(one, now):
-                error = NoHealthyWorkersError(
-                    fleet.known,
-                    fleet.oldest_heartbeat_s,
-                    round(waited_s(one.demand, seen_at=one.since, now=now), 1),
-                )
-                self._fail(one.message, one.task, error)
-            elif fleet.devices:
-                self.route(one.message, one.task)
-            else:
+            try:
+                self._retry(one, fleet, now)
+            except Exception:
+                # It is still held; whatever is wrong with it must not cost the others their turn.
+                logger.exception("a waiting message could not be handled, trying again")
                 self._waiting.append(one)
-        if self._monotonic() - self._reported_at >= REPORT_S:
-            self._report()
+
+    def _retry(self, one: _Waiting, fleet: Fleet, now: float) -> None:
+        if _expired(one.message.headers.get("expires"), now):
+            self._request(one.message, one.task).revoked()
+        elif fleet.devices:
+            self.route(one.message, one.task)
+        elif self._gave_up(one, now):
+            waited = round(waited_s(one.demand, seen_at=one.since, now=now), 1)
+            error = NoHealthyWorkersError(fleet.known, fleet.oldest_heartbeat_s, waited)
+            self._fail(one.message, one.task, error)
+        else:
+            self._waiting.append(one)
 
     def _gave_up(self, one: _Waiting, now: float) -> bool:
         patience = self._options.no_device_wait_s
@@ -199,10 +212,11 @@ class Router:
         )
 
 
-def _expired(expires: str | None, now: float) -> bool:
-    if not expires:
-        return False
-    moment = datetime.fromisoformat(expires)
+def _expired(expires: Any, now: float) -> bool:
+    try:
+        moment = datetime.fromisoformat(expires or "")
+    except (TypeError, ValueError):
+        return False  # not set, or not a time: Celery refuses it where the task runs
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return moment.timestamp() <= now

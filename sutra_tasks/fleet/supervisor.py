@@ -94,6 +94,7 @@ class Supervisor:
         self._children = [_Child(spec) for spec in specs]
         self._client, self._drain_s, self._report = client, drain_s, report
         self._output = output or {}
+        self._owed: dict[str, str | None] = {}
 
     @property
     def pids(self) -> dict[str, int]:
@@ -107,6 +108,8 @@ class Supervisor:
 
     def step(self, now: float) -> float:
         """Notice deaths and restart what is due; return the seconds until the next look."""
+        if self._owed:
+            self._settle()
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
                 self._bury(child, now)
@@ -152,10 +155,19 @@ class Supervisor:
         )
 
     def _return_work(self, child: _Child) -> int:
-        try:
-            if child.spec.device_id is not None:
-                leave(self._client, child.spec.device_id)
-            return give_back_all(self._client, child.incarnation)
-        except redis.RedisError as error:
-            logger.warning("could not return what %s held: %s", child.spec.name, error)
-            return 0
+        """Return what a dead process held; while the server is away, owe it."""
+        self._owed[child.incarnation] = child.spec.device_id
+        return self._settle()
+
+    def _settle(self) -> int:
+        returned = 0
+        for incarnation, device_id in list(self._owed.items()):
+            try:
+                if device_id is not None:
+                    leave(self._client, device_id)
+                returned += give_back_all(self._client, incarnation)
+            except redis.RedisError as error:
+                logger.warning("the server is away, what %s held waits: %s", incarnation, error)
+                break
+            del self._owed[incarnation]
+        return returned

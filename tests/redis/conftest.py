@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from sutra_tasks.fleet.held import HeldMessages, new_incarnation
+from sutra_tasks.fleet.held import HeldMessages, held_by, new_incarnation
 from sutra_tasks.fleet.server import embedded_server
 from tests.redis.peers import Receiver, send
 
@@ -53,7 +53,7 @@ def _nothing_is_left_behind(client: redis.Redis, leaves: set[str]) -> Iterator[N
 
 @pytest.fixture
 def held() -> HeldMessages:
-    return HeldMessages(new_incarnation("t"))
+    return held_by(new_incarnation("t"))
 
 
 @pytest.fixture
@@ -76,21 +76,39 @@ def open_receiver(url: str) -> Iterator[Callable[..., Receiver]]:
 
 
 @pytest.fixture
-def process(url: str) -> Callable[..., str]:
-    """Run one end in a process of its own: an app reads its settings once."""
+def start(url: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Start one end of a result in a process of its own: an app reads its settings once."""
+    # Celery's backend calls a method that redis-py 8 calls deprecated.
+    warnings = ["-Werror", "-Wignore:Call to deprecated setex:DeprecationWarning"]
+    command = [sys.executable, *warnings, "-m", "tests.redis.results"]
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start_one(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+        environ = {**os.environ, "SUTRA_BROKER_URL": url, **variables}
+        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen([*command, *arguments], env=environ, **piped))
+        return started[-1]
+
+    yield start_one
+    for one in started:
+        one.kill()
+        one.communicate()
+
+
+@pytest.fixture
+def process(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[..., str]:
+    """Run one end of a result to its end and return what it printed."""
 
     def run(*arguments: str, **variables: str) -> str:
-        environ = {**os.environ, "SUTRA_BROKER_URL": url, **variables}
-        # Celery's backend calls a method that redis-py 8 calls deprecated.
-        warnings = ["-Werror", "-Wignore:Call to deprecated setex:DeprecationWarning"]
-        command = [sys.executable, *warnings, "-m", "tests.redis.results", *arguments]
-        ended = subprocess.run(command, env=environ, capture_output=True, timeout=60, check=False)
-        assert ended.returncode == 0, ended.stderr.decode()
-        return ended.stdout.decode()
+        one = start(*arguments, **variables)
+        answer, said = one.communicate(timeout=60)
+        assert one.returncode == 0, said.decode()
+        return answer.decode()
 
     return run
 
 
 @pytest.fixture
 def get(process: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """``get(*ids)``: what a caller gets or catches for each task, described."""
     return lambda *names: json.loads(process("get", *names))

@@ -65,7 +65,10 @@ class Receiver:
         no_ack: bool = False,
         on_message: Callable[[Message], None] | None = None,
     ) -> None:
-        options = {} if held is None else {"transport": OURS, "transport_options": {"held": held}}
+        options: dict[str, Any] = {}
+        if held is not None:
+            named = {"incarnation": held.incarnation}
+            options = {"transport": OURS, "transport_options": named}
         self.messages: list[Message] = []
         self.connection = Connection(url, **options)
         self.channel = self.connection.channel()

@@ -1,8 +1,8 @@
 """Both ends of a result, as processes with an app of their own.
 
-``python -m tests.redis.results store`` stores everything below, as a worker
-would, each under its name;
-``python -m tests.redis.results get <id>...`` is a caller that prints what it gets, as JSON.
+``python -m tests.redis.results worker`` stores everything below, each under its name, as a worker does;
+``... stock`` the same through Celery's own backend; ``... fail <id>...`` stores an error, as a worker;
+``... get <id>...`` is a caller that prints what it gets, as JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from celery.result import AsyncResult
 
 from sutra_tasks import errors
 from sutra_tasks.app import app
+from sutra_tasks.fleet.worker import router_app
 from sutra_tasks.vectors import Embeddings, Vectors
 
 TEXT: Final = "a text that must not be stored"
@@ -88,6 +89,12 @@ def store() -> None:
         app.backend.mark_as_failure(name, error, request=_request(name))
 
 
+def fail(names: list[str]) -> None:
+    """Store an error for each task."""
+    for name in names:
+        app.backend.mark_as_failure(name, ERRORS["EncodingError"], request=_request(name))
+
+
 def get(names: list[str]) -> None:
     """Print what ``AsyncResult.get`` returns or raises for each task."""
     got = {}
@@ -104,8 +111,17 @@ def _request(name: str) -> Context:
     return Context(id=name, task="sutra.embed", args=(texts,), kwargs={}, delivery_info={})
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "store":
-        store()
+def main(role: str, names: list[str]) -> None:
+    if role == "get":
+        get(names)
+        return
+    if role != "stock":
+        router_app()  # its settings are a worker's
+    if role == "fail":
+        fail(names)
     else:
-        get(sys.argv[2:])
+        store()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

@@ -143,6 +143,36 @@ def test_consuming_again_on_one_channel_leaves_its_messages_alone(
         message.ack()
 
 
+def test_a_connection_that_is_dropped_unheard_loses_nothing(
+    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+) -> None:
+    # kombu's health check drops a connection whose answer is 26 s overdue (a network that swallows
+    # packets), and goes on with the same channel: what the server had answered stays held for good.
+    put("q", "text")
+    receiver = open_receiver("q", held=held)
+    receiver.channel.connection.cycle.on_poll_start()  # the take is sent, its answer never read
+    wait_until(lambda: client.llen(held.key) == 1)
+    receiver.channel.client.connection.disconnect()
+    [message] = receiver.take_all()
+    assert message.payload == "text"
+
+
+def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
+    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+) -> None:
+    put("q", *range(2))
+    receiver = open_receiver("q", held=held)
+    finished, forwarded = receiver.take(2)
+    finished.ack()
+    receiver.channel.forward(forwarded, "device")
+    client.client_pause(500)  # the take does not reach the server
+    receiver.channel.connection.cycle.on_poll_start()
+    receiver.channel.client.connection.disconnect()
+    receiver.take_all()
+    assert client.llen(held.key) == 0
+    assert client.llen("device") == 1
+
+
 # --- deliveries without an acknowledgement, or without a take ---
 
 
@@ -161,8 +191,9 @@ def test_a_message_asked_for_can_be_acknowledged(
     put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
 ) -> None:
     put("q", "text")
-    message = open_receiver("unused", held=either).channel.basic_get("q")
-    message.ack()
+    receiver = open_receiver("unused", held=either)
+    receiver.channel.basic_get("q").ack()
+    assert receiver.take_all() == []
     assert client.keys() == []
 
 

@@ -13,12 +13,38 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.held import HeldMessages, give_back_all, lane, new_incarnation
+from sutra_tasks.fleet.held import (
+    HeldMessages,
+    give_back_all,
+    held_by,
+    lane,
+    lanes,
+    new_incarnation,
+)
 from sutra_tasks.fleet.server import free_port
 from tests.redis.peers import full_memory, waiting
 
 Put = Callable[..., list[bytes]]
 Hold = Callable[..., list[bytes]]
+
+
+def ask(
+    held: HeldMessages,
+    client: redis.Redis,
+    *queues: str,
+    room: int = 0,
+    most_bytes: int = 1 << 20,
+) -> list[tuple[bytes, bytes]]:
+    """Tell the server what was noted and take from queues, as the channel does."""
+    lists = [name for queue in queues for name in lanes(queue)]
+    command = held.take_command(lists, room=room, most_bytes=most_bytes)
+    try:
+        answer = client.execute_command(*command)
+    except redis.RedisError:
+        held.not_told()
+        raise
+    held.told()
+    return list(zip(answer[::2], answer[1::2], strict=True))
 
 
 @pytest.fixture
@@ -27,9 +53,7 @@ def hold(client: redis.Redis, held: HeldMessages, put: Put) -> Hold:
 
     def send_and_take(*bodies: object, priority: int = 0) -> list[bytes]:
         messages = put("q", *bodies, priority=priority)
-        source = lane("q", priority)
-        while client.lmove(source, held.key, "RIGHT", "LEFT"):
-            pass
+        assert [raw for _, raw in ask(held, client, "q", room=len(messages))] == messages
         return messages
 
     return send_and_take
@@ -137,32 +161,85 @@ def test_a_full_server_still_takes_back_what_is_held(
     assert client.llen("q") == 3
 
 
-def test_what_is_finished_is_gone_after_a_flush(
+def test_one_process_has_one_object_for_what_it_holds() -> None:
+    name = new_incarnation("t")
+    assert held_by(name) is held_by(name)
+    assert held_by(name) is not held_by(new_incarnation("t"))
+
+
+def test_taking_serves_lists_in_order_and_names_each_messages_list(
+    held: HeldMessages, put: Put, client: redis.Redis
+) -> None:
+    low = put("q", "low", priority=9)
+    high = put("q", "high")[:1]
+    taken = ask(held, client, "q", room=5)
+    assert taken == [(b"q", *high), (lane("q", 9).encode(), *low)]
+    assert client.lrange(held.key, 0, -1) == [*low, *high]
+    for _, raw in taken:
+        held.finish(raw)
+    ask(held, client)
+
+
+@pytest.mark.parametrize(
+    ("room", "most_bytes", "expected"), [(0, 9**9, 0), (2, 9**9, 2), (9, 1, 1)]
+)
+def test_taking_stops_at_its_room_and_at_the_message_that_fills_its_bytes(
+    held: HeldMessages,
+    put: Put,
+    client: redis.Redis,
+    room: int,
+    most_bytes: int,
+    expected: int,
+) -> None:
+    sent = put("q", *range(4))
+    taken = ask(held, client, "q", room=room, most_bytes=most_bytes)
+    assert [raw for _, raw in taken] == sent[:expected]
+    assert waiting(client, "q") == sent[expected:]
+    client.flushdb()
+
+
+def test_the_server_hears_what_is_finished_with_the_next_take(
     hold: Hold, held: HeldMessages, client: redis.Redis
 ) -> None:
     for raw in hold(*range(3)):
         held.finish(raw)
+    assert held.has_news
     assert client.llen(held.key) == 3
-    held.flush(client)
+    ask(held, client)
     assert not client.exists(held.key)
+    assert not held.has_news
 
 
-def test_what_the_server_could_not_be_told_is_told_at_the_next_flush(
+def test_what_the_server_could_not_be_told_is_told_the_next_time(
     hold: Hold, held: HeldMessages, client: redis.Redis, unreachable: redis.Redis
 ) -> None:
     first, second, third = hold(*range(3))
     held.finish(first)
     held.forward(second, "other", 3)
     with pytest.raises(redis.ConnectionError):
-        held.flush(unreachable)
+        ask(held, unreachable)
+    assert held.has_news
     held.finish(third)
-    held.flush(client)
+    ask(held, client)
     assert not client.exists(held.key)
     assert client.lpop(lane("other", 3)) == second
     assert client.keys() == []
 
 
-def test_threads_may_finish_while_another_flushes(
+def test_what_could_not_be_told_on_reclaiming_is_told_the_next_time(
+    hold: Hold, held: HeldMessages, client: redis.Redis, unreachable: redis.Redis, leaves: set[str]
+) -> None:
+    finished, unfinished = hold(*range(2))
+    held.finish(finished)
+    with pytest.raises(redis.ConnectionError):
+        held.reclaim(unreachable)
+    assert held.reclaim(client) == 1
+    leaves.add("q")
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unfinished)]
+    assert not client.exists(held.key)
+
+
+def test_threads_may_finish_while_another_tells(
     hold: Hold, held: HeldMessages, client: redis.Redis
 ) -> None:
     messages = hold(*range(200))
@@ -175,8 +252,8 @@ def test_threads_may_finish_while_another_flushes(
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        held.flush(client)
-    held.flush(client)
+        ask(held, client)
+    ask(held, client)
     assert not client.exists(held.key)
 
 
@@ -184,9 +261,9 @@ def test_threads_may_finish_while_another_flushes(
 def test_a_forwarded_message_keeps_its_bytes_and_its_lane(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str], priority: int
 ) -> None:
-    [raw] = hold({"texts": ["é", "\\u00e9", '"']}, priority=0)
+    [raw] = hold({"texts": ["é", "\\u00e9", '"', "\0"]})
     held.forward(raw, "sutra.device.a", priority)
-    held.flush(client)
+    ask(held, client)
     leaves.add(lane("sutra.device.a", priority))
     assert client.lrange(lane("sutra.device.a", priority), 0, -1) == [raw]
     assert not client.exists(held.key)
@@ -198,10 +275,23 @@ def test_forwarding_keeps_order_and_reaches_each_destination(
     messages = hold(*range(6))
     for i, raw in enumerate(messages):
         held.forward(raw, f"d{i % 2}", 0)
-    held.flush(client)
+    ask(held, client)
     leaves.update({"d0", "d1"})
     assert waiting(client, "d0") == messages[0::2]
     assert waiting(client, "d1") == messages[1::2]
+
+
+def test_one_command_finishes_forwards_and_takes(
+    hold: Hold, held: HeldMessages, put: Put, client: redis.Redis, leaves: set[str]
+) -> None:
+    finished, forwarded, unfinished = hold(*range(3))
+    sent = put("q", *range(3))
+    held.finish(finished)
+    held.forward(forwarded, "other", 0)
+    assert [raw for _, raw in ask(held, client, "q", room=2)] == sent[:2]
+    leaves.update({"q", "other", held.key})
+    assert waiting(client, "other") == [forwarded]
+    assert client.lrange(held.key, 0, -1) == [*sent[1::-1], unfinished]
 
 
 def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
@@ -210,7 +300,7 @@ def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
     [raw] = hold("text")
     held.forward(raw, "other", 0)
     give_back_all(client, held.incarnation)
-    held.flush(client)
+    ask(held, client)
     leaves.add("q")
     assert client.llen("q") == 1
     assert not client.exists("other")
@@ -219,16 +309,9 @@ def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
 class LosesAnswers(redis.Redis):
     """A client that reaches the server but never hears that it did."""
 
-    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
-        pipe: Any = super().pipeline(*args, **kwargs)
-        execute = pipe.execute
-
-        def unheard() -> None:
-            execute()
-            raise redis.ConnectionError("lost")
-
-        pipe.execute = unheard
-        return pipe
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        raise redis.ConnectionError("lost")
 
 
 def test_forwarding_again_because_the_answer_was_lost_pushes_once(
@@ -238,11 +321,25 @@ def test_forwarding_again_because_the_answer_was_lost_pushes_once(
     held.forward(first, "other", 0)
     held.finish(second)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
-        held.flush(unlucky)
-    held.flush(client)
+        ask(held, unlucky)
+    ask(held, client)
     leaves.add("other")
     assert client.lrange("other", 0, -1) == [first]
     assert not client.exists(held.key)
+
+
+def test_what_was_taken_but_never_heard_of_is_reclaimed(
+    hold: Hold, held: HeldMessages, put: Put, url: str, client: redis.Redis, leaves: set[str]
+) -> None:
+    [forwarded] = hold("routed")
+    put("q", "text")
+    held.forward(forwarded, "other", 0)
+    with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
+        ask(held, unlucky, "q", room=1)
+    assert client.llen(held.key) == 1
+    assert held.reclaim(client) == 1
+    leaves.update({"q", "other"})
+    assert (client.llen("q"), client.llen("other")) == (1, 1)
 
 
 def test_a_full_server_still_forwards(
@@ -251,7 +348,7 @@ def test_a_full_server_still_forwards(
     [raw] = hold("text")
     held.forward(raw, "other", 0)
     with full_memory(client):
-        held.flush(client)
+        ask(held, client)
     leaves.add("other")
     assert client.lrange("other", 0, -1) == [raw]
 
@@ -263,7 +360,7 @@ def test_reclaiming_returns_all_but_what_is_finished_and_forgets_what_was_to_be_
     held.finish(finished)
     held.forward(forwarded, "other", 0)
     assert held.reclaim(client) == 2
-    held.flush(client)
+    ask(held, client)
     leaves.add("q")
     assert [unmarked(raw) for raw in waiting(client, "q")] == [
         json.loads(forwarded),
@@ -286,9 +383,9 @@ def test_a_routed_message_goes_back_to_where_it_was_sent(
 ) -> None:
     [raw] = hold("text")
     held.forward(raw, keys.device_queue("gpu0"), 0)
-    held.flush(client)
+    ask(held, client)
     device = HeldMessages(new_incarnation("gpu0"))
-    client.lmove(keys.device_queue("gpu0"), device.key, "RIGHT", "LEFT")
+    ask(device, client, keys.device_queue("gpu0"), room=1)
     device.give_back(client, raw)
     leaves.add("q")
     [returned] = client.lrange("q", 0, -1)

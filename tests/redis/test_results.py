@@ -22,8 +22,21 @@ def record(task_id: str) -> str:
     return f"celery-task-meta-{task_id}"
 
 
-def test_a_caller_gets_the_values_and_errors_that_were_stored(process: Process, get: Get) -> None:
-    process("store")
+def records(client: redis.Redis) -> dict[str, dict[str, Any]]:
+    """Return what is stored of every task, without its moment."""
+    found = {}
+    for name in client.scan_iter():
+        stored: Any = client.get(name)
+        found[name.decode()] = json.loads(stored)
+        assert found[name.decode()].pop("date_done")
+    return found
+
+
+@pytest.mark.parametrize("storer", ["worker", "stock"])
+def test_a_caller_gets_the_values_and_errors_that_were_stored(
+    process: Process, get: Get, storer: str
+) -> None:
+    process(storer)
     expected = {name: described(stored) for name, stored in {**VALUES, **ERRORS}.items()}
     assert get(*expected) == expected
 
@@ -33,10 +46,20 @@ def test_every_error_of_the_package_can_be_stored() -> None:
     assert all(type(error) is getattr(errors, name) for name, error in ERRORS.items())
 
 
+def test_a_worker_stores_the_same_record_as_celerys_own_backend(
+    process: Process, client: redis.Redis
+) -> None:
+    process("stock")
+    stock = records(client)
+    client.flushdb()
+    process("worker")
+    assert records(client) == stock
+
+
 def test_a_result_is_kept_as_long_as_its_setting_says(
     process: Process, client: redis.Redis
 ) -> None:
-    process("store", SUTRA_RESULT_TTL_S="77")
+    process("worker", SUTRA_RESULT_TTL_S="77")
     lifetimes = {client.ttl(name) for name in client.scan_iter()}
     assert len(client.keys()) == len(VALUES) + len(ERRORS)
     assert max(lifetimes) <= 77
@@ -44,20 +67,46 @@ def test_a_result_is_kept_as_long_as_its_setting_says(
 
 
 def test_a_result_holds_no_text_and_no_argument(process: Process, client: redis.Redis) -> None:
-    process("store")
-    for name in client.scan_iter():
-        stored = client.get(name)
-        assert isinstance(stored, bytes)
-        assert TEXT.encode() not in stored
-        assert set(json.loads(stored)) == {
-            "status", "result", "traceback", "children", "date_done", "task_id",
-        }  # fmt: skip
+    process("worker")
+    for stored in records(client).values():
+        assert TEXT not in json.dumps(stored)
+        assert set(stored) == {"status", "result", "traceback", "children", "task_id"}
+
+
+def test_a_caller_that_waits_hears_of_the_result(
+    process: Process, start: Callable[..., subprocess.Popen[bytes]], client: redis.Redis
+) -> None:
+    caller = start("get", "many", "EncodingError")
+    wait_until(lambda: client.pubsub_channels())
+    process("worker")
+    answer, said = caller.communicate(timeout=30)
+    assert caller.returncode == 0, said.decode()
+    assert json.loads(answer) == {
+        "many": described(VALUES["many"]),
+        "EncodingError": described(ERRORS["EncodingError"]),
+    }
+
+
+def test_a_success_is_final(process: Process, get: Get) -> None:
+    process("worker")
+    process("fail", "one", "details", "ModelError")
+    got = get("one", "details", "ModelError")
+    assert got["one"] == described(VALUES["one"])
+    assert got["details"] == described(VALUES["details"])
+    assert got["ModelError"] == described(ERRORS["EncodingError"])
+
+
+def test_a_success_replaces_a_failure(process: Process, get: Get) -> None:
+    process("fail", "one")
+    assert get("one")["one"] == described(ERRORS["EncodingError"])
+    process("worker")
+    assert get("one")["one"] == described(VALUES["one"])
 
 
 def test_results_go_to_their_own_server_if_there_is_one(
     process: Process, url: str, client: redis.Redis
 ) -> None:
-    process("store", SUTRA_BROKER_URL="redis://127.0.0.1:1/0", SUTRA_RESULT_URL=url)
+    process("worker", SUTRA_BROKER_URL="redis://127.0.0.1:1/0", SUTRA_RESULT_URL=url)
     assert client.exists(record("one"))
 
 

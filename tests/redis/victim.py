@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from sutra_tasks.fleet import channel
-from sutra_tasks.fleet.held import HeldMessages
+from sutra_tasks.fleet.held import held_by
 from tests.redis.peers import Receiver
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def main(url: str, incarnation: str, queue: str, mode: str, idle_wait_s: str) ->
     receiver = Receiver(
         url,
         queue,
-        held=HeldMessages(incarnation),
+        held=held_by(incarnation),
         on_message=finish if mode == "finish" else None,
     )
     while True:
