@@ -58,6 +58,8 @@ class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
     def __array_wrap__(
         self, array: Any, context: Any = None, return_scalar: bool = False, /
     ) -> Any:
+        if array is self:  # in place: v /= n
+            return self
         return array[()] if return_scalar else np.asarray(array)
 
     def __repr__(self) -> str:
@@ -78,7 +80,7 @@ class Embeddings:
         chunks: pieces each text was embedded in.
         truncated: whether text was cut off at the model's window, for each text.
         device: the device that computed them.
-        queue_s: seconds between arrival at the device and the start of its last batch.
+        queue_s: seconds the texts waited on the device while none of them was computed.
         compute_s: seconds the batches that held these texts took.
     """
 

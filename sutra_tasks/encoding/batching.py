@@ -10,7 +10,8 @@ order inside the job is free, and they are kept sorted by length.
 4. Room still left is dealt round robin to the others, unless an overtaken job is left out.
 
 Old jobs so finish before new ones begin, and yet a single text that arrives while a 10,000-text job
-computes is at most one more batch of that job away from its own. Padding never doubles a batch.
+computes is at most one more batch of that job away from its own. Similar lengths bound the padding: a
+text is at least 64 % of the longest, or within 32 tokens of it.
 """
 
 from __future__ import annotations

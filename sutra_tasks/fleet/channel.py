@@ -173,15 +173,6 @@ class Channel(stock.Channel):
         if not self._in_poll and (loop := get_event_loop()) is not None:
             loop.call_soon(_nothing)
 
-    def return_held(self) -> None:
-        """Return everything held at the end of a connection, if the server can be reached."""
-        if self.held is None or not self.connection:
-            return
-        try:
-            self.held.reclaim(self.commands)
-        except (*self.connection_errors, redis.RedisError) as error:
-            logger.warning("held messages go back on reconnecting: %s", error)
-
     def close(self) -> None:
         """Give back what is held while there is still a connection to do it on."""
         self._closing = True

@@ -134,7 +134,8 @@ class Router:
 
     def _retry(self, one: _Waiting, fleet: Fleet, now: float) -> None:
         if _expired(one.message.headers.get("expires"), now):
-            self._request(one.message, one.task).revoked()
+            if not self._request(one.message, one.task).revoked():  # the clock stepped back
+                self._waiting.append(one)
         elif fleet.devices:
             self.route(one.message, one.task)
         elif self._gave_up(one, now):

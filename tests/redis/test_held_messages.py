@@ -180,18 +180,12 @@ def test_taking_serves_lists_in_order_and_names_each_messages_list(
     ask(held, client)
 
 
-@pytest.mark.parametrize(
-    ("room", "most_bytes", "expected"), [(0, 9**9, 0), (2, 9**9, 2), (9, 1, 1)]
-)
+@pytest.mark.parametrize(("limits", "expected"), [((0, 9**9), 0), ((2, 9**9), 2), ((9, 1), 1)])
 def test_taking_stops_at_its_room_and_at_the_message_that_fills_its_bytes(
-    held: HeldMessages,
-    put: Put,
-    client: redis.Redis,
-    room: int,
-    most_bytes: int,
-    expected: int,
+    held: HeldMessages, put: Put, client: redis.Redis, limits: tuple[int, int], expected: int
 ) -> None:
     sent = put("q", *range(4))
+    room, most_bytes = limits
     taken = ask(held, client, "q", room=room, most_bytes=most_bytes)
     assert [raw for _, raw in taken] == sent[:expected]
     assert waiting(client, "q") == sent[expected:]
@@ -329,17 +323,18 @@ def test_forwarding_again_because_the_answer_was_lost_pushes_once(
 
 
 def test_what_was_taken_but_never_heard_of_is_reclaimed(
-    hold: Hold, held: HeldMessages, put: Put, url: str, client: redis.Redis, leaves: set[str]
+    hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    [forwarded] = hold("routed")
-    put("q", "text")
+    forwarded, waits = hold("routed", "text")
+    client.lmove(held.key, "q", "LEFT", "RIGHT")
     held.forward(forwarded, "other", 0)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
         ask(held, unlucky, "q", room=1)
     assert client.llen(held.key) == 1
     assert held.reclaim(client) == 1
     leaves.update({"q", "other"})
-    assert (client.llen("q"), client.llen("other")) == (1, 1)
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(waits)]
+    assert waiting(client, "other") == [forwarded]
 
 
 def test_a_full_server_still_forwards(

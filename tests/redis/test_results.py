@@ -8,10 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from sutra_tasks import errors
+from tests.conftest import wait_until
 from tests.redis.results import ERRORS, TEXT, VALUES, described
 
 if TYPE_CHECKING:
+    import subprocess
+
     import redis
 
 Process = Callable[..., str]
@@ -77,7 +82,7 @@ def test_a_caller_that_waits_hears_of_the_result(
     process: Process, start: Callable[..., subprocess.Popen[bytes]], client: redis.Redis
 ) -> None:
     caller = start("get", "many", "EncodingError")
-    wait_until(lambda: client.pubsub_channels())
+    wait_until(client.pubsub_channels)
     process("worker")
     answer, said = caller.communicate(timeout=30)
     assert caller.returncode == 0, said.decode()

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.calls import Demand
+from sutra_tasks import calls
+from sutra_tasks.calls import Demand, check_strategy
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError
 from sutra_tasks.fleet import balancing
-from sutra_tasks.fleet.balancing import Device, Fleet, check_strategy, choose, round_robin
+from sutra_tasks.fleet.balancing import Device, Fleet, choose, round_robin
 from sutra_tasks.fleet.registry import fleet_of
 
 PLAIN = Demand(texts=1, bytes=10, sent_at=None, strategy=None)
@@ -59,6 +60,7 @@ def test_an_unknown_strategy_is_refused_by_name(devices: int) -> None:
 def test_a_messages_own_strategy_wins(
     monkeypatch: pytest.MonkeyPatch, asked: str | None, default: str, expected: str
 ) -> None:
+    monkeypatch.setattr(calls, "STRATEGIES", ("round_robin", "last"))
     strategies = {**balancing.STRATEGIES, "last": lambda fleet, *_: fleet.devices[-1]}
     monkeypatch.setattr(balancing, "STRATEGIES", strategies)
     demand = Demand(texts=1, bytes=10, sent_at=None, strategy=asked)
@@ -79,3 +81,7 @@ def test_a_device_lives_while_its_heartbeat_is_young(ages: dict[str, float], ttl
 def test_a_heartbeat_as_old_as_the_limit_still_counts() -> None:
     assert fleet_of({"gpu0": 6.0}, 6.0).devices
     assert not fleet_of({"gpu0": 6.001}, 6.0).devices
+
+
+def test_every_strategy_that_may_be_asked_for_is_there() -> None:
+    assert tuple(balancing.STRATEGIES) == calls.STRATEGIES

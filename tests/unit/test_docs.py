@@ -6,7 +6,7 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_of_settings_is_the_settings():
+def test_the_page_of_settings_is_the_settings() -> None:
     spec = importlib.util.spec_from_file_location("docs_settings", DOCS / "settings.py")
     assert spec is not None
     assert spec.loader is not None

@@ -72,8 +72,10 @@ def test_redelivering_marks_a_message_and_changes_nothing_else(
         "properties": properties
         | {"delivery_info": info | {"routing_key": "sutra.embed"}, "priority": priority},
     } | ({} if headers is None else {"headers": headers})
-    queue, marked = _redelivered(json.dumps(message).encode())
-    assert queue == lane("sutra.embed", priority if isinstance(priority, int) else 0)
+    redelivered = _redelivered(json.dumps(message).encode())
+    assert redelivered is not None
+    found, marked = redelivered
+    assert found == (priority if isinstance(priority, int) else 0)
 
     found = json.loads(marked)
     assert found["headers"].pop("redelivered") is True

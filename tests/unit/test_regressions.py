@@ -1,4 +1,4 @@
-"""Laws that do not hold yet: each test is a product bug, with its smallest reproduction."""
+"""Bugs that were, each with its smallest reproduction."""
 
 import json
 from contextlib import suppress
@@ -137,7 +137,9 @@ def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back() -
         returned.append(raw)
         return 1
 
-    client: Any = SimpleNamespace(lrange=lambda *_: [b"not json", b"{}", good], eval=give_back)
+    client: Any = SimpleNamespace(
+        lrange=lambda *_: [b"not json", b"{}", good], eval=give_back, lrem=lambda *_: 1
+    )
     with suppress(ValueError, KeyError):
         give_back_all(client, "gpu0.1")
     assert good in returned
@@ -169,8 +171,14 @@ def test_a_corrupt_record_of_any_shape_is_refused_as_corrupt(shape: list[int]) -
         travel.loads(travel.dumps({"__type__": "sutra.vectors", "__value__": record}))
 
 
-def test_only_float32_is_called_vectors() -> None:
-    # argsort(), argmax(axis=1), astype(): a <Vectors 3 int64> whose numbers repr hides, and which
-    # JSON turns into float32.
+def test_what_is_derived_and_not_float32_shows_its_numbers_and_does_not_travel() -> None:
     found = Vectors.of(np.array([3, 1, 2], dtype=np.float32)).argsort()
-    assert type(found) is np.ndarray
+    assert repr(found) == repr(np.asarray(found))
+    with pytest.raises(TypeError, match="int64"):
+        travel.dumps(found)
+
+
+def test_vectors_changed_in_place_still_travel() -> None:
+    vectors = Vectors.of(np.array([3, 4], dtype=np.float32))
+    vectors /= np.float32(5)
+    assert travel.loads(travel.dumps(vectors)).tolist() == pytest.approx([0.6, 0.8])
