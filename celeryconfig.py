@@ -9,5 +9,4 @@ from sutra_tasks.settings import settings
 
 globals().update(celery_settings(settings()))
 
-# Your own, for example:
-# worker_log_color = False
+# Your own below this line, by Celery's lower-case names.

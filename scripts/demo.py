@@ -13,9 +13,10 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model comes from a package
 
+from pydoc_data.topics import topics
+
 import numpy as np
 import redis
-from pydoc_data.topics import topics
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -64,8 +65,7 @@ def main(questions: tuple[str, ...]) -> None:
         devices = plan(options, None)
         specs = worker_specs(options, devices)
         output = {
-            spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb"))
-            for spec in specs
+            spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb")) for spec in specs
         }
         began = time.monotonic()
         supervisor = stack.enter_context(fleet(options, specs, report=console.print, output=output))
@@ -82,9 +82,7 @@ def main(questions: tuple[str, ...]) -> None:
         ]
         columns = (TextColumn("embedding the Python manual"), BarColumn(), MofNCompleteColumn())
         with Progress(*columns, console=console, transient=True) as progress:
-            parts = [
-                result.get(timeout=120) for result in progress.track(results, total=len(results))
-            ]
+            parts = [result.get(timeout=120) for result in progress.track(results, total=len(results))]
         vectors = np.vstack(parts)
         seconds = time.monotonic() - began
         console.print(
@@ -107,8 +105,7 @@ def main(questions: tuple[str, ...]) -> None:
         deadline = time.monotonic() + 5
         seen = read(client, options.device_ttl_s)
         while (
-            sum(d.record.texts for d in seen.devices if d.record) < done
-            and time.monotonic() < deadline
+            sum(d.record.texts for d in seen.devices if d.record) < done and time.monotonic() < deadline
         ):
             time.sleep(supervisor.step(time.monotonic()))  # a heartbeat brings the last counts
             seen = read(client, options.device_ttl_s)

@@ -24,13 +24,14 @@ from sutra_tasks.errors import (
     UnsupportedVersionError,
 )
 from sutra_tasks.settings import Settings
-from sutra_tasks.tasks import embed
+from sutra_tasks.tasks import EmbedResult, embed
 from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = [
     "BrokerNotConfiguredError",
     "CallbackQueueError",
     "CorruptResultError",
+    "EmbedResult",
     "Embeddings",
     "EncodingError",
     "InvalidInputError",

@@ -13,7 +13,6 @@ from sutra_tasks.errors import (
     TooLargeError,
     UnsupportedVersionError,
 )
-
 from sutra_tasks.settings import STRATEGIES
 
 if TYPE_CHECKING:

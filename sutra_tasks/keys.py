@@ -1,4 +1,4 @@
-"""Every queue name and Redis key, with its type and lifetime.
+r"""Every queue name and Redis key, with its type and lifetime.
 
 ==============================  ======  =====================================================
 key                             type    lifetime
@@ -14,7 +14,7 @@ key                             type    lifetime
 ``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``
 ==============================  ======  =====================================================
 
-kombu appends ``\\x06\\x16<priority>`` to a queue's name for its lanes 3, 6 and 9.
+kombu appends ``\x06\x16<priority>`` to a queue's name for its lanes 3, 6 and 9.
 """
 
 from __future__ import annotations

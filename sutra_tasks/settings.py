@@ -84,13 +84,9 @@ class Settings:
             if getattr(self, name) not in known:
                 raise _refused(name, getattr(self, name), f"must be one of {', '.join(known)}")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
-            raise _refused(
-                "device_id", self.device_id, "letters, digits, '-' and '_', 64 at most"
-            )
+            raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
         if self.device_ttl_s < 2 * self.heartbeat_s:
-            raise _refused(
-                "device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S"
-            )
+            raise _refused("device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S")
 
     def __repr__(self) -> str:
         # Addresses may hold passwords, and logs and Celery's reports print settings.

@@ -36,7 +36,7 @@ _server: Server | None = None
 
 def serve(server: Server | None) -> Server | None:
     """Let ``server`` answer the calls of ``embed`` that run in this process; return the one before."""
-    global _server  # noqa: PLW0603 - one process serves one device
+    global _server
     before, _server = _server, server
     return before
 
@@ -58,7 +58,7 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
             raise
 
 
-class EmbedTask(Task):
+class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
     """Checks a call where it is made, so that bad input never travels."""
 
     def delay(self, texts: str | Sequence[str], **options: Any) -> EmbedResult:
@@ -92,8 +92,8 @@ class EmbedTask(Task):
         Raises:
             CallbackQueueError: a callback of another Celery app names no queue.
         """
-        limits = settings()
-        call = Call.of(args or (), kwargs or {}, limits)
+        limits, given = settings(), kwargs or {}
+        call = Call.of(args or (), given, limits)
         if strategy is not None:
             check_strategy(strategy)
         if limits.broker_url is None and not self.app.conf.task_always_eager:
@@ -106,8 +106,9 @@ class EmbedTask(Task):
         # Celery would otherwise print the texts, slowly, into logs and Flower.
         options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
         texts = call.texts[0] if call.single else list(call.texts)
-        options_of_call = {name: kwargs[name] for name in kwargs or () if name != "texts"}
-        return super().apply_async((texts,), options_of_call, headers=headers, **options)
+        by_name = {name: value for name, value in given.items() if name != "texts"}
+        sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
+        return sent
 
     def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature:
         """Return a signature that names the fleet's queue, so any app's worker can send it on."""
@@ -138,7 +139,7 @@ def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
                 yield task
 
 
-@app.task(
+@app.task(  # type: ignore[untyped-decorator]  # Celery is untyped
     name=keys.EMBED_TASK,
     base=EmbedTask,
     bind=True,

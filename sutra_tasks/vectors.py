@@ -55,9 +55,7 @@ class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
         data = base64.b64encode(np.ascontiguousarray(self, dtype="<f4").data).decode("ascii")
         return _typed(VECTORS_TYPE, {"v": VERSION, "shape": list(self.shape), "data": data})
 
-    def __array_wrap__(
-        self, array: Any, context: Any = None, return_scalar: bool = False, /
-    ) -> Any:
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False, /) -> Any:
         if array is self:  # in place: v /= n
             return self
         return array[()] if return_scalar else np.asarray(array)
@@ -136,8 +134,8 @@ def _vectors_from_json(value: Any) -> Vectors:
     ):
         raise CorruptResultError("shape must be one or two whole numbers of a sensible size")
     try:
-        raw = base64.b64decode(data, validate=True)
-    except (binascii.Error, TypeError, ValueError):
+        raw = base64.b64decode(str(data), validate=True)
+    except (binascii.Error, ValueError):
         raise CorruptResultError("data is not base64") from None
     if len(raw) != 4 * math.prod(shape):
         raise CorruptResultError(f"{len(raw)} bytes do not make a float32 array of shape {shape}")

@@ -16,11 +16,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
 import redis
-from pydoc_data.topics import topics
 
 from scripts.benchmarks.local import QUIET, Running, elapsed, running
 from scripts.benchmarks.report import median_ratio
@@ -71,7 +71,7 @@ def run(*, quick: bool) -> dict[str, Any]:
 
         def single() -> float:
             began = time.perf_counter()
-            got = _in_flight(lambda text: embed.delay(text), texts[:singles])
+            got = _in_flight(embed.delay, texts[:singles])
             rate = singles / elapsed(began)
             _agree(np.vstack(got), reference[:singles])
             return rate
@@ -97,9 +97,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         batches = statistics.median(_batches_for_64(here, texts[:64]) for _ in range(rounds))
     return {
         "bulk_over_encode": median_ratio(rates["fleet_lists_of_64"], rates["encode"]),
-        "single_over_plain_celery": median_ratio(
-            rates["fleet_singles"], rates["plain_celery_singles"]
-        ),
+        "single_over_plain_celery": median_ratio(rates["fleet_singles"], rates["plain_celery_singles"]),
         "batches_for_64": batches,
         "embeddings_per_s": {name: statistics.median(found) for name, found in rates.items()},
         "rounds": rounds,
@@ -126,16 +124,14 @@ def _agree(rows: Any, reference: Any) -> None:
 
 def _batches_for_64(here: Running, texts: list[str]) -> int:
     """Count the batches that 64 single texts take which are queued when one device begins."""
-    from celery import Celery  # noqa: PLC0415
-
     device = here.devices[0].id
-    control: Celery = embed.app
+    control = embed.app.control
     client = redis.Redis.from_url(here.options.broker_url or "")
     node = f"{device}@{os.uname().nodename}"
     before = _counts(client, device)
-    control.control.cancel_consumer(keys.device_queue(device), destination=[node], reply=True)
+    control.cancel_consumer(keys.device_queue(device), destination=[node], reply=True)
     sent = [embed.apply_async((text,), queue=keys.device_queue(device)) for text in texts]
-    control.control.add_consumer(keys.device_queue(device), destination=[node], reply=True)
+    control.add_consumer(keys.device_queue(device), destination=[node], reply=True)
     for result in sent:
         result.get(timeout=60)
     deadline = time.monotonic() + 10

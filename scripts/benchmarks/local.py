@@ -51,8 +51,7 @@ def running(options: Settings, *, devices: int) -> Iterator[Running]:
         )
         workers = worker_specs(options, specs, worker_options=QUIET)
         output = {
-            spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb"))
-            for spec in workers
+            spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb")) for spec in workers
         }
         supervisor = stack.enter_context(fleet(options, workers, report=print, output=output))
         await_devices(supervisor, options, specs)

@@ -20,9 +20,8 @@ from sutra_tasks.encoding.simulated import vectors_of
 from sutra_tasks.settings import Settings
 
 IN_FLIGHT = 64
-WORDS = "the quick brown fox jumps over a lazy dog while seven wizards box".split()
-SHORT = " ".join(WORDS)
-MEDIUM = " ".join((WORDS * 13)[:150])
+SHORT = "the quick brown fox jumps over a lazy dog while seven wizards box"
+MEDIUM = " ".join((SHORT.split() * 13)[:150])
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -58,8 +57,7 @@ def run(*, quick: bool) -> dict[str, Any]:
                 "tasks_per_s": statistics.median(rates[name]),
                 "medium_tasks_per_s": statistics.median(medium[name]),
                 "p50_ms": 1000 * statistics.median(halves[name]),
-                "p95_ms": 1000
-                * statistics.median(percentile(one, 0.95) for one in latencies[name]),
+                "p95_ms": 1000 * statistics.median(percentile(one, 0.95) for one in latencies[name]),
             }
             for name in queues
         },

@@ -45,13 +45,19 @@ def _overridden(**given: Any) -> Settings:
 
 
 @cli.command()
-@click.option("--devices", type=int, metavar="N", help="Device workers; default: one per GPU, else per core.")
+@click.option(
+    "--devices", type=int, metavar="N", help="Device workers; default: one per GPU, else per core."
+)
 @click.option("--model", metavar="NAME", help="A sentence-transformers name or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), help="What computes the vectors.")
 @click.option("--broker", metavar="URL", help="Redis or Valkey to use; default: start one on loopback.")
-@click.option("--port", type=int, metavar="P", help="Port of the server it starts; default: 6379 if free.")
+@click.option(
+    "--port", type=int, metavar="P", help="Port of the server it starts; default: 6379 if free."
+)
 @click.option("--flower", is_flag=True, help="Open Flower on http://127.0.0.1:5555.")
-@click.option("--log-level", default="warning", show_default=True, metavar="LEVEL", help="Of the workers.")
+@click.option(
+    "--log-level", default="warning", show_default=True, metavar="LEVEL", help="Of the workers."
+)
 def up(
     devices: int | None,
     model: str | None,
@@ -71,7 +77,12 @@ def up(
 
 @cli.command()
 @click.argument("source", metavar="TEXT|FILE.jsonl|-")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="A .npy or .jsonl file; default: JSON lines on the screen.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A .npy or .jsonl file; default: JSON lines on the screen.",
+)
 @click.option("--prompt", help="One of the model's named prompts, such as query.")
 @click.option("--dimensions", type=int, help="Width of the vectors, for Matryoshka models.")
 def embed(source: str, out: Path | None, prompt: str | None, dimensions: int | None) -> None:

@@ -83,8 +83,10 @@ def _completed(out: Path, **options: Any) -> Iterator[IO[Any]]:
     """Open a file beside ``out`` that takes its name once all is written."""
     try:
         part = tempfile.NamedTemporaryFile(  # noqa: SIM115 - renamed or removed below
-            "w+b" if options.get("binary") else "w+", dir=out.parent, prefix=f".{out.name}."
-            , delete=False,
+            "w+b" if options.get("binary") else "w+",
+            dir=out.parent,
+            prefix=f".{out.name}.",
+            delete=False,
         )
     except OSError as error:
         raise SutraError(f"--out {out}: {error.strerror}") from None

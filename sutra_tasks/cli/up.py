@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import sys
@@ -11,7 +12,6 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-import os
 import redis
 from rich.console import Console
 
@@ -67,9 +67,7 @@ def fleet(
 ) -> Iterator[Supervisor]:
     """Run processes for the length of a block."""
     client = redis.Redis.from_url(options.broker_url or "", socket_timeout=5)
-    supervisor = Supervisor(
-        specs, client, drain_s=options.drain_s, report=report, output=output
-    )
+    supervisor = Supervisor(specs, client, drain_s=options.drain_s, report=report, output=output)
     try:
         supervisor.start(time.monotonic())
         yield supervisor
@@ -78,9 +76,7 @@ def fleet(
         client.close()
 
 
-def await_devices(
-    supervisor: Supervisor, options: Settings, devices: Sequence[DeviceSpec]
-) -> None:
+def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[DeviceSpec]) -> None:
     """Return once every device is in the fleet, restarting what dies meanwhile."""
     client = redis.Redis.from_url(options.broker_url or "", socket_timeout=5)
     deadline = time.monotonic() + START_TIMEOUT_S
@@ -121,9 +117,7 @@ def run(
             options = replace(options, broker_url=stack.enter_context(embedded_server(port)))
         began = time.monotonic()
         events = ["-E"] if flower else []
-        specs = worker_specs(
-            options, chosen, worker_options=["--loglevel", log_level, *events]
-        )
+        specs = worker_specs(options, chosen, worker_options=["--loglevel", log_level, *events])
         if flower:
             specs.append(_flower(options))
         supervisor = stack.enter_context(

@@ -76,7 +76,7 @@ class Batcher:
         encoder: Encoder,
         limits: Limits,
         *,
-        on_batch: Callable[[Batch], None] = lambda batch: None,
+        on_batch: Callable[[Batch], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._encoder, self._limits, self._on_batch, self._clock = encoder, limits, on_batch, clock

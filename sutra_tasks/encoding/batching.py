@@ -59,7 +59,7 @@ class Plan:
     parts: list[range]
 
 
-def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
+def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:  # noqa: C901 - one decision, top to bottom
     """Return the next batch, which is never empty.
 
     ``jobs`` is in order of arrival and not empty.

@@ -30,14 +30,14 @@ class EmbeddingService:
         batcher: Batcher,
         device: str,
         *,
-        on_answer: Callable[[float], None] = lambda seconds: None,
+        on_answer: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._encoder, self._batcher, self._device = encoder, batcher, device
         self._on_answer = on_answer
 
-    def answer(self, call: Call, *, submitted: Callable[[], None] = lambda: None) -> (
-        Vectors | Embeddings
-    ):
+    def answer(
+        self, call: Call, *, submitted: Callable[[], None] = lambda: None
+    ) -> Vectors | Embeddings:
         """Embed one call's texts.
 
         Args:
@@ -61,9 +61,7 @@ class EmbeddingService:
                 encoded = future.result()
             except TextError as error:
                 # The engine's words may hold the text: only their kind is passed on.
-                raise EncodingError(
-                    self._device, error.position, type(error.cause).__name__
-                ) from None
+                raise EncodingError(self._device, error.position, type(error.cause).__name__) from None
             rows, queue_s, compute_s = encoded.rows, encoded.queue_s, encoded.compute_s
         else:
             submitted()

@@ -154,9 +154,7 @@ def _thread_safe_tokenizer(name: str, model: SentenceTransformer) -> tuple[Token
     return ours, int(theirs.pad_token_id or 0), theirs.padding_side == "left"
 
 
-def _fingerprint(
-    model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str]
-) -> str:
+def _fingerprint(model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str]) -> str:
     """Hash what decides a vector's meaning: weights, tokenizer, modules and prompts.
 
     Taken from the loaded model before any change of precision, so a folder, a cache and a package
@@ -168,8 +166,8 @@ def _fingerprint(
         digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
     digest.update(tokenizer.to_str().encode())
     for module in model:
-        settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
-        described = json.dumps(settings, sort_keys=True, default=str)
+        describe: Any = getattr(module, "get_config_dict", dict)
+        described = json.dumps(describe(), sort_keys=True, default=str)
         digest.update(f"{type(module).__name__}:{described}".encode())
     digest.update(json.dumps(prompts, sort_keys=True).encode())
     return digest.hexdigest()[:16]

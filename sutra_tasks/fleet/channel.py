@@ -46,7 +46,7 @@ def _nothing() -> None:
     """Do nothing, on the event loop: being called is the point."""
 
 
-class QoS(stock.QoS):
+class QoS(stock.QoS):  # type: ignore[misc]  # kombu is half typed
     """Deliveries of one channel; the server's side of them is the held list."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -73,7 +73,7 @@ class QoS(stock.QoS):
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: no message becomes visible by waiting."""
 
-    def restore_unacked_once(self, stderr: Any = None) -> None:
+    def restore_unacked_once(self, stderr: Any = None) -> None:  # noqa: ARG002 - kombu's signature
         """Give back what is unfinished; what cannot be told now is reclaimed on reconnecting."""
         self._on_collect.cancel()
         self._flush()
@@ -84,7 +84,7 @@ class QoS(stock.QoS):
         self._delivered.clear()
 
 
-class Channel(stock.Channel):
+class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
     """A consuming channel that takes into, and acknowledges from, a held list."""
 
     QoS = QoS
@@ -153,7 +153,11 @@ class Channel(stock.Channel):
         else:  # read with basic_get, which takes without recording
             info = message.delivery_info
             self._do_restore_message(
-                message._raw, info["exchange"], info["routing_key"], self.commands, leftmost=False  # noqa: SLF001
+                message._raw,  # noqa: SLF001 - kombu's raw payload
+                info["exchange"],
+                info["routing_key"],
+                self.commands,
+                leftmost=False,
             )
 
     def abandon(self, messages: list[Any]) -> None:
@@ -203,9 +207,7 @@ class Channel(stock.Channel):
         self._waits = self._idle and not self.held.has_news
         if self._waits:
             self._first_list = lists[0]
-            connection.send_command(
-                "BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", str(IDLE_WAIT_S)
-            )
+            connection.send_command("BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", str(IDLE_WAIT_S))
         else:
             room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
             command = self.held.take_command(lists, room=room, most_bytes=MOST_BYTES)
@@ -258,7 +260,7 @@ class Channel(stock.Channel):
             self.held.delivered(raw)
         self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel does
 
-    class Message(virtual.Message):
+    class Message(virtual.Message):  # type: ignore[misc]  # kombu is half typed
         """A delivery that remembers the bytes it was taken as: the held list knows it by them."""
 
         def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
@@ -266,7 +268,7 @@ class Channel(stock.Channel):
             super().__init__(payload, channel=channel, **kwargs)
 
 
-class Transport(stock.Transport):
+class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
     """The transport of worker processes: ``broker_transport`` in their settings."""
 
     Channel = Channel

@@ -116,9 +116,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self._encoder, self._batcher, options.device_id, on_answer=self._statistics.answer
         )
         serve(self._answer)
-        client = redis.Redis.from_url(
-            options.broker_url or "", socket_timeout=options.socket_timeout_s
-        )
+        client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
         self._heartbeat = Heartbeat(client, self._describe, options.heartbeat_s)
 
     def on_ready(self) -> None:
@@ -154,9 +152,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         future.add_done_callback(lambda f: self._batcher.arrived() if f.cancelled() else None)
         return ApplyResult(future)
 
-    def _run(
-        self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any
-    ) -> None:
+    def _run(self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
         self._current.arriving = True
         try:
             accept_callback(os.getpid(), time.monotonic())

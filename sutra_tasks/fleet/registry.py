@@ -24,7 +24,15 @@ from sutra_tasks.fleet.held import lanes
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["DeviceRecord", "Heartbeat", "Sighting", "fleet_of", "leave", "queue_lengths", "sightings"]
+__all__ = [
+    "DeviceRecord",
+    "Heartbeat",
+    "Sighting",
+    "fleet_of",
+    "leave",
+    "queue_lengths",
+    "sightings",
+]
 
 logger = get_logger(__name__)
 
@@ -140,8 +148,7 @@ def sightings(client: redis.Redis) -> list[Sighting]:
     seen = sorted(ages(client).items())
     records = client.mget([keys.device(name) for name, _ in seen]) if seen else []
     return [
-        Sighting(name, age, _readable(text))
-        for (name, age), text in zip(seen, records, strict=True)
+        Sighting(name, age, _readable(text)) for (name, age), text in zip(seen, records, strict=True)
     ]
 
 
@@ -157,7 +164,7 @@ def queue_lengths(client: redis.Redis, queues: Iterable[str]) -> dict[str, int]:
     return {name: sum(lengths[i * step : (i + 1) * step]) for i, name in enumerate(names)}
 
 
-def _readable(text: bytes | None) -> DeviceRecord | None:
+def _readable(text: bytes | str | None) -> DeviceRecord | None:
     try:
         return None if text is None else DeviceRecord.from_json(text)
     except UnsupportedVersionError:

@@ -39,9 +39,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         request: Any = None,
         **_: Any,
     ) -> Any:
-        meta = self._get_result_meta(
-            result=result, state=state, traceback=traceback, request=request
-        )
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         expires = self.failure_expires if state == states.FAILURE else self.expires
         self.ensure(

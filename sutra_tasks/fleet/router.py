@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -102,9 +102,7 @@ class Router:
             self._fail(message, task, error)
             return
         try:
-            device = choose(
-                self._snapshot(), demand, self._ticket, default=self._options.strategy
-            )
+            device = choose(self._snapshot(), demand, self._ticket, default=self._options.strategy)
         except (NoHealthyWorkersError, redis.RedisError):
             self._wait(_Waiting(message, task, demand, self._now()))
         except SutraError as error:
@@ -194,7 +192,10 @@ class Router:
             return
         logger.warning("task %s failed: %s", request.id, error)
         task.backend.mark_as_failure(
-            request.id, error, request=request._context, store_result=request.store_errors  # noqa: SLF001
+            request.id,
+            error,
+            request=request._context,  # noqa: SLF001 - as Celery's own worker does
+            store_result=request.store_errors,
         )
         request.acknowledge()
         request.send_event("task-failed", exception=repr(error), traceback="")
@@ -219,7 +220,7 @@ def _expired(expires: Any, now: float) -> bool:
     except (TypeError, ValueError):
         return False  # not set, or not a time: Celery refuses it where the task runs
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
+        moment = moment.replace(tzinfo=UTC)
     return moment.timestamp() <= now
 
 
@@ -241,9 +242,7 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         worker, options = consumer.controller, settings()
-        client = redis.Redis.from_url(
-            options.broker_url or "", socket_timeout=options.socket_timeout_s
-        )
+        client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
         name = str(worker.hostname).partition("@")[0]
         self._router = worker.sutra_router = Router(options, client, name)
         self._timer: Any = None

@@ -85,9 +85,14 @@ def start(url: str) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
     def start_one(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
         environ = {**os.environ, "SUTRA_BROKER_URL": url, **variables}
-        piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        started.append(subprocess.Popen([*command, *arguments], env=environ, **piped))
-        return started[-1]
+        one = subprocess.Popen(
+            [*command, *arguments],
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        started.append(one)
+        return one
 
     yield start_one
     for one in started:

@@ -1,8 +1,8 @@
 """Both ends of a result, as processes with an app of their own.
 
-``python -m tests.redis.results worker`` stores everything below, each under its name, as a worker
-does; ``... stock`` the same through Celery's own backend; ``... fail <id>...`` stores an error, as a
-worker; ``... get <id>...`` is a caller that prints what it gets, as JSON.
+``python -m tests.redis.results worker`` stores all that is below, each under its name, as a worker
+does; ``... stock`` the same through Celery's own backend; ``... fail <id>...`` stores an error as a
+worker does; ``... get <id>...`` is a caller that prints what it gets, as JSON.
 """
 
 from __future__ import annotations

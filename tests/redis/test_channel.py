@@ -100,9 +100,7 @@ def test_acknowledging_removes_a_message_everywhere(
     receiver.drain_until(lambda: not client.keys())
 
 
-def test_dropping_removes_a_message_everywhere(
-    receive: Receive, put: Put, client: redis.Redis
-) -> None:
+def test_dropping_removes_a_message_everywhere(receive: Receive, put: Put, client: redis.Redis) -> None:
     put("q", "text")
     receiver = receive("q")
     [message] = receiver.take(1)
@@ -263,6 +261,89 @@ def test_broadcasts_reach_a_consumer_beside_its_queue(
         assert heard == [{"method": "ping"}]
 
 
+def test_a_message_whose_routing_key_is_not_its_queue_comes_back(
+    receive: Receive, url: str, client: redis.Redis
+) -> None:
+    # A queue bound to an exchange. gocelery, say, writes the routing key "celery" always.
+    exchange = Exchange("everything", type="topic")
+    queue = Queue("q", exchange, routing_key="to.*")
+    receiver = receive(queue)
+    with Connection(url) as connection, connection.channel() as channel:
+        Producer(channel, exchange).publish("text", routing_key="to.embed", declare=[queue])
+    [message] = receiver.take(1)
+    message.reject(requeue=True)
+    assert client.lrange("to.embed", 0, -1) == []
+    [message] = receiver.take(1)
+    message.ack()
+
+
+def test_another_consumer_of_the_process_leaves_held_messages_alone(
+    put: Put, client: redis.Redis, receive: Receive
+) -> None:
+    put("q", *range(3))
+    messages = receive("q").take(3)
+    receive("reply")
+    assert client.llen("q") == 0
+    for message in messages:
+        message.ack()
+
+
+def test_closing_a_channel_leaves_messages_of_another_alone(
+    put: Put, client: redis.Redis, receive: Receive, url: str
+) -> None:
+    # Celery reopens its remote control's channel after any error in a control command.
+    put("q", *range(3))
+    receiver = receive("q")
+    messages = receiver.take(3)
+    broadcast = Exchange("everyone", type="fanout")
+    heard: list[object] = []
+    with receiver.connection.channel() as ear:
+        queue = Queue("ear", broadcast, auto_delete=True)
+        Consumer(ear, [queue], no_ack=True, on_message=heard.append).consume()
+        receiver.drain_until(client.pubsub_numpat)
+        with Connection(url) as connection, connection.channel() as channel:
+            Producer(channel, broadcast).publish({"method": "ping"})
+        receiver.drain_until(lambda: heard)
+    assert waiting(client, "q") == []
+    for message in messages:
+        message.ack()
+
+
+def test_consuming_again_on_one_channel_leaves_its_messages_alone(
+    put: Put, client: redis.Redis, receive: Receive
+) -> None:
+    # Remote control's cancel_consumer and add_consumer do this to a running worker.
+    put("q", *range(3))
+    receiver = receive("q")
+    messages = receiver.take(3)
+    receiver.consumer.cancel()
+    receiver.consumer.consume()
+    assert waiting(client, "q") == []
+    for message in messages:
+        message.ack()
+
+
+def test_a_consumer_that_does_not_acknowledge_leaves_nothing_behind(
+    put: Put, client: redis.Redis, receive: Receive
+) -> None:
+    # Celery reads replies of remote control so: mingle (on by default), and inspect in a worker.
+    put("reply", "text")
+    receiver = receive("reply", no_ack=True)
+    receiver.take(1)
+    receiver.close()
+    assert client.keys() == []
+
+
+def test_a_message_asked_for_can_be_acknowledged(
+    put: Put, client: redis.Redis, receive: Receive
+) -> None:
+    put("q", "text")
+    receiver = receive("unused")
+    receiver.channel.basic_get("q").ack()
+    assert receiver.take_all() == []
+    assert client.keys() == []
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """Celery's event loop, as a worker runs it."""
@@ -329,3 +410,18 @@ def test_a_transport_that_holds_nothing_can_publish(url: str, open_receiver: Rec
         connection.Producer(channel).publish("text", routing_key="q")
     [message] = open_receiver("q").take(1)
     message.ack()
+
+
+@pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}', b"[]", b"\xff"])
+def test_what_is_no_message_is_dropped_and_consuming_goes_on(
+    put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis, poison: bytes
+) -> None:
+    put("q", "before")
+    client.lpush("q", poison)
+    put("q", "after")
+    receiver = open_receiver("q", held=held)
+    messages = receiver.take(2)
+    assert [message.payload for message in messages] == ["before", "after"]
+    for message in messages:
+        message.ack()
+    receiver.drain_until(lambda: not client.keys())

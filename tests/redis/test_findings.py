@@ -6,19 +6,21 @@ Those with a parameter ``stock`` hold over kombu's own transport. A mended one m
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
-from kombu import Connection, Consumer, Exchange, Producer, Queue
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.held import HeldMessages, give_back_all
-from sutra_tasks.fleet.registry import Heartbeat
+from sutra_tasks.fleet.server import free_port
 from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec
 from tests.conftest import wait_until
 from tests.redis.peers import Receiver, waiting
+
+if TYPE_CHECKING:
+    from sutra_tasks.fleet.held import HeldMessages
 
 Put = Callable[..., list[bytes]]
 Receive = Callable[..., Receiver]
@@ -37,117 +39,15 @@ def either(request: pytest.FixtureRequest, held: HeldMessages) -> HeldMessages |
     return held if request.param == "ours" else None
 
 
-# --- bytes in a queue that are no message: give_back_all raises, and so do its callers ---
+# --- a connection that is dropped without an error -----------------------------------------------
+#
+# kombu's health check (and its handling of an idle socket that closed) disconnects and goes on with
+# the same channel: no error, no new consumer, no reclaim. It does so after 26 s without an answer.
 
 
-@pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}'])
-def test_what_is_no_message_does_not_keep_others_from_going_back(
-    put: Put, client: redis.Redis, held: HeldMessages, poison: bytes
-) -> None:
-    # The worker that takes it ends; then its supervisor calls this, and ends as well.
-    put("q", "text")
-    client.lmove("q", held.key, "RIGHT", "LEFT")
-    client.lpush(held.key, poison)
-    give_back_all(client, held.incarnation)
-    assert len(waiting(client, "q")) == 1
-
-
-def test_the_next_connection_consumes_on_after_what_was_no_message(
-    put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
-) -> None:
-    client.lpush("q", b"not json")
-    with pytest.raises(ValueError, match="Expecting value"):
-        open_receiver("q", held=either).take(1)
-    put("q", "text")
-    try:
-        [message] = open_receiver("q", held=either).take(1)
-        message.ack()
-    finally:
-        client.flushdb()  # closing the receivers would raise the same error again
-
-
-def test_a_message_without_headers_can_be_given_back(
-    put: Put, client: redis.Redis, held: HeldMessages
-) -> None:
-    [raw] = put("q", "text")
-    client.delete("q")
-    client.lpush(held.key, json.dumps({**json.loads(raw), "headers": None}))
-    assert give_back_all(client, held.incarnation) == 1
-
-
-# --- the routing key is taken for the queue's name: such work ends in a list nobody serves ---
-
-
-def test_a_message_whose_routing_key_is_not_its_queue_comes_back(
-    open_receiver: Receive, url: str, client: redis.Redis, either: HeldMessages | None
-) -> None:
-    # A queue bound to an exchange. gocelery, say, writes the routing key "celery" always.
-    exchange = Exchange("everything", type="topic")
-    queue = Queue("q", exchange, routing_key="to.*")
-    receiver = open_receiver(queue, held=either)
-    with Connection(url) as connection, connection.channel() as channel:
-        Producer(channel, exchange).publish("text", routing_key="to.embed", declare=[queue])
-    [message] = receiver.take(1)
-    message.reject(requeue=True)
-    assert client.lrange("to.embed", 0, -1) == []
-    [message] = receiver.take(1)
-    message.ack()
-
-
-# --- one held list a process, but a channel reclaims and closes as if it were the only one ---
-
-
-def test_another_consumer_of_the_process_leaves_held_messages_alone(
-    put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
-) -> None:
-    put("q", *range(3))
-    messages = open_receiver("q", held=either).take(3)
-    open_receiver("reply", held=either)
-    assert client.llen("q") == 0
-    for message in messages:
-        message.ack()
-
-
-def test_closing_a_channel_leaves_messages_of_another_alone(
-    put: Put, client: redis.Redis, open_receiver: Receive, url: str, either: HeldMessages | None
-) -> None:
-    # Celery reopens its remote control's channel after any error in a control command.
-    put("q", *range(3))
-    receiver = open_receiver("q", held=either)
-    messages = receiver.take(3)
-    broadcast = Exchange("everyone", type="fanout")
-    heard: list[object] = []
-    with receiver.connection.channel() as ear:
-        queue = Queue("ear", broadcast, auto_delete=True)
-        Consumer(ear, [queue], no_ack=True, on_message=heard.append).consume()
-        receiver.drain_until(client.pubsub_numpat)
-        with Connection(url) as connection, connection.channel() as channel:
-            Producer(channel, broadcast).publish({"method": "ping"})
-        receiver.drain_until(lambda: heard)
-    assert waiting(client, "q") == []
-    for message in messages:
-        message.ack()
-
-
-def test_consuming_again_on_one_channel_leaves_its_messages_alone(
-    put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
-) -> None:
-    # Remote control's cancel_consumer and add_consumer do this to a running worker.
-    put("q", *range(3))
-    receiver = open_receiver("q", held=either)
-    messages = receiver.take(3)
-    receiver.consumer.cancel()
-    receiver.consumer.consume()
-    assert waiting(client, "q") == []
-    for message in messages:
-        message.ack()
-
-
-def test_a_connection_that_is_dropped_unheard_loses_nothing(
+def test_what_was_taken_over_a_connection_dropped_unheard_is_delivered_later(
     put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
 ) -> None:
-    # kombu's health check drops a connection whose answer is 26 s overdue (a network that swallows
-    # packets), and goes on with the same channel: what the server had answered stays held for good.
     put("q", "text")
     receiver = open_receiver("q", held=held)
     receiver.channel.connection.cycle.on_poll_start()  # the take is sent, its answer never read
@@ -173,31 +73,59 @@ def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
     assert client.llen("device") == 1
 
 
-# --- deliveries without an acknowledgement, or without a take ---
+def test_what_was_finished_is_not_repeated_if_telling_failed_on_sending(
+    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+) -> None:
+    put("q", *range(2))
+    lost = open_receiver("q", held=held)
+    lost.take(2)[0].ack()
+    lost.channel.client.connection._sock.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(redis.ConnectionError):
+        lost.take(1)
+    lost.connection.collect()
+    messages = open_receiver("q", held=held).take_all()
+    assert [message.payload for message in messages] == [1]
 
 
-def test_a_consumer_that_does_not_acknowledge_leaves_nothing_behind(
+# --- one home for everything a process holds -----------------------------------------------------
+
+
+def test_closing_gives_each_message_back_to_its_own_queue(
     put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
 ) -> None:
-    # Celery reads replies of remote control so: mingle (on by default), and inspect in a worker.
-    put("reply", "text")
-    receiver = open_receiver("reply", held=either, no_ack=True)
-    receiver.take(1)
+    put("a", "a")
+    put("b", "b")
+    receiver = open_receiver("a", "b", held=either)
+    receiver.take(2)
     receiver.close()
-    assert client.keys() == []
+    assert [len(waiting(client, queue)) for queue in ("a", "b")] == [1, 1]
 
 
-def test_a_message_asked_for_can_be_acknowledged(
+def test_work_of_a_lost_connection_does_not_go_to_the_queue_that_is_consumed_first(
+    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+) -> None:
+    # Mingle, Celery's default, consumes a queue for replies before a worker's own, on reconnecting.
+    put("q", *range(3))
+    lost = open_receiver("q", held=held)
+    lost.take(3)
+    lost.channel.__dict__["_commands"] = redis.Redis(port=free_port())  # the server is away
+    lost.close()
+    open_receiver("reply", held=held)
+    assert waiting(client, "reply") == []
+    assert len(open_receiver("q", held=held).take_all()) == 3
+
+
+def test_a_message_asked_for_goes_back_on_closing(
     put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
 ) -> None:
     put("q", "text")
     receiver = open_receiver("unused", held=either)
-    receiver.channel.basic_get("q").ack()
-    assert receiver.take_all() == []
-    assert client.keys() == []
+    receiver.channel.basic_get("q")
+    receiver.close()
+    assert len(waiting(client, "q")) == 1
 
 
-# --- elsewhere ---
+# --- elsewhere -----------------------------------------------------------------------------------
 
 
 class SometimesAway(redis.Redis):
@@ -214,6 +142,7 @@ class SometimesAway(redis.Redis):
 def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
     put: Put, client: redis.Redis, url: str
 ) -> None:
+    # The supervisor forgets the dead incarnation's name when it starts the next one.
     with SometimesAway.from_url(url) as own:
         specs = [WorkerSpec("router", ["sleep", "60"], {})]
         supervisor = Supervisor(specs, own, drain_s=1.0, report=lambda _: None)
@@ -222,8 +151,8 @@ def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
             [child] = supervisor._children
             process, held = child.process, keys.held(child.incarnation)
             assert process is not None
-            put("q", "text")
-            client.lmove("q", held, "RIGHT", "LEFT")
+            put(keys.EMBED_QUEUE, "text")
+            client.lmove(keys.EMBED_QUEUE, held, "RIGHT", "LEFT")
             own.away = True
             process.kill()
             wait_until(lambda: process.poll() is not None)
@@ -234,15 +163,7 @@ def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
         finally:
             supervisor.stop()
     assert client.llen(held) == 0
-    assert len(waiting(client, "q")) == 1
-
-
-def test_a_heartbeat_that_never_began_can_be_stopped(client: redis.Redis) -> None:
-    # A device worker stopped before it reached its broker; its batcher is then not drained.
-    def describe() -> Any:
-        raise AssertionError
-
-    Heartbeat(client, describe, 1.0).stop()
+    assert len(waiting(client, keys.EMBED_QUEUE)) == 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from sutra_tasks.fleet.held import (
     HeldMessages,
     give_back_all,
     held_by,
+    home,
     lane,
     lanes,
     new_incarnation,
@@ -39,7 +40,7 @@ def ask(
     lists = [name for queue in queues for name in lanes(queue)]
     command = held.take_command(lists, room=room, most_bytes=most_bytes)
     try:
-        answer = client.execute_command(*command)
+        answer: Any = client.execute_command(*command)  # type: ignore[no-untyped-call]
     except redis.RedisError:
         held.not_told()
         raise
@@ -82,7 +83,7 @@ def test_giving_back_changes_nothing_but_the_marks(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     [raw] = hold({"texts": ["é"]}, priority=6)
-    assert give_back_all(client, held.incarnation) == 1
+    assert give_back_all(client, held.incarnation, "q") == 1
     leaves.add(lane("q", 6))
     [returned] = client.lrange(lane("q", 6), 0, -1)
     assert unmarked(returned) == json.loads(raw)
@@ -94,7 +95,7 @@ def test_what_is_given_back_is_next_and_in_the_order_it_was_taken(
 ) -> None:
     taken = hold(*range(5))
     waited = put("q", "later")
-    assert give_back_all(client, held.incarnation) == 5
+    assert give_back_all(client, held.incarnation, "q") == 5
     leaves.add("q")
     *returned, last = waiting(client, "q")
     assert [unmarked(raw) for raw in returned] == [json.loads(raw) for raw in taken]
@@ -114,7 +115,7 @@ def test_callers_that_give_back_at_once_double_and_lose_nothing(
     def give_back() -> None:
         with redis.Redis.from_url(url) as own:
             start.wait()
-            given.append(give_back_all(own, held.incarnation))
+            given.append(give_back_all(own, held.incarnation, "q"))
 
     threads = [threading.Thread(target=give_back) for _ in range(4)]
     for thread in threads:
@@ -144,10 +145,10 @@ def test_giving_back_can_be_taken_up_where_another_died(
 ) -> None:
     taken = hold(*range(5))
     with DiesAfter.from_url(url) as dying, pytest.raises(KeyboardInterrupt):
-        give_back_all(dying, held.incarnation)
+        give_back_all(dying, held.incarnation, "q")
     leaves.add("q")
     assert client.llen("q") + client.llen(held.key) == 5
-    assert give_back_all(client, held.incarnation) == 3
+    assert give_back_all(client, held.incarnation, "q") == 3
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(raw) for raw in taken]
 
 
@@ -156,7 +157,7 @@ def test_a_full_server_still_takes_back_what_is_held(
 ) -> None:
     hold(*range(3))
     with full_memory(client):
-        assert give_back_all(client, held.incarnation) == 3
+        assert give_back_all(client, held.incarnation, "q") == 3
     leaves.add("q")
     assert client.llen("q") == 3
 
@@ -226,8 +227,8 @@ def test_what_could_not_be_told_on_reclaiming_is_told_the_next_time(
     finished, unfinished = hold(*range(2))
     held.finish(finished)
     with pytest.raises(redis.ConnectionError):
-        held.reclaim(unreachable)
-    assert held.reclaim(client) == 1
+        held.reclaim(unreachable, "q")
+    assert held.reclaim(client, "q") == 1
     leaves.add("q")
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unfinished)]
     assert not client.exists(held.key)
@@ -293,7 +294,7 @@ def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
 ) -> None:
     [raw] = hold("text")
     held.forward(raw, "other", 0)
-    give_back_all(client, held.incarnation)
+    give_back_all(client, held.incarnation, "q")
     ask(held, client)
     leaves.add("q")
     assert client.llen("q") == 1
@@ -331,7 +332,7 @@ def test_what_was_taken_but_never_heard_of_is_reclaimed(
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
         ask(held, unlucky, "q", room=1)
     assert client.llen(held.key) == 1
-    assert held.reclaim(client) == 1
+    assert held.reclaim(client, "q") == 1
     leaves.update({"q", "other"})
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(waits)]
     assert waiting(client, "other") == [forwarded]
@@ -354,7 +355,7 @@ def test_reclaiming_returns_all_but_what_is_finished_and_forgets_what_was_to_be_
     finished, forwarded, unfinished = hold(*range(3))
     held.finish(finished)
     held.forward(forwarded, "other", 0)
-    assert held.reclaim(client) == 2
+    assert held.reclaim(client, "q") == 2
     ask(held, client)
     leaves.add("q")
     assert [unmarked(raw) for raw in waiting(client, "q")] == [
@@ -368,21 +369,67 @@ def test_a_process_reclaims_only_its_own(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     hold("text")
-    assert HeldMessages(new_incarnation("t")).reclaim(client) == 0
+    assert HeldMessages(new_incarnation("t")).reclaim(client, "q") == 0
     leaves.add(held.key)
     assert client.llen(held.key) == 1
 
 
-def test_a_routed_message_goes_back_to_where_it_was_sent(
+def test_a_process_reclaims_nothing_that_one_of_its_consumers_has(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    [raw] = hold("text")
-    held.forward(raw, keys.device_queue("gpu0"), 0)
-    ask(held, client)
-    device = HeldMessages(new_incarnation("gpu0"))
-    ask(device, client, keys.device_queue("gpu0"), room=1)
-    device.give_back(client, raw)
+    had, abandoned, unheard_of = hold(*range(3))
+    held.delivered(had)
+    held.delivered(abandoned)
+    held.abandon(abandoned)
+    assert held.reclaim(client, "q") == 2
+    leaves.update({"q", held.key})
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [
+        json.loads(abandoned),
+        json.loads(unheard_of),
+    ]
+    assert client.lrange(held.key, 0, -1) == [had]
+
+
+@pytest.mark.parametrize(
+    ("queue", "expected"),
+    [
+        (keys.EMBED_QUEUE, keys.EMBED_QUEUE),
+        (keys.device_queue("gpu0"), keys.EMBED_QUEUE),  # to be routed afresh
+        ("another", "another"),
+    ],
+)
+def test_each_queue_has_a_home_for_its_messages(queue: str, expected: str) -> None:
+    assert home(queue) == expected
+
+
+def test_what_a_dead_process_held_goes_back_to_the_router(
+    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+) -> None:
+    hold("text", priority=3)
+    assert give_back_all(client, held.incarnation) == 1
+    leaves.add(lane(keys.EMBED_QUEUE, 3))
+    assert len(waiting(client, keys.EMBED_QUEUE)) == 1
+
+
+@pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}', b"[]", b"\xff"])
+def test_what_is_no_message_is_dropped_and_does_not_keep_others_from_going_back(
+    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str], poison: bytes
+) -> None:
+    hold("text")
+    client.lpush(held.key, poison)
+    client.rpush(held.key, poison)
+    assert give_back_all(client, held.incarnation, "q") == 1
     leaves.add("q")
-    [returned] = client.lrange("q", 0, -1)
-    assert unmarked(returned) == json.loads(raw)
-    assert client.keys() == [b"q"]
+    assert client.llen("q") == 1
+    assert not client.exists(held.key)
+
+
+def test_a_message_without_headers_can_be_given_back(
+    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+) -> None:
+    message = json.loads(hold("text")[0])
+    client.lset(held.key, 0, json.dumps({**message, "headers": None}))
+    assert give_back_all(client, held.incarnation, "q") == 1
+    leaves.add("q")
+    [returned] = waiting(client, "q")
+    assert unmarked(returned) == {**message, "headers": {}}

@@ -15,6 +15,7 @@ import redis
 from sutra_tasks.fleet.channel import MOST_MESSAGES
 from sutra_tasks.fleet.held import HeldMessages, give_back_all, lane
 from sutra_tasks.fleet.processes import spawn
+from sutra_tasks.fleet.server import free_port
 from tests.conftest import wait_until
 from tests.redis.peers import Receiver, full_memory, waiting
 
@@ -43,9 +44,7 @@ def start_victim(url: str, held: HeldMessages) -> Iterator[Start]:
     """Start a consuming process that the test may kill."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(
-        queue: str, *, mode: str = "keep", idle_wait_s: float = 0.1
-    ) -> subprocess.Popen[bytes]:
+    def start(queue: str, *, mode: str = "keep", idle_wait_s: float = 0.1) -> subprocess.Popen[bytes]:
         module = [sys.executable, "-m", "tests.redis.victim"]
         options = [url, held.incarnation, queue, mode, str(idle_wait_s)]
         started.append(spawn([*module, *options]))
@@ -97,7 +96,7 @@ def test_nothing_is_lost_when_a_process_is_killed(
     wait_until(lambda: client.llen(held.key) == 40)
     victim.kill()
     victim.wait()
-    assert give_back_all(client, held.incarnation) == 40
+    assert give_back_all(client, held.incarnation, "q") == 40
     leaves.update({"q", lane("q", 6)})
     assert tags(waiting(client, "q")) == tags(sent)
 
@@ -110,7 +109,7 @@ def test_nothing_is_lost_when_a_process_is_killed_while_it_acknowledges(
     wait_until(lambda: client.llen("done") >= 100)
     victim.kill()
     victim.wait()
-    give_back_all(client, held.incarnation)
+    give_back_all(client, held.incarnation, "q")
     leaves.update({"q", "done"})
     done = [int(text) for text in client.lrange("done", 0, -1)]
     left = tags(waiting(client, "q"))
@@ -130,7 +129,7 @@ def test_what_reaches_a_stopped_process_is_not_lost_when_it_is_killed(
     wait_until(lambda: client.llen(held.key) == 1)  # the server moved it; nobody reads the answer
     victim.kill()
     victim.wait()
-    assert give_back_all(client, held.incarnation) == 1
+    assert give_back_all(client, held.incarnation, "q") == 1
     leaves.add("q")
     assert client.llen("q") == 1
     assert not client.exists(held.key)
@@ -162,13 +161,30 @@ def test_closing_while_a_take_is_under_way_gives_back_what_it_took(
     assert not client.exists(held.key)
 
 
+def close(receiver: Receiver) -> None:
+    receiver.close()
+
+
+def collect(receiver: Receiver) -> None:
+    """Give a connection up as Celery does when it is lost."""
+    receiver.connection.collect()
+
+
+@pytest.mark.parametrize("give_up", [close, collect])
 def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_finished(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+    receive: Receive,
+    put: Put,
+    client: redis.Redis,
+    give_up: Callable[[Receiver], None],
 ) -> None:
     put("q", *range(4))
-    lost = receive("q").take(4)
+    lost = receive("q")
+    had = lost.take(4)
     cut_connections(client)
-    lost[1].ack()
+    had[1].ack()
+    with pytest.raises(redis.ConnectionError):
+        lost.take(1)
+    give_up(lost)
     receiver = receive("q")
     messages = receiver.take(3)
     assert payloads(messages) == [0, 2, 3]
@@ -176,6 +192,24 @@ def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_fin
     for message in messages:
         message.ack()
     receiver.drain_until(lambda: not client.keys())
+
+
+def test_what_could_not_go_back_on_closing_goes_back_on_reconnecting(
+    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+) -> None:
+    sent = put("q", *range(3))
+    lost = receive("q")
+    finished, *_ = lost.take(3)
+    finished.ack()
+    lost.channel.__dict__["_commands"] = redis.Redis(port=free_port())  # the server is away
+    lost.close()
+    assert client.llen(held.key) == 3
+    receiver = receive("q", prefetch=1)
+    receiver.take(1)
+    receiver.close()
+    leaves.add("q")
+    assert tags(waiting(client, "q")) == tags(sent[1:])
+    assert not client.exists(held.key)
 
 
 def test_a_message_finished_on_a_closed_connection_stays_with_its_second_taker(
@@ -197,8 +231,8 @@ def test_a_message_finished_on_a_closed_connection_stays_with_its_second_taker(
 def test_consuming_goes_on_over_twenty_lost_connections(
     receive: Receive, put: Put, client: redis.Redis
 ) -> None:
+    receiver = receive("q", prefetch=2)
     for turn in range(20):
-        receiver = receive("q", prefetch=2)
         put("q", [turn, "done"], [turn, "lost"])
         messages = receiver.take(2)
         assert payloads(messages) == [[turn, "done"], [turn, "lost"]]
@@ -206,12 +240,12 @@ def test_consuming_goes_on_over_twenty_lost_connections(
         cut_connections(client)
         with pytest.raises(redis.ConnectionError):
             receiver.take(1)
-        again = receive("q", prefetch=2)
-        [message] = again.take(1)
+        receiver.connection.collect()
+        receiver = receive("q", prefetch=2)
+        [message] = receiver.take(1)
         assert message.payload == [turn, "lost"]
         message.ack()
-        again.close()
-    assert client.keys() == []
+    receiver.drain_until(lambda: not client.keys())
 
 
 def test_a_server_that_forgets_its_scripts_changes_nothing(

@@ -184,9 +184,7 @@ def test_who_leaves_is_gone_at_once_and_others_stay(client: redis.Redis, leaves:
 def start_heartbeat() -> Iterator[Start]:
     started: list[Heartbeat] = []
 
-    def start(
-        client: redis.Redis, describe: Callable[[], DeviceRecord], interval_s: float
-    ) -> Heartbeat:
+    def start(client: redis.Redis, describe: Callable[[], DeviceRecord], interval_s: float) -> Heartbeat:
         started.append(Heartbeat(client, describe, interval_s))
         started[-1].start()
         return started[-1]
@@ -207,9 +205,7 @@ def test_a_heartbeat_registers_at_once_and_leaves_when_stopped(
     assert not heartbeat._thread.is_alive()
 
 
-def test_a_heartbeat_goes_on_and_tells_what_is_new(
-    client: redis.Redis, start_heartbeat: Start
-) -> None:
+def test_a_heartbeat_goes_on_and_tells_what_is_new(client: redis.Redis, start_heartbeat: Start) -> None:
     beats = count()
     start_heartbeat(client, lambda: replace(RECORD, tasks=next(beats)), 0.01)
 
@@ -217,6 +213,11 @@ def test_a_heartbeat_goes_on_and_tells_what_is_new(
         return max((seen.record.tasks for seen in sightings(client) if seen.record), default=0)
 
     wait_until(lambda: tasks() >= 5)
+
+
+def test_a_heartbeat_that_never_began_can_be_stopped(client: redis.Redis) -> None:
+    # A device worker may be stopped before it has reached its broker.
+    Heartbeat(client, lambda: RECORD, 1.0).stop()
 
 
 def test_a_heartbeat_outlives_an_absent_server(start_heartbeat: Start) -> None:

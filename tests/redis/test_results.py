@@ -61,9 +61,7 @@ def test_a_worker_stores_the_same_record_as_celerys_own_backend(
     assert records(client) == stock
 
 
-def test_a_result_is_kept_as_long_as_its_setting_says(
-    process: Process, client: redis.Redis
-) -> None:
+def test_a_result_is_kept_as_long_as_its_setting_says(process: Process, client: redis.Redis) -> None:
     process("worker", SUTRA_RESULT_TTL_S="77")
     lifetimes = {client.ttl(name) for name in client.scan_iter()}
     assert len(client.keys()) == len(VALUES) + len(ERRORS)

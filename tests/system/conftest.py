@@ -92,14 +92,16 @@ def wait_until() -> Callable[..., None]:
 
 
 @pytest.fixture
-def start_fleet(
-    server: str, client: redis.Redis, tmp_path: Path
-) -> Callable[..., object]:
+def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..., object]:
     """Return a context manager that runs a fleet of simulated devices."""
 
     @contextmanager
     def start(devices: int = 1, *, await_live: bool = True, **options: object) -> Iterator[LocalFleet]:
-        defaults: dict[str, object] = {"engine": "simulated", "heartbeat_s": 0.2, "device_ttl_s": 2.0}
+        defaults: dict[str, object] = {
+            "engine": "simulated",
+            "heartbeat_s": 0.2,
+            "device_ttl_s": 2.0,
+        }
         chosen = replace(Settings(broker_url=server), **(defaults | options))  # type: ignore[arg-type]
         specs = (
             plan_devices(host="t", engine=chosen.engine, gpus=(), cores=2, wanted=devices)
@@ -127,9 +129,7 @@ def start_fleet(
             supervisor.start(time.monotonic())
             looking.start()
             deadline = time.monotonic() + 60
-            while await_live and (
-                fleet.live() != set(fleet.device_ids) or not fleet.status().routers
-            ):
+            while await_live and (fleet.live() != set(fleet.device_ids) or not fleet.status().routers):
                 assert time.monotonic() < deadline, (tmp_path / "workers.log").read_text()
                 time.sleep(0.02)
             yield fleet

@@ -27,7 +27,7 @@ def sutra(*arguments, stdin=None, **environ):
 @pytest.fixture
 def up(tmp_path, wait_until):
     """Run ``sutra up`` with its own server; give its process and the broker's address."""
-    started = []
+    started: list[subprocess.Popen[bytes]] = []
 
     def start(*options, ready=True):
         said = tmp_path / f"up{len(started)}.log"
@@ -154,5 +154,3 @@ def test_a_server_that_is_away_is_named(tmp_path):
     away = sutra("status", SUTRA_BROKER_URL="redis://127.0.0.1:1/0")
     assert away.returncode == 1
     assert "does not answer" in away.stderr
-
-

@@ -43,7 +43,9 @@ def service(server, client, tmp_path):
 
     def start(name, *, words=None, **more):
         log = (tmp_path / f"{name}.log").open("wb")
-        running.append(spawn(words or command(name), environ=environment(name, server, **more), output=log))
+        running.append(
+            spawn(words or command(name), environ=environment(name, server, **more), output=log)
+        )
         log.close()
         return running[-1]
 

@@ -26,9 +26,9 @@ def test_a_text_gives_its_vector_and_a_list_gives_rows(start_fleet):
 
 def test_details_say_where_and_how(start_fleet):
     with start_fleet() as fleet:
-        got = embed.delay(
-            ["a b c", "w " * 600], prompt="query", dimensions=256, details=True
-        ).get(timeout=20)
+        got = embed.delay(["a b c", "w " * 600], prompt="query", dimensions=256, details=True).get(
+            timeout=20
+        )
         assert isinstance(got, Embeddings)
         assert got.vectors.shape == (2, 256)
         assert np.allclose(np.linalg.norm(got.vectors, axis=1), 1, atol=1e-6)

@@ -17,9 +17,7 @@ def check(results, texts, timeout=60):
     assert np.allclose(got, vectors_of(texts, 384), atol=1e-6)
 
 
-def test_without_a_device_work_waits_visibly_then_fails_with_the_facts(
-    start_fleet, wait_until
-):
+def test_without_a_device_work_waits_visibly_then_fails_with_the_facts(start_fleet, wait_until):
     with start_fleet(0, no_device_wait_s=2.0, await_live=False) as fleet:
         result = embed.delay("anyone there?")
         wait_until(lambda: [r["waiting"] for r in fleet.status().routers] == [1])
@@ -83,8 +81,10 @@ def test_twenty_lost_connections_lose_nothing(start_fleet, client, wait_until):
         assert fleet.reports == []  # they reconnected; nothing had to be restarted
         # A reply lost with its connection is computed twice; let the second run end, too.
         wait_until(
-            lambda: fleet.status().queued == 0
-            and not any(d.held or d.queued for d in fleet.status().devices)
+            lambda: (
+                fleet.status().queued == 0
+                and not any(d.held or d.queued for d in fleet.status().devices)
+            )
         )
 
 

@@ -4,10 +4,10 @@ import os
 import random
 import signal
 import time
+from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
-from pydoc_data.topics import topics
 
 from sutra_tasks import embed
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sutra_tasks import (
     Embeddings,
+    EmbedResult,
     NoHealthyWorkersError,
     Settings,
     SutraError,
@@ -20,10 +21,10 @@ from sutra_tasks.testing import local_fleet, vectors_of
 
 
 def calls(texts: Iterable[str]) -> None:
-    # Celery is untyped: its results and signatures are Any.
-    assert_type(embed.delay("text"), Any)
+    # Celery is untyped: what its results hold, and its signatures, are Any.
+    assert_type(embed.delay("text"), EmbedResult)
     assert_type(embed.delay(["a", "b"], dimensions=8, normalize=False).get(timeout=10), Any)
-    assert_type(embed.apply_async((["a"],), {"details": True}, strategy="round_robin"), Any)
+    assert_type(embed.apply_async((["a"],), {"details": True}, strategy="round_robin"), EmbedResult)
     assert_type(embed.s("text"), Any)
     assert_type(embed_many(texts, batch=8, in_flight=2, timeout_s=1.5), Iterator[Vectors])
     embed.delay(None)  # type: ignore[arg-type]

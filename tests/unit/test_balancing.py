@@ -13,6 +13,7 @@ from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError
 from sutra_tasks.fleet import balancing
 from sutra_tasks.fleet.balancing import Device, Fleet, choose, round_robin
 from sutra_tasks.fleet.registry import fleet_of
+from sutra_tasks.settings import STRATEGIES
 
 PLAIN = Demand(texts=1, bytes=10, sent_at=None, strategy=None)
 AGES = st.dictionaries(st.text("abc0-", min_size=1, max_size=4), st.floats(0, 100), max_size=8)
@@ -32,9 +33,7 @@ def test_round_robin_gives_every_device_the_same_share(size: int, start: int, ro
 
 
 @pytest.mark.parametrize(("known", "oldest_s"), [(0, None), (4, 31.0)])
-def test_an_empty_fleet_is_told_with_what_is_known_of_it(
-    known: int, oldest_s: float | None
-) -> None:
+def test_an_empty_fleet_is_told_with_what_is_known_of_it(known: int, oldest_s: float | None) -> None:
     with pytest.raises(NoHealthyWorkersError) as refused:
         choose(Fleet((), known, oldest_s), PLAIN, 0, default="round_robin")
     assert (refused.value.known, refused.value.oldest_heartbeat_s) == (known, oldest_s)
@@ -84,4 +83,4 @@ def test_a_heartbeat_as_old_as_the_limit_still_counts() -> None:
 
 
 def test_every_strategy_that_may_be_asked_for_is_there() -> None:
-    assert tuple(balancing.STRATEGIES) == calls.STRATEGIES
+    assert tuple(balancing.STRATEGIES) == STRATEGIES

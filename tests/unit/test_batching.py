@@ -22,9 +22,7 @@ LIMITS = st.builds(
     Limits, max_tokens=st.integers(1, 500), max_texts=st.integers(1, 20), max_wait_s=st.just(0.0)
 )
 LENGTHS = st.lists(TOKENS, min_size=1, max_size=10).map(sorted)
-JOBS = st.lists(
-    st.builds(Waiting, lengths=LENGTHS, overtaken=st.booleans()), min_size=1, max_size=8
-)
+JOBS = st.lists(st.builds(Waiting, lengths=LENGTHS, overtaken=st.booleans()), min_size=1, max_size=8)
 DEFAULT = Limits(max_tokens=8192, max_texts=128, max_wait_s=0.005)
 LONGEST = 512
 

@@ -77,9 +77,7 @@ def test_an_error_says_its_facts(name: str) -> None:
 @pytest.mark.parametrize(
     ("oldest_s", "said"), [(None, "none has ever registered"), (31.4, "heartbeat 31 s ago")]
 )
-def test_a_fleet_that_never_was_differs_from_one_that_died(
-    oldest_s: float | None, said: str
-) -> None:
+def test_a_fleet_that_never_was_differs_from_one_that_died(oldest_s: float | None, said: str) -> None:
     assert said in str(errors.NoHealthyWorkersError(4, oldest_s, 30.0))
 
 

@@ -60,9 +60,7 @@ class World:
             now=lambda: self.now,
             monotonic=lambda: self.now,
         )
-        self.router.attach(
-            SimpleNamespace(hostname="h", event_dispatcher=None, connection_errors=())
-        )
+        self.router.attach(SimpleNamespace(hostname="h", event_dispatcher=None, connection_errors=()))
         self.task = type("Task", (), {})()
         self.task.__dict__ = {
             "app": app,
