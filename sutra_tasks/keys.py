@@ -7,6 +7,7 @@ key                             type    lifetime
 ``sutra.device.<id>``           list    a Celery queue: what waits for one device
 ``sutra:held:<incarnation>``    list    messages one worker process has taken and not finished;
                                         gone when empty, never expires (it is work)
+``sutra:worker:<name>``         string  the newest incarnation of a worker, :data:`REMEMBER_S`
 ``sutra:fleet``                 zset    device id -> time of its last heartbeat (server clock);
                                         members leave on drain, :data:`FORGET_AFTER_S` later at most
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
@@ -28,10 +29,12 @@ __all__ = [
     "FLEET",
     "FORGET_AFTER_S",
     "OWN_TASK_PREFIX",
+    "REMEMBER_S",
     "device",
     "device_queue",
     "held",
     "router",
+    "worker",
 ]
 
 OWN_TASK_PREFIX: Final = "sutra."
@@ -45,6 +48,10 @@ FORGET_AFTER_S: Final = 3600
 """Seconds a dead device stays visible in ``sutra status`` before its record goes."""
 
 
+REMEMBER_S: Final = 30 * 24 * 3600
+"""Seconds within which a worker that starts again returns what its predecessor held."""
+
+
 def device_queue(device_id: str) -> str:
     """Celery queue of one device."""
     return DEVICE_QUEUE_PREFIX + device_id
@@ -53,6 +60,11 @@ def device_queue(device_id: str) -> str:
 def held(incarnation: str) -> str:
     """List of what one worker process has taken and not finished."""
     return f"sutra:held:{incarnation}"
+
+
+def worker(name: str) -> str:
+    """Newest incarnation of the worker of this name."""
+    return f"sutra:worker:{name}"
 
 
 def device(device_id: str) -> str:

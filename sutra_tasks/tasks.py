@@ -118,10 +118,6 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
 
     subtask = signature
 
-    def AsyncResult(self, task_id: str, **options: Any) -> EmbedResult:  # noqa: N802 - Celery's name
-        """Return the result of an earlier call."""
-        return EmbedResult(task_id, backend=self.backend, task_name=self.name, **options)
-
 
 def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
     """Yield the names of other apps' tasks in ``callbacks`` that say no queue."""

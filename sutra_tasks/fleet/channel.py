@@ -38,6 +38,7 @@ logger = get_logger(__name__)
 MOST_MESSAGES: Final = 16
 MOST_BYTES: Final = 1 << 20
 TAKEN: Final = "sutra_taken"
+REFUSED_PAUSE_S: Final = 0.5
 IDLE_WAIT_S: Final = 0.1
 """An idle worker waits on its first list and looks into the others this often."""
 
@@ -95,7 +96,8 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._idle = self._waits = False
         self._home: str | None = None
-        self._unacknowledged: set[str] = set()
+        self._unheard = False
+        self._refused_until_s = 0.0
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -123,13 +125,11 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Start consuming; what a lost connection of this process left held goes back first."""
-        if self.held is not None and queue not in self._fanout_queues:
-            if no_ack:
-                self._unacknowledged.add(queue)
-            if self._home is None:
-                self._home = home(queue)
-                if returned := self.held.reclaim(self.commands, self._home):
-                    logger.warning("%d messages of the lost connection went back", returned)
+        # A consumer that does not acknowledge (of replies) has nothing to hold: it takes as stock does.
+        if not no_ack and queue not in self._fanout_queues and self._home is None and self.held:
+            self._home = home(queue)
+            if returned := self.held.reclaim(self.commands, self._home):
+                logger.warning("%d messages of the lost connection went back", returned)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
     def finish(self, message: Any) -> None:
@@ -162,19 +162,23 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
 
     def abandon(self, messages: list[Any]) -> None:
         """Return the messages of a channel that closes, if the server can be reached."""
-        if self.held is None or self._home is None:
+        if self.held is None:
             return
-        for message in messages:
-            if message.sutra_raw is not None:
-                self.held.abandon(message.sutra_raw)
         try:
-            self.held.reclaim(self.commands, self._home)
+            for message in messages:
+                if message.sutra_raw is None:
+                    self.give_back(message)
+                else:
+                    self.held.abandon(message.sutra_raw)
+            if self._home is not None:
+                self.held.reclaim(self.commands, self._home)
         except (OSError, redis.RedisError) as error:
             logger.warning("held messages go back on reconnecting: %s", error)
 
     def _wake(self) -> None:
         # With a take under way its answer wakes the loop, IDLE_WAIT_S from now at the latest.
-        if not self._in_poll and (loop := get_event_loop()) is not None:
+        listening = self._in_poll and not self.connection.cycle._paused_brpop  # noqa: SLF001
+        if not listening and (loop := get_event_loop()) is not None:
             loop.call_soon(_nothing)
 
     def close(self) -> None:
@@ -194,12 +198,17 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         return params | {"retry": Retry(NoBackoff(), 0)}
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if self.held is None:
+        if self.held is None or self._home is None:
             super()._brpop_start(timeout)
+            return
+        if monotonic() < self._refused_until_s:
             return
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
+        if self._unheard:
+            self.held.reclaim(self.commands, self._home)
+            self._unheard = False
         lists = [name for tier in zip(*map(lanes, queues), strict=True) for name in tier]
         connection = self.client.connection
         self._in_poll = connection
@@ -208,13 +217,25 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         if self._waits:
             self._first_list = lists[0]
             connection.send_command("BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", str(IDLE_WAIT_S))
-        else:
-            room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
-            command = self.held.take_command(lists, room=room, most_bytes=MOST_BYTES)
+            return
+        room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
+        command = self.held.take_command(lists, room=room, most_bytes=MOST_BYTES)
+        try:
             connection.send_command(*command)
+        except BaseException:
+            self.held.not_told()
+            raise
+
+    def _on_connection_disconnect(self, connection: Any) -> None:
+        # kombu drops a connection it thinks stale and goes on with this channel: an answer that was
+        # under way is never heard, and what it took would stay held.
+        if self.held is not None and self._in_poll is connection:
+            self.held.not_told()
+            self._unheard = True
+        super()._on_connection_disconnect(connection)
 
     def _brpop_read(self, **options: Any) -> bool:
-        if self.held is None:
+        if self.held is None or self._home is None:
             return bool(super()._brpop_read(**options))
         try:
             answer = self.client.connection.read_response()
@@ -222,10 +243,15 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
             self.held.not_told()
             self.client.connection.disconnect()
             raise
-        except redis.ResponseError:
-            # The server refuses (its memory is full, say). Nothing is lost; reconnecting asks again.
+        except redis.ResponseError as error:
+            # The server refuses (its memory is full, say). Nothing is lost: ask again, but not at once.
             self.held.not_told()
-            raise
+            self._idle = False
+            self._refused_until_s = monotonic() + REFUSED_PAUSE_S
+            logger.error("the server refuses to give messages: %s", error)  # noqa: TRY400
+            if (loop := get_event_loop()) is not None:
+                loop.call_later(REFUSED_PAUSE_S, _nothing)
+            raise Empty from None
         finally:
             self._in_poll = None
         if self._waits:
@@ -254,10 +280,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
             self.held.finish(raw)
             return
         payload[TAKEN] = (raw, queue)
-        if queue in self._unacknowledged:
-            self.held.finish(raw)
-        else:
-            self.held.delivered(raw)
+        self.held.delivered(raw, home(queue))
         self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel does
 
     class Message(virtual.Message):  # type: ignore[misc]  # kombu is half typed

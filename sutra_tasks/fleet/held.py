@@ -11,6 +11,7 @@ import json
 import secrets
 from collections import deque
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
@@ -20,7 +21,7 @@ from kombu.transport.redis import Channel as StockChannel
 from sutra_tasks import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import redis
 
@@ -30,7 +31,7 @@ __all__ = ["HeldMessages", "give_back_all", "held_by", "home", "lane", "lanes", 
 
 logger = get_logger(__name__)
 
-SETTLE_AND_TAKE: Final = """
+SETTLE_AND_TAKE: Final = """#!lua flags=allow-oom
 local finished, forwarded = tonumber(ARGV[1]), tonumber(ARGV[2])
 local room, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
 for i = 5, 4 + finished do
@@ -62,11 +63,10 @@ finished messages; the forwarded ones, as they were taken. A message that is no 
 back meanwhile and belongs to somebody else: it is not forwarded. Returns list name and message,
 alternating.
 
-A full server refuses the first write that needs memory and never one after a write, so a message
-cannot leave the held list without reaching its destination.
+Allowed on a full server: it moves messages and frees them, so refusing it would keep the server full.
 """
 
-GIVE_BACK: Final = """
+GIVE_BACK: Final = """#!lua flags=allow-oom
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   redis.call('RPUSH', KEYS[2], ARGV[2])
   return 1
@@ -110,8 +110,11 @@ def _redelivered(raw: bytes) -> tuple[int, str] | None:
         message["headers"] = {**(message.get("headers") or {}), "redelivered": True}
     except (ValueError, KeyError, TypeError):
         return None
-    priority = properties.get("priority")
-    return priority if isinstance(priority, int) else 0, json.dumps(message)
+    try:
+        priority = int(properties.get("priority") or 0)
+    except (TypeError, ValueError):
+        priority = 0
+    return priority, json.dumps(message)
 
 
 def _give_back(client: redis.Redis, held: str, queue: str, raw: bytes) -> int:
@@ -129,9 +132,10 @@ def give_back_all(
     incarnation: str,
     queue: str = keys.EMBED_QUEUE,
     *,
+    own: Mapping[bytes, str] = MappingProxyType({}),
     but: Collection[bytes] = (),
 ) -> int:
-    """Return what ``incarnation`` holds to ``queue``, and say how many messages that were.
+    """Return what ``incarnation`` holds to its queues, and say how many messages that were.
 
     Each message moves in one step, so two callers, or one killed half-way, lose and double nothing.
 
@@ -139,12 +143,13 @@ def give_back_all(
         client: the server.
         incarnation: a process that is gone, or whose ``but`` names what it still works on.
         queue: where its messages belong.
+        own: messages that belong elsewhere.
         but: messages that stay held.
     """
     held = keys.held(incarnation)
     # The newest is at the head: giving it back first leaves the oldest next in line.
     messages: list[bytes] = client.lrange(held, 0, -1)  # type: ignore[assignment]  # nothing decodes
-    return sum(_give_back(client, held, queue, raw) for raw in messages if raw not in but)
+    return sum(_give_back(client, held, own.get(raw, queue), raw) for raw in messages if raw not in but)
 
 
 @cache
@@ -164,7 +169,8 @@ class HeldMessages:
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
         self.key = keys.held(incarnation)
-        self._active: set[bytes] = set()
+        self._active: dict[bytes, str] = {}
+        self._abandoned: dict[bytes, str] = {}
         self._finished: deque[bytes] = deque()
         self._forwarded: deque[tuple[bytes, str]] = deque()
         self._telling: tuple[list[bytes], list[tuple[bytes, str]]] = ([], [])
@@ -174,23 +180,25 @@ class HeldMessages:
         """Whether something is noted that the server does not know."""
         return bool(self._finished or self._forwarded)
 
-    def delivered(self, raw: bytes) -> None:
-        """Note that a consumer of this process has a message."""
-        self._active.add(raw)
+    def delivered(self, raw: bytes, queue: str) -> None:
+        """Note that a consumer of this process has a message, and where it goes back to."""
+        self._active[raw] = queue
 
     def finish(self, raw: bytes) -> None:
         """Note that a message is done with."""
-        self._active.discard(raw)
+        self._active.pop(raw, None)
+        self._abandoned.pop(raw, None)
         self._finished.append(raw)
 
     def forward(self, raw: bytes, queue: str, priority: int) -> None:
         """Note that a message goes to another queue instead, exactly as it came."""
-        self._active.discard(raw)
+        self._active.pop(raw, None)
         self._forwarded.append((raw, lane(queue, priority)))
 
     def abandon(self, raw: bytes) -> None:
         """Note that the consumer that had a message is gone; :meth:`reclaim` returns it."""
-        self._active.discard(raw)
+        if queue := self._active.pop(raw, None):
+            self._abandoned[raw] = queue
 
     def take_command(self, lists: Sequence[str], *, room: int, most_bytes: int) -> Command:
         """Return the command that tells the server what was noted, and takes from ``lists``.
@@ -221,24 +229,29 @@ class HeldMessages:
 
     def give_back(self, client: redis.Redis, raw: bytes, queue: str) -> None:
         """Return one message to ``queue`` now."""
-        self._active.discard(raw)
+        self._active.pop(raw, None)
         _give_back(client, self.key, queue, raw)
 
     def reclaim(self, client: redis.Redis, queue: str) -> int:
-        """Return to ``queue`` what is held and nobody here has: neither a consumer nor a note.
+        """Return what is held and nobody here has: neither a consumer nor a note.
+
+        What a consumer had goes back to its own queue; what was taken and never heard of, to ``queue``.
 
         For the end of a connection, and again for the start of the next, if the server was away. A
         thread that still computes such a message finishes it; both runs store the same vectors.
         """
-        # Forwards are still held: whoever takes them next decides afresh.
-        self._forwarded.clear()
-        if self._finished:
+        self.not_told()
+        if self.has_news:
+            command = self.take_command((), room=0, most_bytes=0)
             try:
-                client.execute_command(  # type: ignore[no-untyped-call]
-                    *self.take_command((), room=0, most_bytes=0)
-                )
+                client.execute_command(*command)  # type: ignore[no-untyped-call]
             except BaseException:
                 self.not_told()
                 raise
             self.told()
-        return give_back_all(client, self.incarnation, queue, but=self._active)
+        own, self._abandoned = self._abandoned, {}
+        try:
+            return give_back_all(client, self.incarnation, queue, own=own, but=self._active)
+        except BaseException:
+            self._abandoned |= own
+            raise

@@ -11,14 +11,16 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+import redis
 from celery.exceptions import SecurityWarning
-from celery.signals import worker_ready
+from celery.signals import celeryd_after_setup, worker_ready
+from celery.utils.log import get_logger
 from kombu import Queue
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
-from sutra_tasks.fleet.held import new_incarnation
+from sutra_tasks.fleet.held import give_back_all, new_incarnation
 from sutra_tasks.fleet.router import RouterStep
 from sutra_tasks.settings import settings
 from sutra_tasks.tasks import embed
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from celery import Celery
 
 __all__ = ["device_app", "main", "router_app"]
+
+logger = get_logger(__name__)
 
 TRANSPORT: Final = "sutra_tasks.fleet.channel:Transport"
 RESULTS: Final = "sutra_tasks.fleet.results.ResultBackend"
@@ -80,6 +84,7 @@ def _configure(worker: str, role: dict[str, Any]) -> None:
     if options.broker_url is None:
         raise BrokerNotConfiguredError
     incarnation = options.incarnation or new_incarnation(worker)
+    celeryd_after_setup.connect(_succeed, weak=False)
     app.conf.update(
         role,
         broker_transport=TRANSPORT,
@@ -88,6 +93,25 @@ def _configure(worker: str, role: dict[str, Any]) -> None:
         worker_log_format=f"{worker}: %(message)s",
         worker_task_log_format=f"{worker}: %(message)s",
     )
+
+
+def _succeed(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a Celery signal
+    """Return what the last process of this worker's name held: this one stands in its place.
+
+    A supervisor does so at once; this is for workers that are started by something else.
+    """
+    options = settings()
+    incarnation = app.conf.broker_transport_options["incarnation"]
+    name = keys.worker(options.device_id or sender)
+    client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
+    try:
+        before: Any = client.set(name, incarnation, ex=keys.REMEMBER_S, get=True)
+        if before is not None and before.decode() != incarnation:
+            give_back_all(client, before.decode())
+    except redis.RedisError as error:
+        logger.warning("could not return what the last %s held: %s", name, error)
+    finally:
+        client.close()
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:

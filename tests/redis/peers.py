@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from kombu import Connection, Consumer, Producer, Queue
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from sutra_tasks.fleet.held import lanes
+from sutra_tasks.fleet.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,6 +44,11 @@ def waiting(client: redis.Redis, queue: str) -> list[bytes]:
         newest_first: Any = client.lrange(name, 0, -1)
         found += reversed(newest_first)
     return found
+
+
+def absent_server() -> redis.Redis:
+    """Return a client of a server that is not there; it does not try twice."""
+    return redis.Redis(port=free_port(), socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
 
 
 @contextmanager

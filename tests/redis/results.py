@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 from celery.app.task import Context
-from celery.result import AsyncResult
 
 from sutra_tasks import errors
 from sutra_tasks.app import app
 from sutra_tasks.fleet.worker import router_app
+from sutra_tasks.tasks import embed
 from sutra_tasks.vectors import Embeddings, Vectors
 
 TEXT: Final = "a text that must not be stored"
@@ -100,7 +100,7 @@ def get(names: list[str]) -> None:
     got = {}
     for name in names:
         try:
-            got[name] = described(AsyncResult(name, app=app).get(timeout=5))
+            got[name] = described(embed.AsyncResult(name).get(timeout=5))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is told
             got[name] = described(error)
     print(json.dumps(got))  # noqa: T201 - its output is its answer

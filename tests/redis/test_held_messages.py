@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from sutra_tasks import keys
 from sutra_tasks.fleet.held import (
@@ -22,8 +20,7 @@ from sutra_tasks.fleet.held import (
     lanes,
     new_incarnation,
 )
-from sutra_tasks.fleet.server import free_port
-from tests.redis.peers import full_memory, waiting
+from tests.redis.peers import absent_server, full_memory, waiting
 
 Put = Callable[..., list[bytes]]
 Hold = Callable[..., list[bytes]]
@@ -62,7 +59,7 @@ def hold(client: redis.Redis, held: HeldMessages, put: Put) -> Hold:
 
 @pytest.fixture
 def unreachable() -> redis.Redis:
-    return redis.Redis(port=free_port(), socket_connect_timeout=1.0, retry=Retry(NoBackoff(), 0))
+    return absent_server()
 
 
 def unmarked(raw: bytes | str) -> dict[str, Any]:
@@ -349,20 +346,17 @@ def test_a_full_server_still_forwards(
     assert client.lrange("other", 0, -1) == [raw]
 
 
-def test_reclaiming_returns_all_but_what_is_finished_and_forgets_what_was_to_be_forwarded(
+def test_reclaiming_tells_what_was_noted_and_returns_the_rest(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     finished, forwarded, unfinished = hold(*range(3))
     held.finish(finished)
     held.forward(forwarded, "other", 0)
-    assert held.reclaim(client, "q") == 2
-    ask(held, client)
-    leaves.add("q")
-    assert [unmarked(raw) for raw in waiting(client, "q")] == [
-        json.loads(forwarded),
-        json.loads(unfinished),
-    ]
-    assert client.keys() == [b"q"]
+    assert held.reclaim(client, "q") == 1
+    leaves.update({"q", "other"})
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unfinished)]
+    assert client.lrange("other", 0, -1) == [forwarded]
+    assert set(client.keys()) == {b"q", b"other"}
 
 
 def test_a_process_reclaims_only_its_own(
@@ -378,15 +372,13 @@ def test_a_process_reclaims_nothing_that_one_of_its_consumers_has(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     had, abandoned, unheard_of = hold(*range(3))
-    held.delivered(had)
-    held.delivered(abandoned)
+    held.delivered(had, "q")
+    held.delivered(abandoned, "its own")
     held.abandon(abandoned)
     assert held.reclaim(client, "q") == 2
-    leaves.update({"q", held.key})
-    assert [unmarked(raw) for raw in waiting(client, "q")] == [
-        json.loads(abandoned),
-        json.loads(unheard_of),
-    ]
+    leaves.update({"q", "its own", held.key})
+    assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unheard_of)]
+    assert [unmarked(raw) for raw in waiting(client, "its own")] == [json.loads(abandoned)]
     assert client.lrange(held.key, 0, -1) == [had]
 
 

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from sutra_tasks import keys
 from sutra_tasks.fleet.channel import MOST_MESSAGES
 from sutra_tasks.fleet.held import HeldMessages, give_back_all, lane
 from sutra_tasks.fleet.processes import spawn
-from sutra_tasks.fleet.server import free_port
+from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec
 from tests.conftest import wait_until
-from tests.redis.peers import Receiver, full_memory, waiting
+from tests.redis.peers import Receiver, absent_server, full_memory, waiting
 
 if TYPE_CHECKING:
     import subprocess
@@ -201,7 +202,7 @@ def test_what_could_not_go_back_on_closing_goes_back_on_reconnecting(
     lost = receive("q")
     finished, *_ = lost.take(3)
     finished.ack()
-    lost.channel.__dict__["_commands"] = redis.Redis(port=free_port())  # the server is away
+    lost.channel.__dict__["_commands"] = absent_server()  # the server is away
     lost.close()
     assert client.llen(held.key) == 3
     receiver = receive("q", prefetch=1)
@@ -261,22 +262,18 @@ def test_a_server_that_forgets_its_scripts_changes_nothing(
     receiver.drain_until(lambda: not client.keys())
 
 
-def test_a_full_server_gives_nothing_out_and_loses_nothing(
+def test_a_full_server_is_worked_empty(
     receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
 ) -> None:
     put("q", *range(3))
     receiver = receive("q")
-    with full_memory(client), pytest.raises(redis.ResponseError):
-        receiver.take(1)
-    assert client.llen("q") + client.llen(held.key) == 3
-    messages = receiver.take(3)
-    assert payloads(messages) == [0, 1, 2]
     with full_memory(client):
+        messages = receiver.take(3)
+        assert payloads(messages) == [0, 1, 2]
+        assert client.llen("q") + client.llen(held.key) == 3
         for message in messages:
             message.ack()
-        with pytest.raises(redis.ResponseError):
-            receiver.take(1)
-    assert client.keys() == []
+        receiver.drain_until(lambda: not client.keys())
 
 
 def test_every_forwarded_message_arrives_untouched_and_makes_room_for_the_next(
@@ -326,3 +323,41 @@ def test_what_was_finished_is_told_when_the_connection_is_closed(
         message.ack()
     receiver.close()
     assert client.keys() == []
+
+
+class SometimesAway(redis.Redis):
+    """A client whose server can go away."""
+
+    away = False
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        if self.away:
+            raise redis.ConnectionError("away")
+        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+
+def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
+    put: Put, client: redis.Redis, url: str, leaves: set[str]
+) -> None:
+    leaves.add(keys.EMBED_QUEUE)
+    with SometimesAway.from_url(url) as own:
+        specs = [WorkerSpec("router", ["sleep", "60"], {})]
+        supervisor = Supervisor(specs, own, drain_s=1.0, report=lambda _: None)
+        supervisor.start(0.0)
+        try:
+            [child] = supervisor._children
+            process, held = child.process, keys.held(child.incarnation)
+            assert process is not None
+            put(keys.EMBED_QUEUE, "text")
+            client.lmove(keys.EMBED_QUEUE, held, "RIGHT", "LEFT")
+            own.away = True
+            process.kill()
+            wait_until(lambda: process.poll() is not None)
+            supervisor.step(1.0)
+            own.away = False
+            for now in range(2, 10):
+                supervisor.step(float(now))
+        finally:
+            supervisor.stop()
+    assert client.llen(held) == 0
+    assert len(waiting(client, keys.EMBED_QUEUE)) == 1

@@ -67,6 +67,7 @@ def test_rows_of_the_wrong_shape_do_not_end_the_batcher(monkeypatch: pytest.Monk
     batcher.start()
     future = batcher.submit(encoder.tokenize(["a"], None))
     assert isinstance(future.exception(timeout=0.2), TextError)
+    batcher.close(timeout_s=5)
 
 
 class Message:

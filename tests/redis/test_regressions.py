@@ -1,6 +1,6 @@
-"""Laws that do not hold yet: each failing test is a product bug in its smallest form.
+"""Bugs that were, each in its smallest form.
 
-Those with a parameter ``stock`` hold over kombu's own transport. A mended one moves to its module.
+Those with a parameter ``stock`` always held over kombu's own transport.
 """
 
 from __future__ import annotations
@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from sutra_tasks import keys
-from sutra_tasks.fleet.server import free_port
-from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec
 from tests.conftest import wait_until
-from tests.redis.peers import Receiver, waiting
+from tests.redis.peers import Receiver, absent_server, waiting
 
 if TYPE_CHECKING:
     from sutra_tasks.fleet.held import HeldMessages
@@ -108,7 +105,7 @@ def test_work_of_a_lost_connection_does_not_go_to_the_queue_that_is_consumed_fir
     put("q", *range(3))
     lost = open_receiver("q", held=held)
     lost.take(3)
-    lost.channel.__dict__["_commands"] = redis.Redis(port=free_port())  # the server is away
+    lost.channel.__dict__["_commands"] = absent_server()  # the server is away
     lost.close()
     open_receiver("reply", held=held)
     assert waiting(client, "reply") == []
@@ -126,44 +123,6 @@ def test_a_message_asked_for_goes_back_on_closing(
 
 
 # --- elsewhere -----------------------------------------------------------------------------------
-
-
-class SometimesAway(redis.Redis):
-    """A client whose server can go away."""
-
-    away = False
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        if self.away:
-            raise redis.ConnectionError("away")
-        return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-
-
-def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
-    put: Put, client: redis.Redis, url: str
-) -> None:
-    # The supervisor forgets the dead incarnation's name when it starts the next one.
-    with SometimesAway.from_url(url) as own:
-        specs = [WorkerSpec("router", ["sleep", "60"], {})]
-        supervisor = Supervisor(specs, own, drain_s=1.0, report=lambda _: None)
-        supervisor.start(0.0)
-        try:
-            [child] = supervisor._children
-            process, held = child.process, keys.held(child.incarnation)
-            assert process is not None
-            put(keys.EMBED_QUEUE, "text")
-            client.lmove(keys.EMBED_QUEUE, held, "RIGHT", "LEFT")
-            own.away = True
-            process.kill()
-            wait_until(lambda: process.poll() is not None)
-            supervisor.step(1.0)
-            own.away = False
-            for now in range(2, 10):
-                supervisor.step(float(now))
-        finally:
-            supervisor.stop()
-    assert client.llen(held) == 0
-    assert len(waiting(client, keys.EMBED_QUEUE)) == 1
 
 
 @pytest.mark.parametrize(
