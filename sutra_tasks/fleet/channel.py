@@ -11,6 +11,7 @@ Only workers use this transport; any stock Celery client sends to them. It leans
 
 from __future__ import annotations
 
+from collections import deque
 from contextlib import suppress
 from functools import cached_property
 from queue import Empty
@@ -37,6 +38,7 @@ logger = get_logger(__name__)
 
 MOST_MESSAGES: Final = 16
 MOST_BYTES: Final = 1 << 20
+TAKE: Final = "take"
 TAKEN: Final = "sutra_taken"
 REFUSED_PAUSE_S: Final = 0.5
 IDLE_WAIT_S: Final = 0.1
@@ -94,7 +96,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
     incarnation: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._idle = self._waits = False
+        self._idle = False
+        self._looked_at = 0.0
+        self._expected: deque[str] = deque()
         self._home: str | None = None
         self._unheard = False
         self._refused_until_s = 0.0
@@ -211,61 +215,92 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
             self._unheard = False
         lists = [name for tier in zip(*map(lanes, queues), strict=True) for name in tier]
         connection = self.client.connection
+        commands: list[tuple[Any, ...]] = []
+        # A first list that was empty a moment ago is worth waiting on, also behind what there is to tell.
+        waits = self._idle
+        if self.held.has_news or not waits:
+            room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
+            take = self.held.take_command(lists, room=max(1, room - waits), most_bytes=MOST_BYTES)
+            commands.append(take)
+            self._expected.append(TAKE)
+        if waits:
+            commands.append(("BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", IDLE_WAIT_S))
+            self._expected.append(lists[0])
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        self._waits = self._idle and not self.held.has_news
-        if self._waits:
-            self._first_list = lists[0]
-            connection.send_command("BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", str(IDLE_WAIT_S))
-            return
-        room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
-        command = self.held.take_command(lists, room=room, most_bytes=MOST_BYTES)
         try:
-            connection.send_command(*command)
+            connection.send_packed_command(connection.pack_commands(commands))
         except BaseException:
-            self.held.not_told()
+            self._forget_expected()
             raise
+
+    def _forget_expected(self) -> None:
+        """Expect no answer any more: what was to be told is told again."""
+        assert self.held is not None
+        self._expected.clear()
+        self.held.not_told()
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         # kombu drops a connection it thinks stale and goes on with this channel: an answer that was
         # under way is never heard, and what it took would stay held.
         if self.held is not None and self._in_poll is connection:
-            self.held.not_told()
+            self._forget_expected()
             self._unheard = True
         super()._on_connection_disconnect(connection)
 
     def _brpop_read(self, **options: Any) -> bool:
         if self.held is None or self._home is None:
             return bool(super()._brpop_read(**options))
-        try:
-            answer = self.client.connection.read_response()
-        except self.connection_errors:
-            self.held.not_told()
-            self.client.connection.disconnect()
-            raise
-        except redis.ResponseError as error:
-            # The server refuses (its memory is full, say). Nothing is lost: ask again, but not at once.
-            self.held.not_told()
-            self._idle = False
-            self._refused_until_s = monotonic() + REFUSED_PAUSE_S
-            logger.error("the server refuses to give messages: %s", error)  # noqa: TRY400
-            if (loop := get_event_loop()) is not None:
-                loop.call_later(REFUSED_PAUSE_S, _nothing)
-            raise Empty from None
-        finally:
-            self._in_poll = None
-        if self._waits:
-            taken = [(self._first_list, answer)] if answer else []
-        else:
-            self.held.told()
-            taken = list(zip(answer[::2], answer[1::2], strict=True))
-        # After a wait that nothing ended, look into the other lists, too.
-        self._idle = not taken and not self._waits
-        if not taken or self._closing:
+        connection, delivered = self.client.connection, False
+        while self._expected:
+            expected = self._expected[0]
+            try:
+                answer = connection.read_response()
+            except redis.ResponseError as error:
+                self._refused(error)
+                continue
+            except self.connection_errors:
+                self._forget_expected()
+                self._in_poll = None
+                connection.disconnect()
+                raise
+            self._expected.popleft()
+            if not self._expected:
+                self._in_poll = None
+            for source, raw in self._taken(expected, answer):
+                if not self._closing:
+                    self._deliver(source, raw)
+                    delivered = True
+            if self._expected and not self._closing and not connection.can_read(timeout=0):
+                break
+        if not delivered:
             raise Empty
-        for source, raw in taken:
-            self._deliver(source, raw)
         return True
+
+    def _taken(self, expected: str, answer: Any) -> list[tuple[bytes | str, bytes]]:
+        """Return what an answer brings, and decide whether to wait on the first list next."""
+        assert self.held is not None
+        if expected is TAKE:
+            self.held.told()
+            self._looked_at = monotonic()
+            self._idle = not answer
+            return list(zip(answer[::2], answer[1::2], strict=True))
+        # While messages come one by one, waiting gets each at once; the other lists have their turn.
+        self._idle = answer is not None and monotonic() - self._looked_at < IDLE_WAIT_S
+        return [(expected, answer)] if answer is not None else []
+
+    def _refused(self, error: redis.ResponseError) -> None:
+        """Ask again, but not at once: the server refuses (its memory is full, say); nothing is lost."""
+        assert self.held is not None
+        if self._expected.popleft() is TAKE:
+            self.held.not_told()
+        if not self._expected:
+            self._in_poll = None
+        self._idle = False
+        self._refused_until_s = monotonic() + REFUSED_PAUSE_S
+        logger.error("the server refuses to give messages: %s", error)
+        if (loop := get_event_loop()) is not None:
+            loop.call_later(REFUSED_PAUSE_S, _nothing)
 
     def _deliver(self, source: bytes | str, raw: bytes) -> None:
         assert self.held is not None
@@ -291,10 +326,25 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
             super().__init__(payload, channel=channel, **kwargs)
 
 
+class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu is half typed
+    """kombu's poller, without a system call for each socket at each turn of the loop."""
+
+    @property
+    def fds(self) -> dict[int, Any]:
+        """The sockets the event loop does not listen to yet; without a loop, all of them."""
+        found: dict[int, Any] = super().fds
+        loop = get_event_loop()
+        return found if loop is None else {fd: c for fd, c in found.items() if fd not in loop.readers}
+
+
 class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
     """The transport of worker processes: ``broker_transport`` in their settings."""
 
     Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         # A message of a queue whose consumer was just cancelled: it is held, so it goes back.

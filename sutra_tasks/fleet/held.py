@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from bisect import bisect_right
 from collections import deque
 from functools import cache
 from types import MappingProxyType
@@ -82,15 +83,15 @@ def new_incarnation(worker: str) -> str:
     return f"{worker}.{secrets.token_hex(4)}"
 
 
+@cache
+def lanes(queue: str) -> tuple[str, ...]:
+    """Return all lists of ``queue``, the first served first."""
+    return tuple(f"{queue}{StockChannel.sep}{step}" if step else queue for step in PRIORITY_STEPS)
+
+
 def lane(queue: str, priority: int) -> str:
     """Return the Redis list of ``queue`` that holds messages of ``priority`` (0 goes first)."""
-    step = max(step for step in PRIORITY_STEPS if step <= max(0, min(priority, 9)))
-    return f"{queue}{StockChannel.sep}{step}" if step else queue
-
-
-def lanes(queue: str) -> list[str]:
-    """Return all lists of ``queue``, the first served first."""
-    return [lane(queue, step) for step in PRIORITY_STEPS]
+    return lanes(queue)[bisect_right(PRIORITY_STEPS, max(0, min(priority, 9))) - 1]
 
 
 def home(queue: str) -> str:

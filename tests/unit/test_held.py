@@ -37,7 +37,7 @@ def test_a_lane_is_the_list_kombu_sends_to(priority: int) -> None:
 
 
 def test_lanes_are_kombus_in_the_order_it_serves_them() -> None:
-    assert lanes("q") == [kombus_lane("q", step) for step in Channel.priority_steps]
+    assert lanes("q") == tuple(kombus_lane("q", step) for step in Channel.priority_steps)
     assert len(set(lanes("q"))) == len(lanes("q")) == 4
 
 
