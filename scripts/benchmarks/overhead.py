@@ -26,7 +26,7 @@ MEDIUM = " ".join((SHORT.split() * 13)[:150])
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Run the benchmark."""
-    messages, trips, rounds = (100, 20, 1) if quick else (1000, 200, 11)
+    messages, trips, rounds = (100, 20, 1) if quick else (300, 50, 25)
     with running(Settings(engine="simulated"), devices=1) as here:
         queues = {"direct": keys.device_queue(here.devices[0].id), "routed": keys.EMBED_QUEUE}
         for queue in queues.values():
