@@ -216,7 +216,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         lists = [name for tier in zip(*map(lanes, queues), strict=True) for name in tier]
         connection = self.client.connection
         commands: list[tuple[Any, ...]] = []
-        # A first list that was empty a moment ago is worth waiting on, also behind what there is to tell.
+        # A first list that was empty a moment ago is worth waiting on, also behind news.
         waits = self._idle
         if self.held.has_news or not waits:
             room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
