@@ -267,15 +267,26 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
             self._expected.popleft()
             if not self._expected:
                 self._in_poll = None
-            for source, raw in self._taken(expected, answer):
-                if not self._closing:
-                    self._deliver(source, raw)
-                    delivered = True
+            taken = self._taken(expected, answer)
+            if not self._closing:  # else they stay held, and go back with the rest
+                delivered = bool(taken) or delivered
+                self._deliver_all(taken)
             if self._expected and not self._closing and not connection.can_read(timeout=0):
                 break
         if not delivered:
             raise Empty
         return True
+
+    def _deliver_all(self, taken: list[tuple[bytes | str, bytes]]) -> None:
+        """Deliver every message, also behind one whose handling fails: each is held already."""
+        failed: Exception | None = None
+        for source, raw in taken:
+            try:
+                self._deliver(source, raw)
+            except Exception as error:  # noqa: BLE001 - raised below
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def _taken(self, expected: str, answer: Any) -> list[tuple[bytes | str, bytes]]:
         """Return what an answer brings, and decide whether to wait on the first list next."""
