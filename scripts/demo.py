@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sutra_tasks import SutraError, embed
 from sutra_tasks.cli.status import read, table
-from sutra_tasks.cli.up import await_devices, fleet, plan, stop_on_signals
+from sutra_tasks.fleet.local import await_devices, fleet, plan, stop_on_signals
 from sutra_tasks.fleet.server import embedded_server
 from sutra_tasks.fleet.supervisor import worker_specs
 from sutra_tasks.settings import Settings

@@ -3,8 +3,8 @@
 import sys
 import time
 
-from sutra_tasks.cli.up import fleet, plan, stop_on_signals
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.fleet.local import fleet, plan, stop_on_signals
 from sutra_tasks.fleet.supervisor import worker_specs
 from sutra_tasks.settings import settings
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from sutra_tasks.cli.up import await_devices, fleet
 from sutra_tasks.fleet.hardware import DeviceSpec, count_cores, plan_devices
+from sutra_tasks.fleet.local import await_devices, fleet
 from sutra_tasks.fleet.server import embedded_server
 from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings

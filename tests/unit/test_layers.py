@@ -15,7 +15,7 @@ TREES = {
     str(path.relative_to(ROOT)): ast.parse(path.read_text("utf-8"))
     for path in sorted(ROOT.rglob("*.py"))
 }
-ENVIRONMENT_FOR_CHILDREN = {"cli/up.py", "fleet/supervisor.py"}  # handed on, not interpreted
+ENVIRONMENT_FOR_CHILDREN = {"fleet/local.py", "fleet/supervisor.py"}  # handed on, not interpreted
 HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 
 BASE = ("errors.py", "keys.py", "settings.py", "calls.py", "vectors.py", "configuration.py")
