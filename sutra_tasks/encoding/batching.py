@@ -5,9 +5,9 @@ order inside the job is free, and they are kept sorted by length.
 
 1. The batch belongs to the oldest job; but a job that one batch finishes goes first once an unfinished
    job's batch has overtaken it. The owner's longest text sets the scale.
-2. Every other job may add one text of similar length.
+2. A job that waits for one text only adds it, if it is of similar length: single texts ride along.
 3. Room that is left goes to the owner's other texts of similar length.
-4. Room still left is dealt round robin to the others, unless an overtaken job is left out.
+4. Room still left goes to the others', oldest first, unless an overtaken job is left out.
 
 Old jobs so finish before new ones begin, and yet a single text that arrives while a 10,000-text job
 computes is at most one more batch of that job away from its own. Similar lengths bound the padding: a
@@ -59,7 +59,7 @@ class Plan:
     parts: list[range]
 
 
-def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:  # noqa: C901 - one decision, top to bottom
+def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
     """Return the next batch, which is never empty.
 
     ``jobs`` is in order of arrival and not empty.
@@ -87,18 +87,16 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:  # noqa: C901 -
         taken[j] += 1
         count += 1
 
-    others = sorted((j for j in range(len(jobs)) if j != owner), key=lambda j: not jobs[j].overtaken)
-    for j in others:
-        if room_for(j):
+    others = [j for j in range(len(jobs)) if j != owner]
+    for j in sorted(others, key=lambda j: not jobs[j].overtaken):
+        if len(jobs[j].lengths) == 1 and room_for(j):
             take(j)
     while room_for(owner):
         take(owner)
     if all(taken[j] or not jobs[j].overtaken for j in others):
-        willing = others
-        while willing := [j for j in willing if room_for(j)]:
-            for j in willing:
-                if room_for(j):
-                    take(j)
+        for j in others:
+            while room_for(j):
+                take(j)
     return Plan(owner, [range(stop - n, stop) for stop, n in zip(stops, taken, strict=True)])
 
 

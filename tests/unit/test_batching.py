@@ -141,13 +141,22 @@ def test_a_batch_costs_its_texts_times_the_longest(max_tokens: int, expected: li
     assert [len(part) for part in next_batch(jobs, limits).parts] == expected
 
 
-def test_the_owner_fills_the_batch_after_every_other_job_added_one() -> None:
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        ([50, 2, 1, 1], [2, 0, 1, 1]),  # single texts ride along, then the owner
+        ([2, 50, 50, 1], [2, 1, 0, 1]),  # then the others, oldest first
+    ],
+)
+def test_room_goes_to_single_texts_the_owner_and_the_oldest(
+    waiting: list[int], expected: list[int]
+) -> None:
     limits = Limits(max_tokens=8192, max_texts=4, max_wait_s=0)
-    jobs = [Waiting([9] * 50, overtaken=False), *[Waiting([9, 9], overtaken=False)] * 2]
-    assert [len(part) for part in next_batch(jobs, limits).parts] == [2, 1, 1]
+    jobs = [Waiting([9] * texts, overtaken=False) for texts in waiting]
+    assert [len(part) for part in next_batch(jobs, limits).parts] == expected
 
 
-@pytest.mark.parametrize(("overtaken", "expected"), [(True, [1, 1, 0]), (False, [1, 9, 0])])
+@pytest.mark.parametrize(("overtaken", "expected"), [(True, [1, 0, 0]), (False, [1, 9, 0])])
 def test_room_is_not_dealt_while_an_overtaken_job_is_left_out(
     overtaken: bool, expected: list[int]
 ) -> None:
