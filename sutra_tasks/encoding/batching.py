@@ -10,8 +10,8 @@ order inside the job is free, and they are kept sorted by length.
 4. Room still left goes to the others', oldest first, unless an overtaken job is left out.
 
 Old jobs so finish before new ones begin, and yet a single text that arrives while a 10,000-text job
-computes is at most one more batch of that job away from its own. Similar lengths bound the padding: a
-text is at least 64 % of the longest, or within 32 tokens of it.
+computes is at most one more batch of that job away from its own. *Similar*: padding stays under
+an eighth of the batch, or under 64 tokens in all.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from typing import Final
 
 __all__ = ["Limits", "Plan", "Waiting", "next_batch", "pause_s"]
 
-SIMILAR_RATIO: Final = 1.25
-SIMILAR_TOKENS: Final = 16
-"""Texts share a batch when their lengths differ by a quarter or by 16 tokens: padding costs less than
-the fixed cost of one more batch."""
+PADDING_SHARE: Final = 1 / 8
+PADDING_TOKENS: Final = 64
+"""Padding that is always allowed: it costs less than one more batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +66,24 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
     owner = next(
         (j for j, job in enumerate(jobs) if job.overtaken and _one_batch(job.lengths, limits)), 0
     )
-    scale = jobs[owner].lengths[-1]
-    low, high = _similar(scale)
-    stops = [bisect_right(job.lengths, high) for job in jobs]
-    stops[owner] = len(jobs[owner].lengths)
+    longest = jobs[owner].lengths[-1]
+    # Only a single text may be longer than the owner's: or singles would split by one token.
+    stops = [1 if len(job.lengths) == 1 else bisect_right(job.lengths, longest) for job in jobs]
     taken = [0] * len(jobs)
-    count, longest = 1, scale
-    taken[owner] = 1
+    taken[owner], count, tokens = 1, 1, longest
 
     def room_for(j: int) -> bool:
         at = stops[j] - taken[j] - 1
-        if at < 0 or jobs[j].lengths[at] < low or count >= limits.max_texts:
+        if at < 0 or count >= limits.max_texts:
             return False
-        return (count + 1) * max(longest, jobs[j].lengths[at]) <= limits.max_tokens
+        length = jobs[j].lengths[at]
+        return _fits(count + 1, tokens + length, max(longest, length), limits)
 
     def take(j: int) -> None:
-        nonlocal count, longest
-        longest = max(longest, jobs[j].lengths[stops[j] - taken[j] - 1])
+        nonlocal count, tokens, longest
+        length = jobs[j].lengths[stops[j] - taken[j] - 1]
+        longest = max(longest, length)
+        tokens += length
         taken[j] += 1
         count += 1
 
@@ -100,22 +100,17 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
     return Plan(owner, [range(stop - n, stop) for stop, n in zip(stops, taken, strict=True)])
 
 
-def _similar(scale: int) -> tuple[int, int]:
-    """Return the lengths that may share a batch with a text of ``scale`` tokens.
-
-    Longer ones too, within bounds: or singles would split by one token.
-    """
-    low = min(int(scale / SIMILAR_RATIO), scale - SIMILAR_TOKENS)
-    high = max(int(scale * SIMILAR_RATIO), scale + SIMILAR_TOKENS)
-    return low, high
+def _fits(texts: int, tokens: int, longest: int, limits: Limits) -> bool:
+    """Say whether texts of ``tokens`` in all may share a batch that is padded to ``longest``."""
+    padded = texts * longest
+    padding = padded - tokens
+    return padded <= limits.max_tokens and padding <= max(PADDING_TOKENS, PADDING_SHARE * padded)
 
 
 def _one_batch(lengths: Sequence[int], limits: Limits) -> bool:
     """Say whether one batch can finish a job."""
-    return (
-        lengths[0] >= _similar(lengths[-1])[0]
-        and len(lengths) <= limits.max_texts
-        and (len(lengths) == 1 or len(lengths) * lengths[-1] <= limits.max_tokens)
+    return len(lengths) == 1 or (
+        len(lengths) <= limits.max_texts and _fits(len(lengths), sum(lengths), lengths[-1], limits)
     )
 
 

@@ -219,7 +219,7 @@ def test_a_single_lets_a_large_job_overtake_it_once() -> None:
 
 def test_a_job_that_finishes_overtakes_nobody() -> None:
     batcher = Batcher(FakeEncoder(), LIMITS)
-    for job in (texts(1, tokens=50), texts(*range(10, 20), tokens=400), texts(2)):
+    for job in (texts(1, tokens=100), texts(*range(10, 20), tokens=400), texts(2)):
         batcher.submit(job)
     assert taken(batcher) == [1]
     assert len(set(taken(batcher)) & set(range(10, 20))) == 2

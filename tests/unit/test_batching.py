@@ -9,8 +9,8 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.encoding.batching import (
-    SIMILAR_RATIO,
-    SIMILAR_TOKENS,
+    PADDING_SHARE,
+    PADDING_TOKENS,
     Limits,
     Waiting,
     next_batch,
@@ -63,9 +63,8 @@ def test_a_batch_serves_its_owner_within_the_limits(jobs: list[Waiting], limits:
     assert len(lengths) <= limits.max_texts
     assert len(lengths) == 1 or len(lengths) * max(lengths) <= limits.max_tokens
 
-    scale = owner.lengths[-1]
-    assert max(lengths) <= max(scale * SIMILAR_RATIO, scale + SIMILAR_TOKENS)
-    assert min(lengths) >= min(int(scale / SIMILAR_RATIO), scale - SIMILAR_TOKENS)
+    padded = len(lengths) * max(lengths)
+    assert padded - sum(lengths) <= max(PADDING_TOKENS, PADDING_SHARE * padded)
 
 
 @laws(max_examples=60, deadline=None)
@@ -160,7 +159,7 @@ def test_room_goes_to_single_texts_the_owner_and_the_oldest(
 def test_room_is_not_dealt_while_an_overtaken_job_is_left_out(
     overtaken: bool, expected: list[int]
 ) -> None:
-    unlike = Waiting([1, 500], overtaken=overtaken)  # more than one batch: it does not go first
+    unlike = Waiting([300, 500], overtaken=overtaken)  # more than one batch: it does not go first
     jobs = [Waiting([100], overtaken=False), Waiting([100] * 9, overtaken=False), unlike]
     assert [len(part) for part in next_batch(jobs, DEFAULT).parts] == expected
 
