@@ -8,6 +8,7 @@
     │   ├── TooLargeError
     │   ├── InvalidOptionError
     │   └── CallbackQueueError
+    ├── ServerUnavailableError      the server does not answer; nothing was sent (ConnectionError)
     ├── UnsupportedVersionError     written by another version of this package
     ├── CorruptResultError          stored vectors do not decode
     ├── NoHealthyWorkersError       no device to send work to
@@ -30,6 +31,7 @@ __all__ = [
     "InvalidTextError",
     "ModelError",
     "NoHealthyWorkersError",
+    "ServerUnavailableError",
     "SettingsError",
     "SutraError",
     "TooLargeError",
@@ -119,6 +121,20 @@ class CallbackQueueError(InvalidInputError):
             f"{self.option}: the task {self.task!r} names no queue. Celery sends callbacks through "
             "the worker that ran embed, where this task is unknown; name the queue your own "
             f"workers consume: {self.task.rsplit('.', 1)[-1]}.s(...).set(queue='...')."
+        )
+
+
+class ServerUnavailableError(SutraError, ConnectionError):
+    """The server with the queues or the results does not answer; nothing was sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the server of SUTRA_BROKER_URL or SUTRA_RESULT_URL does not answer ({self.reason}). "
+            "Nothing was sent. Is it running, and is the address right?"
         )
 
 

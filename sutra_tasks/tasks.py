@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+import redis
 from celery import Task
 from celery.result import AsyncResult
-from kombu.exceptions import DecodeError
+from kombu.exceptions import DecodeError, OperationalError
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
@@ -17,6 +18,7 @@ from sutra_tasks.errors import (
     BrokerNotConfiguredError,
     CallbackQueueError,
     InvalidInputError,
+    ServerUnavailableError,
     SutraError,
     UnsupportedVersionError,
 )
@@ -76,6 +78,7 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         Raises:
             InvalidInputError: the call can never succeed; nothing was sent.
             BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
+            ServerUnavailableError: the server did not answer for some 20 seconds; nothing was sent.
         """
         return self.apply_async((texts,), options)
 
@@ -107,7 +110,15 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
         texts = call.texts[0] if call.single else list(call.texts)
         by_name = {name: value for name, value in given.items() if name != "texts"}
-        sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
+        try:
+            sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
+        except (OperationalError, redis.ConnectionError) as error:
+            raise ServerUnavailableError(type(error).__name__) from error
+        except RuntimeError as error:
+            # Celery's word for a result backend that stays away.
+            if isinstance(error.__context__, redis.ConnectionError | OSError):
+                raise ServerUnavailableError(type(error.__context__).__name__) from error
+            raise
         return sent
 
     def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature:

@@ -20,6 +20,7 @@ from sutra_tasks.fleet.hardware import plan_devices
 from sutra_tasks.fleet.server import embedded_server
 from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings
+from tests import conftest
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,13 +83,7 @@ def client(server: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def wait_until() -> Callable[..., None]:
-    def wait(condition: Callable[[], object], *, within_s: float = 20.0) -> None:
-        deadline = time.monotonic() + within_s
-        while not condition():
-            assert time.monotonic() < deadline, f"not true within {within_s} s"
-            time.sleep(0.02)
-
-    return wait
+    return conftest.wait_until
 
 
 @pytest.fixture
@@ -128,10 +123,11 @@ def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..
         try:
             supervisor.start(time.monotonic())
             looking.start()
-            deadline = time.monotonic() + 60
-            while await_live and (fleet.live() != set(fleet.device_ids) or not fleet.status().routers):
-                assert time.monotonic() < deadline, (tmp_path / "workers.log").read_text()
-                time.sleep(0.02)
+            if await_live:
+                conftest.wait_until(
+                    lambda: fleet.live() == set(fleet.device_ids) and fleet.status().routers,
+                    within_s=60,
+                )
             yield fleet
         finally:
             ended.set()

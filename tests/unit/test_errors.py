@@ -27,6 +27,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "InvalidTextError": (7, "a str is needed, not None"),
     "ModelError": ("all-MiniLM-L6-v2", "cannot be loaded"),
     "NoHealthyWorkersError": (4, 31.5, 30.0),
+    "ServerUnavailableError": ("ConnectionError",),
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),
     "SutraError": ("said plainly",),
     "TooLargeError": ("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
