@@ -47,22 +47,24 @@ class LocalFleet:
             return self.supervisor.pids[name]
 
 
+def _configure_anew() -> None:
+    """Make this process's app read its settings again, as a fresh process would."""
+    settings.cache_clear()
+    app.conf.update(celery_settings(settings()))
+    app._backend_cache = app._pool = app.amqp._producer_pool = None
+    app._local.__dict__.pop("backend", None)
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """Run one server for the session, and make this process its client."""
     with embedded_server() as address:
         os.environ["SUTRA_BROKER_URL"] = address
-        settings.cache_clear()
-        app.conf.update(celery_settings(settings()))
-        app._backend_cache = None
-        app._local.__dict__.pop("backend", None)
-        app._pool = None
+        _configure_anew()
         yield address
         app.close()
         del os.environ["SUTRA_BROKER_URL"]
-        settings.cache_clear()
-        app.conf.update(celery_settings(settings()))
-        app._backend_cache = None
+        _configure_anew()
 
 
 @pytest.fixture
