@@ -52,6 +52,7 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
         errors.InvalidTextError(2, "a str is needed, not int"),
         errors.ModelError("all-MiniLM-L6-v2", "no such folder"),
         errors.NoHealthyWorkersError(4, 31.5, 30.0),
+        errors.ServerUnavailableError("ConnectionError"),
         errors.SettingsError("SUTRA_HEARTBEAT_S", "-1", "must be positive"),
         errors.SutraError("words"),
         errors.TooLargeError("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
