@@ -47,7 +47,6 @@ class Batch:
 
     texts: int
     tokens: int
-    padded_tokens: int
     errors: int
     compute_s: float
 
@@ -216,7 +215,6 @@ class Batcher:
             Batch(
                 texts=len(taken),
                 tokens=sum(lengths),
-                padded_tokens=len(taken) * max(lengths),
                 errors=len(errors),
                 compute_s=compute_s,
             )
