@@ -18,11 +18,17 @@ from sutra_tasks.settings import STRATEGIES
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["HEADER", "VERSION", "Call", "Demand", "check_strategy", "demand_of"]
+__all__ = ["HEADER", "VERSION", "Call", "Demand", "check_strategy", "demand_of", "estimated_tokens"]
 
 VERSION: Final = 1
 HEADER: Final = "sutra"
 LATEST: Final = 1e11  # the year 5138
+BYTES_PER_TOKEN: Final = 4
+"""English prose in WordPiece; code and other scripts differ, alike on every device."""
+
+TOKENS_PER_TEXT: Final = 2
+"""Special tokens."""
+
 OPTIONS: Final = ("prompt", "dimensions", "normalize", "details")
 
 
@@ -34,6 +40,16 @@ class Demand:
     bytes: int
     sent_at: float | None
     strategy: str | None
+
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens, at least 1: the unit of loads, credits and measured speeds."""
+        return estimated_tokens(self.texts, self.bytes)
+
+
+def estimated_tokens(texts: int, size_bytes: int) -> int:
+    """Estimate tokens without a tokenizer, at least 1."""
+    return max(1, TOKENS_PER_TEXT * texts + size_bytes // BYTES_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

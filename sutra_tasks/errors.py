@@ -12,6 +12,8 @@
     ├── UnsupportedVersionError     written by another version of this package
     ├── CorruptResultError          stored vectors do not decode
     ├── NoHealthyWorkersError       no device to send work to
+    ├── FleetSaturated              more work waits than may; nothing was sent
+    ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
     └── ModelError                  a model cannot be loaded or served
 
@@ -26,11 +28,13 @@ __all__ = [
     "CallbackQueueError",
     "CorruptResultError",
     "EncodingError",
+    "FleetSaturated",
     "InvalidInputError",
     "InvalidOptionError",
     "InvalidTextError",
     "ModelError",
     "NoHealthyWorkersError",
+    "PoisonMessageError",
     "ServerUnavailableError",
     "SettingsError",
     "SutraError",
@@ -179,6 +183,34 @@ class NoHealthyWorkersError(SutraError):
         return (
             f"no live device after {self.waited_s:.0f} s ({seen}). "
             "`sutra status` lists the fleet; start devices with `sutra up`."
+        )
+
+
+class FleetSaturated(SutraError):  # noqa: N818 - a state of the fleet, not a fault
+    """More work waits than ``SUTRA_MAX_QUEUE_S`` allows; nothing was sent."""
+
+    def __init__(self, backlog_tokens: int, retry_after_s: float) -> None:
+        super().__init__(backlog_tokens, retry_after_s)
+        self.backlog_tokens, self.retry_after_s = backlog_tokens, retry_after_s
+
+    def __str__(self) -> str:
+        return (
+            f"the fleet is saturated: {self.backlog_tokens:,} tokens wait. Nothing was sent. Try again "
+            f"in {self.retry_after_s:.0f} s, add devices, or raise SUTRA_MAX_QUEUE_S."
+        )
+
+
+class PoisonMessageError(SutraError):
+    """Every worker that took this message died; it is kept as a dead letter."""
+
+    def __init__(self, attempts: int, reason: str) -> None:
+        super().__init__(attempts, reason)
+        self.attempts, self.reason = attempts, reason
+
+    def __str__(self) -> str:
+        return (
+            f"given up after {self.attempts} attempts: {self.reason}. The message is kept: "
+            "`sutra dead-letters list` shows it, and `retry` sends it again."
         )
 
 

@@ -5,11 +5,26 @@ key                             type    lifetime
 ==============================  ======  =====================================================
 ``sutra.embed``                 list    a Celery queue: what waits for the router
 ``sutra.device.<id>``           list    a Celery queue: what waits for one device
+``sutra.control``               list    a Celery queue: periodic tasks, run by a router
 ``sutra:held:<incarnation>``    list    messages one worker process has taken and not finished;
                                         gone when empty, never expires (it is work)
 ``sutra:worker:<name>``         string  the newest incarnation of a worker, :data:`REMEMBER_S`
 ``sutra:fleet``                 zset    device id -> time of its last heartbeat (server clock);
                                         members leave on drain, :data:`FORGET_AFTER_S` later at most
+``sutra:queues``                zset    device id -> time of its last heartbeat; members leave once
+                                        the device is forgotten and its queue is empty
+``sutra:leases``                hash    incarnation -> its heartbeats so far; a field leaves with its
+                                        process, or when its lease ends
+``sutra:reaped:<incarnation>``  string  on the results' server: its lease ended, :data:`REAPED_S`
+``sutra:suspect:<incarnation>`` string  the task it runs alone because workers died of it before,
+                                        :data:`FORGET_AFTER_S`
+``sutra:load:<id>``             hash    tokens dispatched to a device and completed by it,
+                                        :data:`FORGET_AFTER_S`
+``sutra:golden``                string  JSON: the fleet's vectors of the golden texts, for as long as
+                                        one device that agrees with them lives
+``sutra:backlog``               string  JSON: what waits in the fleet and how fast it is worked off,
+                                        :data:`BACKLOG_S`
+``sutra:dead-letters``          hash    task id -> JSON: a message given up; never expires (it is work)
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
 ``sutra:router:<name>``         string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
 ``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``
@@ -23,17 +38,30 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "BACKLOG",
+    "BACKLOG_S",
+    "CONTROL_QUEUE",
+    "DEAD_LETTERS",
     "DEVICE_QUEUE_PREFIX",
     "EMBED_QUEUE",
     "EMBED_TASK",
     "FLEET",
     "FORGET_AFTER_S",
+    "GOLDEN",
+    "HEALTH_TASK",
+    "LEASES",
+    "MEMORY_TASK",
     "OWN_TASK_PREFIX",
+    "QUEUES",
+    "REAPED_S",
     "REMEMBER_S",
     "device",
     "device_queue",
     "held",
+    "load",
+    "reaped",
     "router",
+    "suspect",
     "worker",
 ]
 
@@ -41,12 +69,25 @@ OWN_TASK_PREFIX: Final = "sutra."
 EMBED_TASK: Final = "sutra.embed"
 EMBED_QUEUE: Final = "sutra.embed"
 DEVICE_QUEUE_PREFIX: Final = "sutra.device."
+CONTROL_QUEUE: Final = "sutra.control"
+HEALTH_TASK: Final = "sutra.health"
+MEMORY_TASK: Final = "sutra.memory"
 
 FLEET: Final = "sutra:fleet"
+QUEUES: Final = "sutra:queues"
+LEASES: Final = "sutra:leases"
+GOLDEN: Final = "sutra:golden"
+BACKLOG: Final = "sutra:backlog"
+DEAD_LETTERS: Final = "sutra:dead-letters"
 
 FORGET_AFTER_S: Final = 3600
 """Seconds a dead device stays visible in ``sutra status`` before its record goes."""
 
+REAPED_S: Final = 24 * 3600
+"""Seconds a worker that lost its lease, and does not know yet, can store no errors."""
+
+BACKLOG_S: Final = 5
+"""Seconds clients believe what a router last said of the backlog."""
 
 REMEMBER_S: Final = 30 * 24 * 3600
 """Seconds within which a worker that starts again returns what its predecessor held."""
@@ -75,3 +116,18 @@ def device(device_id: str) -> str:
 def router(name: str) -> str:
     """Record of one router."""
     return f"sutra:router:{name}"
+
+
+def load(device_id: str) -> str:
+    """Tokens dispatched to a device and completed by it."""
+    return f"sutra:load:{device_id}"
+
+
+def reaped(incarnation: str) -> str:
+    """Mark that the lease of one worker process has ended."""
+    return f"sutra:reaped:{incarnation}"
+
+
+def suspect(incarnation: str) -> str:
+    """Name of the task that one worker process runs alone."""
+    return f"sutra:suspect:{incarnation}"

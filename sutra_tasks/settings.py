@@ -21,7 +21,7 @@ __all__ = ["PREFIX", "Settings", "settings"]
 
 PREFIX: Final = "SUTRA_"
 ENGINES: Final = ("torch", "simulated")
-STRATEGIES: Final = ("round_robin",)
+STRATEGIES: Final = ("shortest_finish", "least_loaded", "performance_based", "random", "round_robin")
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -42,13 +42,39 @@ class Settings:
     max_texts: int = _option(10_000, "texts in one message", least=1)
     max_message_bytes: int = _option(16_777_216, "UTF-8 bytes of text in one message", least=1)
 
-    strategy: str = _option("round_robin", "how the router chooses a device")
+    strategy: str = _option("shortest_finish", "how the router chooses a device")
+    queue_penalty_factor: float = _option(
+        0.01, "performance_based: seconds one waiting message adds to a device's latency", least=0
+    )
+    credit_s: float = _option(1.0, "seconds of work a device is given ahead of time", least=0.05)
+    max_queue_s: float = _option(
+        300.0, "seconds of work that may wait before a call is refused; 0 never refuses", least=0
+    )
+    max_attempts: int = _option(
+        3, "workers a message may have killed before it becomes a dead letter", least=1
+    )
     no_device_wait_s: float = _option(
         30.0, "seconds work waits when no device lives before it fails", least=0
     )
     heartbeat_s: float = _option(1.0, "seconds between two heartbeats of a device", least=0.05)
     device_ttl_s: float = _option(
         6.0, "seconds without a heartbeat after which a device gets no work", least=0.2
+    )
+
+    lease_s: float = _option(
+        12.0, "seconds without a heartbeat after which what a worker holds is given to others", least=1
+    )
+    worker_timeout_s: float = _option(
+        30.0, "seconds without work after which a device checks itself", least=1
+    )
+    latency_threshold_multiplier: float = _option(
+        2.0, "times its usual batch time at which a device counts as slow", least=1
+    )
+    max_acceptable_error_rate: float = _option(
+        0.1, "share of recent texts that may fail before a device counts as failing", least=0
+    )
+    gpu_memory_threshold: float = _option(
+        0.92, "share of a device's memory in use that counts as pressure", least=0
     )
 
     engine: str = _option("torch", "what computes the vectors: torch or simulated")
@@ -64,6 +90,9 @@ class Settings:
     batch_texts: int = _option(128, "texts in one batch", least=1)
     batch_wait_s: float = _option(
         0.005, "seconds a batch with room waits while more work is arriving", least=0
+    )
+    batch_timeout_s: float = _option(
+        120.0, "seconds one batch may compute before its worker ends itself as hung", least=0.1
     )
     drain_s: float = _option(20.0, "seconds a worker may take to stop", least=0.1)
 
@@ -85,6 +114,11 @@ class Settings:
                 raise _refused(name, getattr(self, name), f"must be one of {', '.join(known)}")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
             raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
+        for name in ("max_acceptable_error_rate", "gpu_memory_threshold"):
+            if getattr(self, name) > 1:
+                raise _refused(name, getattr(self, name), "is a share, 1 at most")
+        if self.lease_s < self.device_ttl_s:
+            raise _refused("lease_s", self.lease_s, "must be SUTRA_DEVICE_TTL_S or more")
         if self.device_ttl_s < 2 * self.heartbeat_s:
             raise _refused("device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S")
 
