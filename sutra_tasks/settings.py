@@ -25,8 +25,8 @@ STRATEGIES: Final = ("shortest_finish", "least_loaded", "performance_based", "ra
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-def _option(default: Any, about: str, *, least: float | None = None) -> Any:
-    return field(default=default, metadata={"about": about, "least": least})
+def _option(default: Any, about: str, *, least: float | None = None, most: float | None = None) -> Any:
+    return field(default=default, metadata={"about": about, "least": least, "most": most})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -71,10 +71,10 @@ class Settings:
         2.0, "times its usual batch time at which a device counts as slow", least=1
     )
     max_acceptable_error_rate: float = _option(
-        0.1, "share of recent texts that may fail before a device counts as failing", least=0
+        0.1, "share of recent texts that may fail before a device counts as failing", least=0, most=1
     )
     gpu_memory_threshold: float = _option(
-        0.92, "share of a device's memory in use that counts as pressure", least=0
+        0.92, "share of a device's memory in use that counts as pressure", least=0, most=1
     )
 
     engine: str = _option("torch", "what computes the vectors: torch or simulated")
@@ -101,10 +101,7 @@ class Settings:
     simulated_width: int = _option(384, "simulated engine: width of its vectors", least=1)
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value, least = getattr(self, option.name), option.metadata["least"]
-            if least is not None and not least <= value < float("inf"):
-                raise _refused(option.name, value, f"must be a finite number, {least} or more")
+        self._check_bounds()
         for name in ("broker_url", "result_url"):
             url = getattr(self, name)
             if url is not None and not url.startswith(("redis://", "rediss://")):
@@ -114,13 +111,19 @@ class Settings:
                 raise _refused(name, getattr(self, name), f"must be one of {', '.join(known)}")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
             raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
-        for name in ("max_acceptable_error_rate", "gpu_memory_threshold"):
-            if getattr(self, name) > 1:
-                raise _refused(name, getattr(self, name), "is a share, 1 at most")
-        if self.lease_s < self.device_ttl_s:
-            raise _refused("lease_s", self.lease_s, "must be SUTRA_DEVICE_TTL_S or more")
         if self.device_ttl_s < 2 * self.heartbeat_s:
             raise _refused("device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S")
+        if self.lease_s < self.device_ttl_s:
+            raise _refused("lease_s", self.lease_s, "must be SUTRA_DEVICE_TTL_S or more")
+
+    def _check_bounds(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            least, most = option.metadata["least"], option.metadata["most"]
+            if least is not None and not least <= value < float("inf"):
+                raise _refused(option.name, value, f"must be a finite number, {least} or more")
+            if most is not None and value > most:
+                raise _refused(option.name, value, f"must be {most} or less")
 
     def __repr__(self) -> str:
         # Addresses may hold passwords, and logs and Celery's reports print settings.
