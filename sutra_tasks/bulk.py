@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
+from contextlib import suppress
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from sutra_tasks.errors import InvalidOptionError
+import redis
+from kombu.exceptions import OperationalError
+
+from sutra_tasks.errors import FleetSaturated, InvalidOptionError, ServerUnavailableError
 from sutra_tasks.tasks import embed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from celery.result import AsyncResult
-
+    from sutra_tasks.tasks import EmbedResult
     from sutra_tasks.vectors import Vectors
 
 __all__ = ["embed_many"]
+
+AGAIN_S: Final = (0.1, 1.0)
+"""Least and most seconds until a saturated fleet is asked again."""
 
 
 def embed_many(
@@ -32,7 +40,8 @@ def embed_many(
     """Embed any number of texts and yield their vectors in order, each float32 of shape (dim,).
 
     At most ``batch * in_flight`` texts are on their way at any time: the iterable is read as results
-    are taken, and each result is deleted from the server as soon as it has arrived.
+    are taken, and each result is deleted from the server as soon as it has arrived. A saturated fleet,
+    and a server that goes away, are waited for.
 
     Args:
         texts: read lazily; may be longer than memory.
@@ -46,6 +55,8 @@ def embed_many(
     Raises:
         InvalidInputError: at the first text that cannot be embedded.
         celery.exceptions.TimeoutError: a message took longer than ``timeout_s``.
+        FleetSaturated: the fleet took no message for ``timeout_s``.
+        ServerUnavailableError: the server did not answer, and nothing is on its way.
     """
     for name, value in (("batch", batch), ("in_flight", in_flight)):
         if value < 1:
@@ -61,18 +72,45 @@ def _stream(
     timeout_s: float | None,
     options: dict[str, Any],
 ) -> Iterator[Vectors]:
-    sent: deque[AsyncResult] = deque()
+    sent: deque[EmbedResult] = deque()
+    part: list[str] = []
     try:
         while True:
-            while len(sent) < in_flight and (part := list(islice(source, batch))):
-                sent.append(embed.delay(part, **options))
+            while len(sent) < in_flight and (part := part or list(islice(source, batch))):
+                try:
+                    sent.append(_sent(part, options, 0 if sent else timeout_s))
+                except (FleetSaturated, ServerUnavailableError):
+                    if not sent:
+                        raise
+                    break  # what is on its way comes first; this part is sent after it
+                part = []
             if not sent:
                 return
             vectors = sent[0].get(timeout=timeout_s)
-            sent.popleft().forget()
+            with _server_may_be_away():
+                sent.popleft().forget()
             yield from vectors
     finally:
         # Left early or failed: what is still queued need not be computed.
-        for result in sent:
-            result.revoke()
-            result.forget()
+        with _server_may_be_away():
+            for result in sent:
+                result.revoke()
+                result.forget()
+
+
+def _sent(part: list[str], options: dict[str, Any], timeout_s: float | None) -> EmbedResult:
+    """Send ``part`` as soon as the fleet takes it, or raise its refusal after ``timeout_s``."""
+    least_s, most_s = AGAIN_S
+    deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        try:
+            return embed.delay(part, **options)
+        except FleetSaturated as saturated:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise
+            time.sleep(min(max(saturated.retry_after_s, least_s), most_s, left_s))
+
+
+def _server_may_be_away() -> suppress:
+    return suppress(OperationalError, redis.RedisError)  # what is left there expires

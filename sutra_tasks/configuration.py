@@ -6,7 +6,7 @@ settings module may set ``SUTRA_*`` variables before or after importing this pac
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sutra_tasks import keys
 from sutra_tasks.settings import settings
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
 __all__ = ["celery_settings"]
+
+PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
+"""The specification's monitoring schedule, in seconds."""
 
 
 def celery_settings(options: Settings) -> dict[str, Any]:
@@ -51,11 +54,18 @@ def celery_settings(options: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_redirect_stdouts": False,
+        "beat_schedule": {name: _every(name, seconds) for name, seconds in PERIODIC.items()},
     }
     if options.broker_url and options.broker_url.startswith("rediss://"):
         # kombu's default for rediss:// is not to check the certificate.
         conf["broker_use_ssl"] = conf["redis_backend_use_ssl"] = {"ssl_cert_reqs": "required"}
     return conf
+
+
+def _every(task: str, seconds: float) -> dict[str, Any]:
+    # One that a router could not run in time is worth nothing once the next is due.
+    options = {"queue": keys.CONTROL_QUEUE, "expires": seconds * 0.8}
+    return {"task": task, "schedule": seconds, "options": options}
 
 
 def __getattr__(name: str) -> dict[str, Any]:

@@ -18,7 +18,8 @@ key                             type    lifetime
 ``sutra:reaped:<incarnation>``  string  on the results' server: its lease ended, :data:`REAPED_S`
 ``sutra:suspect:<incarnation>`` string  the task it runs alone because workers died of it before,
                                         :data:`FORGET_AFTER_S`
-``sutra:load:<id>``             hash    tokens dispatched to a device and completed by it,
+``sutra:load:<id>``             hash    what a device was sent and has not finished, in messages,
+                                        tokens dispatched and completed, and credit,
                                         :data:`FORGET_AFTER_S`
 ``sutra:golden``                string  JSON: the fleet's vectors of the golden texts, for as long as
                                         one device that agrees with them lives

@@ -84,6 +84,9 @@ class Settings:
         None, "name of this start of a worker; its supervisor chooses it, to return what it held"
     )
     torch_device: str = _option("cpu", "where torch computes: cpu, cuda, mps")
+    gpu_memory_share: float = _option(
+        1.0, "share of a GPU's memory this worker may allocate", least=0.01, most=1
+    )
     torch_threads: int = _option(1, "torch threads of one CPU worker", least=1)
     task_threads: int = _option(64, "tasks one device worker holds at once", least=1)
     batch_tokens: int = _option(8192, "padded tokens in one batch", least=1)

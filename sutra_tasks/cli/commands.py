@@ -45,8 +45,14 @@ def _overridden(**given: Any) -> Settings:
 
 
 @cli.command()
+@click.option("--devices", type=int, metavar="N", help="Devices; default: one per GPU, else per core.")
 @click.option(
-    "--devices", type=int, metavar="N", help="Device workers; default: one per GPU, else per core."
+    "--replicas-per-device",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Workers on each device, each with its share of the memory.",
 )
 @click.option("--model", metavar="NAME", help="A sentence-transformers name or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), help="What computes the vectors.")
@@ -59,12 +65,13 @@ def _overridden(**given: Any) -> Settings:
     "--log-level", default="warning", show_default=True, metavar="LEVEL", help="Of the workers."
 )
 def up(
+    *,
     devices: int | None,
+    replicas_per_device: int,
     model: str | None,
     engine: str | None,
     broker: str | None,
     port: int | None,
-    *,
     flower: bool,
     log_level: str,
 ) -> None:
@@ -72,7 +79,14 @@ def up(
     from sutra_tasks.cli.up import run
 
     options = _overridden(model=model, engine=engine, broker_url=broker)
-    run(options, devices=devices, port=port, flower=flower, log_level=log_level)
+    run(
+        options,
+        devices=devices,
+        replicas=replicas_per_device,
+        port=port,
+        flower=flower,
+        log_level=log_level,
+    )
 
 
 @cli.command()
@@ -99,3 +113,52 @@ def status(*, as_json: bool) -> None:
     from sutra_tasks.cli.status import run
 
     run(settings(), as_json=as_json)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def health(*, as_json: bool) -> None:
+    """Have every device exercise its model now, and show how it is."""
+    from sutra_tasks.cli.health import run
+
+    run(settings(), as_json=as_json)
+
+
+@cli.group("dead-letters")
+def dead_letters() -> None:
+    """Messages that were given up because workers died of them."""
+
+
+@dead_letters.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def dead_letters_list(*, as_json: bool) -> None:
+    """Show them, the oldest first."""
+    from sutra_tasks.cli.dead_letters import run_list
+
+    run_list(settings(), as_json=as_json)
+
+
+def _chosen(task_ids: tuple[str, ...], *, every: bool) -> tuple[str, ...]:
+    if bool(task_ids) == every:
+        raise click.UsageError("name tasks, or --all")
+    return task_ids
+
+
+@dead_letters.command("retry")
+@click.argument("task_ids", nargs=-1, metavar="[TASK]...")
+@click.option("--all", "every", is_flag=True, help="All of them.")
+def dead_letters_retry(task_ids: tuple[str, ...], *, every: bool) -> None:
+    """Send them again, as if for the first time."""
+    from sutra_tasks.cli.dead_letters import run_retry
+
+    run_retry(settings(), _chosen(task_ids, every=every))
+
+
+@dead_letters.command("drop")
+@click.argument("task_ids", nargs=-1, metavar="[TASK]...")
+@click.option("--all", "every", is_flag=True, help="All of them.")
+def dead_letters_drop(task_ids: tuple[str, ...], *, every: bool) -> None:
+    """Forget them for good."""
+    from sutra_tasks.cli.dead_letters import run_drop
+
+    run_drop(settings(), _chosen(task_ids, every=every))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from rich.console import Console
@@ -13,12 +13,17 @@ from rich.table import Table
 
 from sutra_tasks import keys
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
-from sutra_tasks.fleet.registry import DeviceRecord, queue_lengths, sightings
+from sutra_tasks.fleet.health import State
+from sutra_tasks.fleet.registry import DeviceRecord, Sighting, queue_lengths, sightings
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
 __all__ = ["DeviceStatus", "FleetStatus", "read", "run", "table"]
+
+COLOURS: Final = {State.HEALTHY: "green"} | dict.fromkeys(
+    (State.DEAD, State.REFUSED, State.UNHEALTHY), "red"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +32,11 @@ class DeviceStatus:
 
     id: str
     live: bool
+    state: State
     heartbeat_age_s: float
     queued: int
     held: int
+    backlog_tokens: int
     record: DeviceRecord | None
 
 
@@ -40,10 +47,11 @@ class FleetStatus:
     devices: tuple[DeviceStatus, ...]
     routers: tuple[dict[str, Any], ...]
     queued: int
+    dead_letters: int
 
 
 def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
-    """Read the fleet's state in four round trips, however many devices there are."""
+    """Read the fleet's state in few round trips, however many devices there are."""
     seen = sightings(client)
     queues = queue_lengths(client, [keys.EMBED_QUEUE, *(keys.device_queue(s.id) for s in seen)])
     with client.pipeline(transaction=False) as pipe:
@@ -56,16 +64,25 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
             DeviceStatus(
                 id=one.id,
                 live=one.heartbeat_age_s <= ttl_s,
+                state=_state(one, ttl_s),
                 heartbeat_age_s=round(one.heartbeat_age_s, 1),
                 queued=queues[keys.device_queue(one.id)],
                 held=count,
+                backlog_tokens=one.backlog_tokens,
                 record=one.record,
             )
             for one, count in zip(seen, held, strict=True)
         ),
         routers=tuple(json.loads(text) for text in routers if text is not None),
         queued=queues[keys.EMBED_QUEUE],
+        dead_letters=client.hlen(keys.DEAD_LETTERS),
     )
+
+
+def _state(seen: Sighting, ttl_s: float) -> State:
+    if seen.heartbeat_age_s > ttl_s:
+        return State.DEAD
+    return seen.record.state if seen.record is not None else State.HEALTHY
 
 
 def table(fleet: FleetStatus) -> Table:
@@ -79,15 +96,17 @@ def table(fleet: FleetStatus) -> Table:
     total = 0
     for device in fleet.devices:
         record = device.record
-        state = "[green]live[/]" if device.live else f"[red]silent {device.heartbeat_age_s:.0f} s[/]"
+        state = f"[{COLOURS.get(device.state, 'yellow')}]{device.state}[/]"
+        if not device.live:
+            state += f", silent {device.heartbeat_age_s:.0f} s"
         if record is None:
             drawn.add_row(device.id, "[red]another version[/]")
             continue
         total += record.texts
-        rate = record.tokens / record.busy_s if record.busy_s else 0.0
         drawn.add_row(
-            device.id, state, record.model, f"{record.texts:,}", f"{rate:,.0f}",
-            str(device.queued), str(device.held), f"{record.p50_ms:.1f}", f"{record.p95_ms:.1f}",
+            device.id, state, record.model, f"{record.texts:,}", f"{record.tokens_per_s or 0:,.0f}",
+            f"{device.backlog_tokens:,}/{record.credit_tokens:,}", str(device.held),
+            f"{record.p50_ms:.1f}", f"{record.p95_ms:.1f}",
         )  # fmt: skip
     drawn.add_section()
     drawn.add_row("total", "", "", f"{total:,}")
@@ -109,10 +128,15 @@ def run(options: Settings, *, as_json: bool) -> None:
         console = Console()
         if fleet.devices:
             console.print(table(fleet))
+        for device in fleet.devices:
+            if device.record is not None and device.record.reason:
+                console.print(f"[yellow]{device.id}[/]: {device.record.reason}", highlight=False)
         waiting = sum(router["waiting"] for router in fleet.routers)
+        console.print("queue: estimated tokens sent and not finished / taken ahead at most", style="dim")
         console.print(
             f"{len(fleet.routers)} routers, {fleet.queued} messages queued for them"
             + (f", [yellow]{waiting} wait for a device[/]" if waiting else "")
+            + (f", [yellow]{fleet.dead_letters} dead letters[/]" if fleet.dead_letters else "")
         )
     if not any(device.live for device in fleet.devices):
         sys.exit("sutra: no live device. Start some with: sutra up")

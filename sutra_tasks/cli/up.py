@@ -7,6 +7,8 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 import redis
@@ -28,11 +30,17 @@ FLOWER_PORT: Final = 5555
 
 
 def run(
-    options: Settings, *, devices: int | None, port: int | None, flower: bool, log_level: str
+    options: Settings,
+    *,
+    devices: int | None,
+    replicas: int,
+    port: int | None,
+    flower: bool,
+    log_level: str,
 ) -> None:
     """Start everything, say what to do with it, and keep it alive until a signal."""
     console = Console(stderr=True)
-    chosen = plan(options, devices)
+    chosen = plan(options, devices, replicas)
     if flower and find_spec("flower") is None:
         raise SettingsError("--flower", "", "needs pip install 'sutra-tasks[flower]'")
     with stop_on_signals(), ExitStack() as stack:
@@ -43,6 +51,8 @@ def run(
         began = time.monotonic()
         events = ["-E"] if flower else []
         specs = worker_specs(options, chosen, worker_options=["--loglevel", log_level, *events])
+        schedule = Path(stack.enter_context(TemporaryDirectory(prefix="sutra-beat-"))) / "schedule"
+        specs.append(_beat(options, schedule, log_level))
         if flower:
             specs.append(_flower(options))
         supervisor = stack.enter_context(
@@ -61,6 +71,14 @@ def run(
         while True:
             time.sleep(supervisor.step(time.monotonic()))
     console.print("stopped.")
+
+
+def _beat(options: Settings, schedule: Path, log_level: str) -> WorkerSpec:
+    command = [
+        sys.executable, "-m", "celery", "-A", "sutra_tasks", "--quiet", "beat",
+        f"--schedule={schedule}", "--pidfile=", "--loglevel", log_level,
+    ]  # fmt: skip
+    return WorkerSpec("beat", command, options.as_env())
 
 
 def _flower(options: Settings) -> WorkerSpec:

@@ -2,26 +2,58 @@
 
 from __future__ import annotations
 
+import faulthandler
+import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from sutra_tasks.encoding.batching import Limits, Waiting, next_batch, pause_s
+from sutra_tasks.encoding.batching import (
+    Budget,
+    Job,
+    Limits,
+    encode_by_halves,
+    is_out_of_memory,
+    pause_s,
+    take,
+)
 
 if TYPE_CHECKING:
     from sutra_tasks.encoding.encoder import Encoder, TokenizedText
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Batch", "Batcher", "Drained", "Encoded", "TextError"]
+__all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "TextError", "Unwanted"]
+
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+SELF_CHECK_EVERY_S: Final = 1.0
+STDERR: Final = 2
+"""The descriptor: Celery puts a logger that has none in place of ``sys.stderr``."""
 
 
 class Drained(Exception):  # noqa: N818 - not an error: the work goes back to the queue
     """The worker is stopping, and this job had not begun."""
+
+
+class Unwanted(Exception):  # noqa: N818 - not an error: nobody waits for the answer any more
+    """The job was given up before it was finished."""
+
+
+class DeviceBroken(Exception):  # noqa: N818 - as Drained: another device can do the work
+    """The engine failed on one text of a job, and the device failed its own check as well."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(position)
+        self.position = position
 
 
 class TextError(Exception):
@@ -51,19 +83,15 @@ class Batch:
     compute_s: float
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One submission, its texts sorted by length; ``order[i]`` is where text i stood."""
+@dataclass(slots=True, eq=False, kw_only=True)
+class _Job(Job):
+    """One submission and what has become of it."""
 
-    texts: list[TokenizedText]
-    order: list[int]
-    lengths: list[int]
     rows: Floats
-    arrived: float
-    begun: bool = False
-    overtaken: bool = False
+    arrived_s: float
+    wanted: Callable[[], bool]
+    missing: int
     compute_s: float = 0.0
-    missing: int = 0
     future: Future[Encoded] = field(default_factory=Future)
 
 
@@ -76,11 +104,30 @@ class Batcher:
         limits: Limits,
         *,
         on_batch: Callable[[Batch], None] = lambda _: None,
+        self_check: Callable[[], bool] | None = None,
+        batch_timeout_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._encoder, self._limits, self._on_batch, self._clock = encoder, limits, on_batch, clock
+        """Prepare the thread.
+
+        Args:
+            encoder: the engine; its ``encode`` is called on the thread only.
+            limits: bounds of a batch, as long as memory suffices.
+            on_batch: told of every batch, on the thread.
+            self_check: says whether the device works. Asked on the thread, at most once a second, when
+                a batch had errors that are not for want of memory. One that raises has failed; without
+                one the text is always at fault.
+            batch_timeout_s: when one call of the engine, ``self_check`` or a called function takes
+                longer, the *process* ends, with all stacks on its standard error. None: never.
+            clock: seconds that never go back.
+        """
+        self._encoder, self._on_batch, self._clock = encoder, on_batch, clock
+        self._self_check, self._batch_timeout_s = self_check, batch_timeout_s
+        self._budget, self._limits = Budget(limits), limits
+        self._works, self._checked_at = True, -math.inf
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
+        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._arriving = 0
         self._texts = self._tokens = 0
         self._draining = self._closed = False
@@ -107,11 +154,24 @@ class Batcher:
             if not self._arriving:
                 self._changed.notify()
 
-    def submit(self, texts: Sequence[TokenizedText]) -> Future[Encoded]:
+    def submit(
+        self,
+        texts: Sequence[TokenizedText],
+        *,
+        alone: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Future[Encoded]:
         """Queue one job.
 
-        The future fails with :class:`TextError` when the engine cannot embed one of its texts, and
-        with :class:`Drained` when the worker stops before the job has begun.
+        The future fails with :class:`TextError` when the engine cannot embed one of its texts, with
+        :class:`DeviceBroken` when that is the device's fault, with :class:`Unwanted` when the job was
+        given up, and with :class:`Drained` when the worker stops before the job has begun.
+
+        Args:
+            texts: what to embed.
+            alone: share no batch with other jobs.
+            wanted: asked before each batch until the job's last text is in one, on the batcher's thread;
+                quick. One that raises is logged, counts as wanted, and is not asked again.
         """
         lengths = [text.tokens for text in texts]
         order = sorted(range(len(texts)), key=lengths.__getitem__)
@@ -119,8 +179,10 @@ class Batcher:
             texts=[texts[i] for i in order],
             order=order,
             lengths=sorted(lengths),
+            alone=alone,
             rows=np.empty((len(texts), self._encoder.card.width), dtype=np.float32),
-            arrived=self._clock(),
+            arrived_s=self._clock(),
+            wanted=wanted,
             missing=len(texts),
         )
         with self._changed:
@@ -135,16 +197,31 @@ class Batcher:
                 self._changed.notify()
         return job.future
 
+    def call(self, function: Callable[[], Answer]) -> Future[Answer]:
+        """Run ``function`` on the thread that may use the engine, before the next batch.
+
+        The future fails with :class:`Drained` when the worker stops before that.
+        """
+        future: Future[Answer] = Future()
+        with self._changed:
+            if self._draining or self._closed:
+                future.set_exception(Drained())
+                return future
+            self._calls.append((future, function))
+            self._changed.notify()
+        return future
+
     def drain(self) -> None:
-        """Give back every job that has not begun, and refuse new ones; begun jobs finish."""
+        """Give back every job and call that has not begun, and refuse new ones; begun jobs finish."""
         with self._changed:
             self._draining = True
             given_back = [job for job in self._jobs if not job.begun]
-            self._jobs = [job for job in self._jobs if job.begun]
-            self._recount()
+            for job in given_back:
+                self._remove(job)
+            calls, self._calls = self._calls, []
             self._changed.notify()
-        for job in given_back:
-            job.future.set_exception(Drained())
+        for future in [*(job.future for job in given_back), *(future for future, _ in calls)]:
+            _fail(future, Drained())
 
     def close(self, timeout_s: float) -> None:
         """Finish what has begun and stop the thread."""
@@ -157,9 +234,10 @@ class Batcher:
     def _is_full(self) -> bool:
         return self._texts >= self._limits.max_texts or self._tokens >= self._limits.max_tokens
 
-    def _recount(self) -> None:
-        self._texts = sum(len(job.lengths) for job in self._jobs)
-        self._tokens = sum(sum(job.lengths) for job in self._jobs)
+    def _remove(self, job: _Job) -> None:
+        self._jobs.remove(job)
+        self._texts -= len(job.lengths)
+        self._tokens -= sum(job.lengths)
 
     def _run(self) -> None:
         while (taken := self._next()) is not None:
@@ -167,95 +245,139 @@ class Batcher:
                 self._compute(taken)
             except Exception as error:  # noqa: BLE001 - without this thread every later task hangs
                 for job, _, position in taken:
-                    self._fail(job, TextError(position, error))
+                    self._give_up(job, TextError(position, error))
 
     def _next(self) -> list[tuple[_Job, TokenizedText, int]] | None:
-        """Wait for a batch that is due; None when closed and nothing is left."""
-        with self._changed:
-            while True:
-                if not self._jobs:
-                    if self._closed:
+        """Wait for a batch that is due, running calls; None when closed and nothing is left."""
+        while True:
+            with self._changed:
+                calls, self._calls = self._calls, []
+                pause = self._pause_s()
+                if not calls and pause != 0:
+                    if pause is None and self._closed:
                         return None
-                    self._changed.wait()
+                    self._changed.wait(pause)
                     continue
-                pause = pause_s(
-                    texts=self._texts,
-                    tokens=self._tokens,
-                    oldest_age_s=self._clock() - self._jobs[0].arrived,
-                    more_arriving=self._arriving > 0,
-                    limits=self._limits,
-                )
-                if pause <= 0:
-                    return self._take()
-                self._changed.wait(pause)
+            for future, function in calls:
+                self._answer(future, function)
+            # A call may have taken long: whether a batch is due is asked again.
+            if not calls and (taken := self._take()):
+                return taken
+
+    def _pause_s(self) -> float | None:
+        if not self._jobs:
+            return None
+        return pause_s(
+            texts=self._texts,
+            tokens=self._tokens,
+            oldest_age_s=self._clock() - self._jobs[0].arrived_s,
+            more_arriving=self._arriving > 0,
+            limits=self._limits,
+        )
+
+    def _answer(self, future: Future[Answer], function: Callable[[], Answer]) -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            with self._watched():
+                answer = function()
+        except Exception as error:  # noqa: BLE001 - it belongs to who called
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
 
     def _take(self) -> list[tuple[_Job, TokenizedText, int]]:
-        plan = next_batch([Waiting(job.lengths, job.overtaken) for job in self._jobs], self._limits)
-        unfinished = len(plan.parts[plan.owner]) < len(self._jobs[plan.owner].lengths)
-        taken: list[tuple[_Job, TokenizedText, int]] = []
-        for job, part in zip(self._jobs, plan.parts, strict=True):
-            if not part:
-                job.overtaken = job.overtaken or unfinished
-                continue
-            where = slice(part.start, part.stop)
-            taken += [(job, job.texts[i], job.order[i]) for i in part]
-            self._texts -= len(part)
-            self._tokens -= sum(job.lengths[where])
-            del job.texts[where], job.order[where], job.lengths[where]
-            job.begun = True
-        self._jobs = [job for job in self._jobs if job.lengths]
-        return taken
+        # Not under the lock: `wanted` is somebody else's code.
+        for job in self._jobs.copy():
+            if not _is_wanted(job):
+                self._give_up(job, Unwanted())
+        with self._changed:
+            if not self._jobs:
+                return []
+            self._limits = self._budget.at(self._clock())
+            taken = take(self._jobs, self._limits)
+            self._texts -= len(taken)
+            self._tokens -= sum(text.tokens for _, text, _ in taken)
+            return taken
 
     def _compute(self, taken: list[tuple[_Job, TokenizedText, int]]) -> None:
+        texts = [text for _, text, _ in taken]
         began = self._clock()
-        rows, errors = self._encode([text for _, text, _ in taken])
+        outcome = encode_by_halves(self._encode, texts, self._encoder.card.width)
         compute_s = self._clock() - began
-        lengths = [text.tokens for _, text, _ in taken]
-        self._on_batch(
-            Batch(
-                texts=len(taken),
-                tokens=sum(lengths),
-                errors=len(errors),
-                compute_s=compute_s,
+        tokens = sum(text.tokens for text in texts)
+        self._on_batch(Batch(len(texts), tokens, len(outcome.errors), compute_s))
+        if outcome.too_large is not None:
+            self._budget = self._budget.out_of_memory(outcome.too_large, self._clock())
+            logger.warning(
+                "out of memory at %d padded tokens: batches hold %d for now",
+                outcome.too_large,
+                self._budget.lowered_to,
             )
-        )
         touched: dict[_Job, None] = {}
+        failed: dict[_Job, TextError] = {}
         for index, (job, _, position) in enumerate(taken):
             touched[job] = None
-            job.missing -= 1
-            if index in errors:
-                self._fail(job, TextError(position, errors[index]))
+            if index in outcome.errors:
+                failed.setdefault(job, TextError(position, outcome.errors[index]))
             else:
-                job.rows[position] = rows[index]
+                job.rows[position] = outcome.rows[index]
+                job.missing -= 1
         for job in touched:
             job.compute_s += compute_s
             if job.missing == 0 and not job.future.done():
-                queue_s = max(0.0, began + compute_s - job.arrived - job.compute_s)
+                queue_s = max(0.0, began + compute_s - job.arrived_s - job.compute_s)
                 job.future.set_result(Encoded(job.rows, queue_s, job.compute_s))
+        suspicious = not all(is_out_of_memory(error) for error in outcome.errors.values())
+        broken = suspicious and not self._device_works()
+        for job, error in failed.items():
+            self._give_up(job, DeviceBroken(error.position) if broken else error)
 
-    def _encode(self, texts: list[TokenizedText]) -> tuple[Floats, dict[int, Exception]]:
-        """Encode; where that fails, halve until the texts at fault stand alone."""
-        width = self._encoder.card.width
-        try:
-            rows = self._encoder.encode(texts)
-            if rows.shape != (len(texts), width):
-                raise ValueError(f"the engine gave rows of shape {rows.shape}")  # noqa: TRY301
-            return rows, {}
-        except Exception as error:  # noqa: BLE001 - whatever an engine raises belongs to its texts
-            if len(texts) == 1:
-                return np.zeros((1, width), dtype=np.float32), {0: error}
-            half = len(texts) // 2
-            first, first_errors = self._encode(texts[:half])
-            second, second_errors = self._encode(texts[half:])
-            moved = {half + index: cause for index, cause in second_errors.items()}
-            return np.vstack([first, second]), first_errors | moved
+    def _encode(self, texts: Sequence[TokenizedText]) -> Floats:
+        with self._watched():
+            return self._encoder.encode(texts)
 
-    def _fail(self, job: _Job, error: TextError) -> None:
-        if job.future.done():
+    def _device_works(self) -> bool:
+        if self._self_check and self._clock() - self._checked_at >= SELF_CHECK_EVERY_S:
+            try:
+                with self._watched():
+                    self._works = self._self_check()
+            except Exception:
+                logger.exception("the device's own check raised")
+                self._works = False
+            self._checked_at = self._clock()
+        return self._works
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """End the process if this takes too long: no thread of Python's runs while C holds the GIL."""
+        if self._batch_timeout_s is None:
+            yield
             return
+        faulthandler.dump_traceback_later(self._batch_timeout_s, exit=True, file=STDERR)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _give_up(self, job: _Job, error: Exception) -> None:
+        """Fail a job as a whole: its other texts need not be computed."""
         with self._changed:
-            # Its other texts need not be computed: the task fails as a whole.
             if job in self._jobs:
-                self._jobs.remove(job)
-                self._recount()
-        job.future.set_exception(error)
+                self._remove(job)
+        _fail(job.future, error)
+
+
+def _fail(future: Future[Any], error: Exception) -> None:
+    # Draining and the thread may give up the same job: the first has said why.
+    with suppress(InvalidStateError):
+        future.set_exception(error)
+
+
+def _is_wanted(job: _Job) -> bool:
+    try:
+        return job.wanted()
+    except Exception:
+        logger.exception("a job could not say whether it is still wanted")
+        job.wanted = lambda: True
+        return True

@@ -33,4 +33,9 @@ def load_engine(options: Settings) -> Encoder:
         raise ModelError(
             options.model, f"needs {error.name}: pip install 'sutra-tasks[worker]'"
         ) from None
-    return TorchEncoder(options.model, device=options.torch_device, threads=options.torch_threads)
+    return TorchEncoder(
+        options.model,
+        device=options.torch_device,
+        threads=options.torch_threads,
+        memory_share=options.gpu_memory_share,
+    )

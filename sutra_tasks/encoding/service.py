@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from sutra_tasks.calls import estimated_tokens
 from sutra_tasks.encoding.batcher import TextError
 from sutra_tasks.encoding.encoder import check_options
 from sutra_tasks.errors import EncodingError
@@ -21,6 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["EmbeddingService"]
 
 
+class OnAnswer(Protocol):
+    """Told of each answered call: seconds in all and of compute, and its tokens."""
+
+    def __call__(
+        self, seconds: float, *, compute_s: float, estimated_tokens: int, tokens: int
+    ) -> None:
+        """Count it; from any thread."""
+
+
 class EmbeddingService:
     """What a device worker does with a call; safe to use from many threads."""
 
@@ -30,24 +40,33 @@ class EmbeddingService:
         batcher: Batcher,
         device: str,
         *,
-        on_answer: Callable[[float], None] = lambda _: None,
+        on_answer: OnAnswer | None = None,
     ) -> None:
         self._encoder, self._batcher, self._device = encoder, batcher, device
         self._on_answer = on_answer
 
     def answer(
-        self, call: Call, *, submitted: Callable[[], None] = lambda: None
+        self,
+        call: Call,
+        *,
+        submitted: Callable[[], None] = lambda: None,
+        alone: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Vectors | Embeddings:
         """Embed one call's texts.
 
         Args:
             call: what is asked.
             submitted: called once the texts are with the batcher, or will not be.
+            alone: share no batch with other calls.
+            wanted: asked before each batch, on the batcher's thread, whether to go on; quick.
 
         Raises:
             InvalidOptionError: this model has no such prompt or width.
             EncodingError: the engine failed on one of the texts.
             Drained: the worker is stopping and the texts had not begun.
+            Unwanted: the call was given up, as ``wanted`` said.
+            DeviceBroken: the engine failed, and not because of a text.
         """
         began = time.monotonic()
         card = self._encoder.card
@@ -55,7 +74,7 @@ class EmbeddingService:
         texts = self._encoder.tokenize(call.texts, call.prompt) if call.texts else []
         queue_s = compute_s = 0.0
         if texts:
-            future = self._batcher.submit(texts)
+            future = self._batcher.submit(texts, alone=alone, wanted=wanted)
             submitted()
             try:
                 encoded = future.result()
@@ -68,7 +87,13 @@ class EmbeddingService:
             rows = np.empty((0, card.width), dtype=np.float32)
         rows = finish(rows, dimensions=call.dimensions, normalize=call.normalize)
         vectors = Vectors.of(rows[0] if call.single else rows)
-        self._on_answer(time.monotonic() - began)
+        if self._on_answer is not None:
+            self._on_answer(
+                time.monotonic() - began,
+                compute_s=compute_s,
+                estimated_tokens=estimated_tokens(len(call.texts), call.bytes),
+                tokens=sum(text.tokens for text in texts),
+            )
         if not call.details:
             return vectors
         return Embeddings(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
+from sutra_tasks.encoding.batching import is_out_of_memory
 from sutra_tasks.encoding.encoder import Card, TokenizedText
 from sutra_tasks.encoding.models import locate
 from sutra_tasks.errors import ModelError
@@ -43,7 +45,9 @@ def dtype_for(device: str, capability: tuple[int, int] | None) -> torch.dtype:
 class TorchEncoder:
     """One sentence-transformers model on one torch device."""
 
-    def __init__(self, model: str, *, device: str = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self, model: str, *, device: str = "cpu", threads: int = 1, memory_share: float = 1.0
+    ) -> None:
         torch.set_num_threads(threads)
         self._model = _load(model)
         self._device = torch.device(device)
@@ -67,6 +71,8 @@ class TorchEncoder:
         capability = (
             torch.cuda.get_device_capability(self._device) if device.startswith("cuda") else None
         )
+        if capability is not None and memory_share < 1:
+            torch.cuda.set_per_process_memory_fraction(memory_share, self._device)
         self._model.to(self._device, dtype_for(device, capability)).eval()
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
@@ -86,7 +92,12 @@ class TorchEncoder:
         # One pass, but where pooling leaves the prompt out: it takes one prompt length a pass.
         for prompt_tokens in {text.content[1] for text in batch}:
             where = [row for row, text in enumerate(batch) if text.content[1] == prompt_tokens]
-            rows[where] = self._forward([batch[row] for row in where], prompt_tokens)
+            try:
+                rows[where] = self._forward([batch[row] for row in where], prompt_tokens)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    _free_memory(error)
+                raise
         return rows
 
     def _forward(self, batch: Sequence[TokenizedText], prompt_tokens: int) -> Floats:
@@ -125,6 +136,13 @@ class TorchEncoder:
             other = theirs.get(name)
             if other is None or not torch.equal(tensor, other):
                 raise ModelError(model, f"its {name} differ from sentence-transformers' own")
+
+
+def _free_memory(error: Exception) -> None:
+    """Give back what a pass that failed has allocated, and what torch keeps for the next."""
+    # Its tensors live in the frames of the traceback, and the cache gives back only what is unused.
+    traceback.clear_frames(error.__traceback__)
+    torch.cuda.empty_cache()
 
 
 def _load(model: str) -> SentenceTransformer:

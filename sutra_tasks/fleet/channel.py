@@ -27,7 +27,10 @@ from kombu.utils.json import loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks.fleet.held import held_by, home, lanes
+from sutra_tasks import keys
+from sutra_tasks.fleet.held import held_by
+from sutra_tasks.fleet.queues import home, lanes
+from sutra_tasks.fleet.returning import tokens_of, weight_of
 
 if TYPE_CHECKING:
     from sutra_tasks.fleet.held import HeldMessages
@@ -39,8 +42,12 @@ logger = get_logger(__name__)
 MOST_MESSAGES: Final = 16
 MOST_BYTES: Final = 1 << 20
 TAKE: Final = "take"
+TELL: Final = "tell"
 TAKEN: Final = "sutra_taken"
 REFUSED_PAUSE_S: Final = 0.5
+OTHER_END: Final = 8
+"""One take in this many begins with the last priority, so that bulk is not starved by what is urgent."""
+
 IDLE_WAIT_S: Final = 0.1
 """An idle worker waits on its first list and looks into the others this often."""
 
@@ -102,6 +109,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         self._home: str | None = None
         self._unheard = False
         self._refused_until_s = 0.0
+        self._takes = 0
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -142,18 +150,26 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
             self.held.finish(message.sutra_raw)
             self._wake()
 
-    def forward(self, message: Any, queue: str) -> None:
-        """Pass a delivered message on to ``queue``, exactly as it came, instead of handling it."""
+    def forward(self, message: Any, device_id: str) -> None:
+        """Pass a delivered message on to a device, exactly as it came, instead of handling it."""
         assert self.held is not None
         priority = self._get_message_priority(message._raw)  # noqa: SLF001 - kombu's raw payload
-        self.held.forward(message.sutra_raw, queue, priority)
+        self.held.forward(
+            message.sutra_raw,
+            keys.device_queue(device_id),
+            priority,
+            load=keys.load(device_id),
+            weight=message.sutra_weight,
+        )
         virtual.QoS.ack(self.qos, message.delivery_tag)
         self._wake()
 
     def give_back(self, message: Any) -> None:
         """Return a message to the queue it belongs to, marked as redelivered."""
         if self.held is not None and message.sutra_raw is not None:
-            self.held.give_back(self.commands, message.sutra_raw, home(message.sutra_queue))
+            self.held.give_back(
+                self.commands, message.sutra_raw, home(message.sutra_queue), failed=message.sutra_failed
+            )
         else:  # read with basic_get, which takes without recording
             info = message.delivery_info
             self._do_restore_message(
@@ -213,19 +229,10 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         if self._unheard:
             self.held.reclaim(self.commands, self._home)
             self._unheard = False
-        lists = [name for tier in zip(*map(lanes, queues), strict=True) for name in tier]
+        commands = self._next_commands(queues)
+        if not commands:
+            return
         connection = self.client.connection
-        commands: list[tuple[Any, ...]] = []
-        # A first list that was empty a moment ago is worth waiting on, also behind news.
-        waits = self._idle
-        if self.held.has_news or not waits:
-            room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
-            take = self.held.take_command(lists, room=max(1, room - waits), most_bytes=MOST_BYTES)
-            commands.append(take)
-            self._expected.append(TAKE)
-        if waits:
-            commands.append(("BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", IDLE_WAIT_S))
-            self._expected.append(lists[0])
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
         try:
@@ -233,6 +240,33 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         except BaseException:
             self._forget_expected()
             raise
+
+    def _next_commands(self, queues: list[str]) -> list[tuple[Any, ...]]:
+        """Return what to tell and to ask now, and expect the answers; nothing if there is neither."""
+        assert self.held is not None
+        queues = [queue for queue in queues if self.held.may_take(queue)]
+        if not queues:
+            if not self.held.has_news:
+                return []
+            self._expected.append(TELL)
+            return [self.held.take_command((), room=0, most_bytes=0)]
+        lists = [name for tier in zip(*map(lanes, queues), strict=True) for name in tier]
+        commands: list[tuple[Any, ...]] = []
+        # A first list that was empty a moment ago is worth waiting on, also behind news.
+        waits = self._idle
+        if self.held.has_news or not waits:
+            self._takes += 1
+            turn = -1 if self._takes % OTHER_END == 0 else 1
+            room = min(self.qos.can_consume_max_estimate() or MOST_MESSAGES, MOST_MESSAGES)
+            take = self.held.take_command(
+                lists[::turn], room=max(1, room - waits), most_bytes=MOST_BYTES
+            )
+            commands.append(take)
+            self._expected.append(TAKE)
+        if waits:
+            commands.append(("BLMOVE", lists[0], self.held.key, "RIGHT", "LEFT", IDLE_WAIT_S))
+            self._expected.append(lists[0])
+        return commands
 
     def _forget_expected(self) -> None:
         """Expect no answer any more: what was to be told is told again."""
@@ -291,6 +325,9 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
     def _taken(self, expected: str, answer: Any) -> list[tuple[bytes | str, bytes]]:
         """Return what an answer brings, and decide whether to wait on the first list next."""
         assert self.held is not None
+        if expected is TELL:
+            self.held.told()
+            return []
         if expected is TAKE:
             self.held.told()
             self._looked_at = monotonic()
@@ -303,7 +340,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
     def _refused(self, error: redis.ResponseError) -> None:
         """Ask again, but not at once: the server refuses (its memory is full, say); nothing is lost."""
         assert self.held is not None
-        if self._expected.popleft() is TAKE:
+        if self._expected.popleft() in (TAKE, TELL):
             self.held.not_told()
         if not self._expected:
             self._in_poll = None
@@ -321,19 +358,21 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         try:
             payload = loads(raw)
             payload["properties"]["delivery_tag"]
-        except (ValueError, TypeError, KeyError):
+            weight = weight_of(payload)
+        except (ValueError, TypeError, KeyError, AttributeError):
             logger.error("dropped %d bytes in %s that are no message", len(raw), queue)  # noqa: TRY400
             self.held.finish(raw)
             return
-        payload[TAKEN] = (raw, queue)
-        self.held.delivered(raw, home(queue))
+        payload[TAKEN] = (raw, queue, weight)
+        self.held.delivered(raw, home(queue), tokens=weight or tokens_of(payload), weight=weight)
         self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel does
 
     class Message(virtual.Message):  # type: ignore[misc]  # kombu is half typed
         """A delivery that remembers the bytes it was taken as: the held list knows it by them."""
 
         def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
-            self.sutra_raw, self.sutra_queue = payload.pop(TAKEN, (None, None))
+            self.sutra_raw, self.sutra_queue, self.sutra_weight = payload.pop(TAKEN, (None, None, 0))
+            self.sutra_failed = False
             super().__init__(payload, channel=channel, **kwargs)
 
 
@@ -361,7 +400,7 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
         # A message of a queue whose consumer was just cancelled: it is held, so it goes back.
         for channel in self.channels:
             if channel and channel.held is not None and (TAKEN in raw_message):
-                raw, queue = raw_message[TAKEN]
+                raw, queue, _ = raw_message[TAKEN]
                 channel.held.give_back(channel.commands, raw, home(queue))
                 return
         super()._reject_inbound_message(raw_message)

@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
-from celery.exceptions import Reject
+from celery.exceptions import Ignore, Reject
 from celery.utils.log import get_logger
+from celery.worker.state import revoked
 from celery.worker.strategy import default as default_strategy
 
-from sutra_tasks.encoding.batcher import Batch, Batcher, Drained
+from sutra_tasks import keys
+from sutra_tasks.encoding.batcher import Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.engines import load_engine
+from sutra_tasks.encoding.golden import Golden
 from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.fleet.registry import DeviceRecord, Heartbeat
+from sutra_tasks.errors import EncodingError
+from sutra_tasks.fleet.heartbeat import Heartbeat
+from sutra_tasks.fleet.held import held_by
+from sutra_tasks.fleet.memory import device_memory
+from sutra_tasks.fleet.monitor import Monitor
+from sutra_tasks.fleet.registry import DeviceRecord
+from sutra_tasks.fleet.rescue import rescue_queues
+from sutra_tasks.fleet.returning import attempts_of
+from sutra_tasks.fleet.statistics import Statistics
 from sutra_tasks.settings import settings
 from sutra_tasks.tasks import serve
 
@@ -35,11 +47,18 @@ if TYPE_CHECKING:
     from sutra_tasks.encoding.encoder import Encoder
     from sutra_tasks.vectors import Embeddings, Vectors
 
-__all__ = ["DevicePool", "Statistics", "strategy"]
+__all__ = ["DevicePool", "strategy", "warm_up"]
 
 logger = get_logger(__name__)
 
-LATENCIES_KEPT = 512
+SUSPECT_AFTER: Final = 2
+"""Deaths with a message after which it runs alone, so that the next one is blamed on nobody else."""
+
+ROOM_BATCHES: Final = 2
+"""Work taken ahead, in full batches: one computes, the next one gathers."""
+
+WARM_UP_WORDS: Final = 30
+WARM_UP_TEXTS: Final = (1, 8, 32)
 
 
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
@@ -56,83 +75,80 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     return handler
 
 
-class Statistics:
-    """What this worker has done so far; written by its threads, read by the heartbeat."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts = {"tasks": 0, "texts": 0, "tokens": 0, "batches": 0, "errors": 0}
-        self._busy_s = 0.0
-        self._latencies_s: deque[float] = deque(maxlen=LATENCIES_KEPT)
-
-    def batch(self, batch: Batch) -> None:
-        """Count one batch."""
-        with self._lock:
-            self._counts["batches"] += 1
-            self._counts["texts"] += batch.texts
-            self._counts["tokens"] += batch.tokens
-            self._counts["errors"] += batch.errors
-            self._busy_s += batch.compute_s
-
-    def answer(self, seconds: float) -> None:
-        """Count one answered task."""
-        with self._lock:
-            self._counts["tasks"] += 1
-            self._latencies_s.append(seconds)
-
-    def summary(self) -> dict[str, Any]:
-        """Return the counts, and the median and 95th percentile of recent tasks in milliseconds."""
-        with self._lock:
-            counts, busy_s, recent = dict(self._counts), self._busy_s, sorted(self._latencies_s)
-        return {
-            **counts,
-            "busy_s": round(busy_s, 4),
-            "p50_ms": round(1000 * recent[len(recent) // 2], 2) if recent else 0.0,
-            "p95_ms": round(1000 * recent[int(len(recent) * 0.95)], 2) if recent else 0.0,
-        }
-
-
 class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     """Celery's thread pool with an engine in it; ``worker_pool`` of a device worker."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._options = settings()
+        options = self._options = settings()
+        assert options.device_id is not None
+        self._device_id: str = options.device_id
         self._incarnation: str = self.app.conf.broker_transport_options["incarnation"]
+        self._client = redis.Redis.from_url(
+            options.broker_url or "", socket_timeout=options.socket_timeout_s
+        )
         self._statistics = Statistics()
         self._current = threading.local()
+        self._alone = threading.Lock()
         self._started_at = time.time()
+        self._encoder: Encoder | None = None
+        self._batcher: Batcher | None = None
+        self.monitor = Monitor(
+            options,
+            self._client,
+            self._statistics,
+            memory=lambda: device_memory(options.torch_device),
+        )
+        self._heartbeat = Heartbeat(
+            self._client, self._describe, options.heartbeat_s, on_lost=self._on_lost
+        )
 
     def on_start(self) -> None:
         """Load and warm the model; the worker accepts no work before this returns."""
         options = self._options
-        self._encoder = load_engine(options)
-        warm_up(self._encoder)
+        self._heartbeat.start()
+        encoder = load_engine(options)
+        self._statistics.warmed_up(*warm_up(encoder))
         limits = Limits(options.batch_tokens, options.batch_texts, options.batch_wait_s)
-        self._batcher = Batcher(self._encoder, limits, on_batch=self._statistics.batch)
-        self._batcher.start()
-        assert options.device_id is not None
-        self._service = EmbeddingService(
-            self._encoder, self._batcher, options.device_id, on_answer=self._statistics.answer
+        batcher = Batcher(
+            encoder,
+            limits,
+            on_batch=self._statistics.batch,
+            self_check=self._self_check,
+            batch_timeout_s=options.batch_timeout_s,
         )
+        self.monitor.loaded(Golden.of(encoder), lambda: batcher.call(lambda: Golden.of(encoder)))
+        self._encoder, self._batcher = encoder, batcher
+        batcher.start()
+        self._service = EmbeddingService(
+            encoder, batcher, self._device_id, on_answer=self._statistics.answer
+        )
+        held = held_by(self._incarnation)
+        room = ROOM_BATCHES * options.batch_tokens
+        held.may_take = lambda _: self.monitor.serves and held.credit < room
         serve(self._answer)
-        client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
-        self._heartbeat = Heartbeat(client, self._describe, options.heartbeat_s)
 
     def on_ready(self) -> None:
-        """Join the fleet, once the worker consumes."""
-        self._heartbeat.start()
-        logger.info("device %s serves %s", self._options.device_id, self._encoder.card.model)
+        """Join the fleet, now that the worker consumes."""
+        self._heartbeat.hasten()
+        assert self._encoder is not None
+        logger.info("device %s serves %s", self._device_id, self._encoder.card.model)
 
     def on_close(self) -> None:
         """Leave the fleet and hand back what has not begun."""
-        self._heartbeat.stop()
-        self._batcher.drain()
+        self._heartbeat.leave()
+        if self._batcher is not None:
+            self._batcher.drain()
+        try:
+            rescue_queues(self._client, only=self._device_id)
+        except redis.RedisError as error:
+            logger.warning("what waits for this device stays until its lease ends: %s", error)
 
     def on_stop(self) -> None:
         """Finish what runs. The batcher outlives the threads that wait for it."""
         self.executor.shutdown(cancel_futures=True)
-        self._batcher.close(self._options.drain_s)
+        if self._batcher is not None:
+            self._batcher.close(self._options.drain_s)
         self._state = self.TERMINATE
 
     def on_apply(
@@ -145,14 +161,18 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         **_: Any,
     ) -> ApplyResult:
         """Run one task on a thread, and tell the batcher that its texts are on their way."""
-        self._batcher.announce()
+        assert self._batcher is not None
+        batcher = self._batcher
+        batcher.announce()
         future = self.executor.submit(
             self._run, target, args or (), kwargs or {}, callback, accept_callback
         )
-        future.add_done_callback(lambda f: self._batcher.arrived() if f.cancelled() else None)
+        future.add_done_callback(lambda f: batcher.arrived() if f.cancelled() else None)
         return ApplyResult(future)
 
     def _run(self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
+        # The callback is a method of Celery's request, which has the message.
+        request = self._current.request = callback.__self__
         self._current.arriving = True
         try:
             accept_callback(os.getpid(), time.monotonic())
@@ -160,7 +180,6 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         except BaseException as error:
             # What escapes Celery's tracing (results cannot be stored, say) would end in a future
             # nobody reads: no acknowledgement, and after enough of them a worker that is deaf.
-            request = callback.__self__
             logger.error("task %s goes back to its queue: %r", request.id, error)  # noqa: TRY400
             request.reject(requeue=True)
             if not isinstance(error, Exception):
@@ -170,36 +189,107 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _arrived(self) -> None:
         if self._current.arriving:
+            assert self._batcher is not None
             self._current.arriving = False
             self._batcher.arrived()
 
     def _answer(self, call: Call) -> Vectors | Embeddings:
+        request = self._current.request
+        attempts = attempts_of(request.message.headers)
+        suspected = attempts >= min(SUSPECT_AFTER, self._options.max_attempts - 1)
         try:
-            return self._service.answer(call, submitted=self._arrived)
+            with self._marked(request.id) if attempts and suspected else nullcontext():
+                return self._service.answer(
+                    call,
+                    submitted=self._arrived,
+                    alone=bool(attempts and suspected),
+                    wanted=lambda: request.id not in revoked and not request.maybe_expire(),
+                )
+        except Unwanted:
+            request.revoked()  # says so to its caller
+            raise Ignore from None
         except Drained:
-            reason = f"device {self._options.device_id} is stopping"
-            raise Reject(reason, requeue=True) from None
+            raise Reject(f"device {self._device_id} is stopping", requeue=True) from None
+        except DeviceBroken:
+            if attempts + 1 >= self._options.max_attempts:
+                raise EncodingError(self._device_id, 0, "the device is broken") from None
+            request.message.sutra_failed = True
+            raise Reject(f"device {self._device_id} is broken", requeue=True) from None
+
+    @contextmanager
+    def _marked(self, task_id: str) -> Iterator[None]:
+        """Name the suspect while it runs; one at a time, so that there is no doubt."""
+        mark = keys.suspect(self._incarnation)
+        with self._alone:
+            self._client.set(mark, task_id, ex=keys.FORGET_AFTER_S)
+            try:
+                yield
+            finally:
+                self._client.delete(mark)
+
+    def _self_check(self) -> bool:
+        """Say whether the model is to blame for a failure; on the thread that may call it."""
+        assert self._encoder is not None
+        try:
+            works = self.monitor.agrees(Golden.of(self._encoder))
+        except Exception:  # noqa: BLE001 - whatever an engine raises, it should not have
+            works = False
+        if not works:
+            self.monitor.suspect()
+            self._heartbeat.hasten()
+        return works
+
+    def _on_lost(self) -> None:
+        """End this process if others do its work by now; its supervisor starts another."""
+        results = redis.Redis.from_url(
+            self._options.results or "", socket_timeout=self._options.socket_timeout_s
+        )
+        if results.exists(keys.reaped(self._incarnation)):
+            logger.error("device %s was silent for too long and is replaced", self._device_id)
+            os.kill(os.getpid(), signal.SIGTERM)
+        results.close()
 
     def _describe(self) -> DeviceRecord:
-        options, card = self._options, self._encoder.card
+        options, verdict = self._options, self.monitor.step()
+        card = self._encoder.card if self._encoder is not None else None
+        summary = self._statistics.summary()
+        speed = summary["tokens_per_s"] or 0.0
+        uncounted_messages, uncounted_tokens = held_by(self._incarnation).uncounted
         return DeviceRecord(
-            id=options.device_id or "",
+            id=self._device_id,
             incarnation=self._incarnation,
             host=platform.node(),
             pid=os.getpid(),
             engine=options.engine,
             compute=options.torch_device if options.engine == "torch" else "none",
-            model=card.model,
-            space=card.space,
-            width=card.width,
-            window=card.window,
+            model=card.model if card is not None else options.model,
+            space=card.space if card is not None else "",
+            width=card.width if card is not None else 0,
+            window=card.window if card is not None else 0,
             started_at=self._started_at,
-            waiting_texts=self._batcher.waiting_texts,
-            **self._statistics.summary(),
+            state=verdict.state,
+            reason=verdict.reason,
+            warnings=verdict.health.warnings,
+            waiting_texts=self._batcher.waiting_texts if self._batcher is not None else 0,
+            credit_tokens=max(options.batch_tokens, round(options.credit_s * speed)),
+            uncounted_messages=uncounted_messages,
+            uncounted_tokens=uncounted_tokens,
+            memory_bytes=verdict.memory.used_bytes,
+            memory_share=verdict.memory.share,
+            **summary,
         )
 
 
-def warm_up(encoder: Encoder) -> None:
-    """Run the model on a few shapes: the first passes allocate, and on GPUs compile."""
-    for size in (1, 8):
-        encoder.encode(encoder.tokenize(["a few words to warm up with"] * size, None))
+def warm_up(encoder: Encoder) -> tuple[int, float]:
+    """Run the model on a few shapes: the first passes allocate, and on GPUs compile.
+
+    Returns:
+        Tokens and seconds of the last pass, the first measurement of the device's speed.
+    """
+    tokens, seconds = 0, 0.0
+    for texts in WARM_UP_TEXTS:
+        batch = encoder.tokenize(["word " * WARM_UP_WORDS] * texts, None)
+        began = time.perf_counter()
+        encoder.encode(batch)
+        tokens, seconds = sum(one.tokens for one in batch), time.perf_counter() - began
+    return tokens, seconds

@@ -35,41 +35,64 @@ def visible_gpus(count: int, cuda_visible_devices: str | None) -> tuple[str, ...
 
 
 def plan_devices(
-    *, host: str, engine: str, gpus: tuple[str, ...], cores: int, wanted: int | None
+    *,
+    host: str,
+    engine: str,
+    gpus: tuple[str, ...],
+    cores: int,
+    wanted: int | None,
+    replicas: int = 1,
 ) -> tuple[DeviceSpec, ...]:
-    """Decide the device workers of one machine: one for each GPU, else one for each group of cores.
+    """Decide the device workers of one machine: for each GPU, else for each group of cores.
+
+    With ``replicas`` each device has several workers, named ``gpu0-1``, ``gpu0-2`` and so on; they
+    share its memory, or its cores, evenly.
 
     Raises:
-        SettingsError: more GPU workers are wanted than there are GPUs.
+        SettingsError: more GPU workers are wanted than there are GPUs, or fewer than one replica.
     """
     host = re.sub(r"[^A-Za-z0-9-]+", "-", host).strip("-")[:40] or "host"
-    if wanted is not None and wanted < 1:
-        raise SettingsError("--devices", str(wanted), "must be 1 or more")
+    for option, value in (("--devices", wanted), ("--replicas-per-device", replicas)):
+        if value is not None and value < 1:
+            raise SettingsError(option, str(value), "must be 1 or more")
     if engine == "simulated":
-        return tuple(
-            DeviceSpec(f"{host}-sim{index}", {}) for index in range(wanted or DEFAULT_SIMULATED)
-        )
-    if gpus:
+        devices = [DeviceSpec(f"{host}-sim{index}", {}) for index in range(wanted or DEFAULT_SIMULATED)]
+    elif gpus:
         if wanted is not None and wanted > len(gpus):
             raise SettingsError("--devices", str(wanted), f"this machine has {len(gpus)} GPUs")
-        return tuple(
-            DeviceSpec(
-                f"{host}-gpu{index}",
-                {"CUDA_VISIBLE_DEVICES": name, "SUTRA_TORCH_DEVICE": "cuda"},
-            )
-            for index, name in enumerate(gpus[: wanted or len(gpus)])
-        )
-    workers = wanted or min(cores, MOST_CPU_WORKERS)
+        devices = [_gpu(f"{host}-gpu{at}", name, replicas) for at, name in enumerate(gpus[:wanted])]
+    else:
+        workers = wanted or min(cores, MOST_CPU_WORKERS)
+        devices = [_cpu(f"{host}-cpu{at}", cores // (workers * replicas)) for at in range(workers)]
+    if replicas == 1:
+        return tuple(devices)
+    return tuple(
+        DeviceSpec(f"{device.id}-{number}", device.environ)
+        for device in devices
+        for number in range(1, replicas + 1)
+    )
+
+
+def _gpu(device_id: str, name: str, replicas: int) -> DeviceSpec:
+    environ = {"CUDA_VISIBLE_DEVICES": name, "SUTRA_TORCH_DEVICE": "cuda"}
+    if replicas > 1:
+        environ["SUTRA_GPU_MEMORY_SHARE"] = f"{1 / replicas:.4f}"
+    return DeviceSpec(device_id, environ)
+
+
+def _cpu(device_id: str, cores: int) -> DeviceSpec:
     # More threads than cores is no slow-down but a collapse: 30 to 50 times slower.
-    threads = str(max(1, cores // workers))
-    pinned = {
-        "SUTRA_TORCH_DEVICE": "cpu",
-        "SUTRA_TORCH_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    return tuple(DeviceSpec(f"{host}-cpu{index}", pinned) for index in range(workers))
+    threads = str(max(1, cores))
+    return DeviceSpec(
+        device_id,
+        {
+            "SUTRA_TORCH_DEVICE": "cpu",
+            "SUTRA_TORCH_THREADS": threads,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "TOKENIZERS_PARALLELISM": "false",
+        },
+    )
 
 
 def count_cores() -> int:

@@ -7,45 +7,60 @@ a restarted worker must not mistake its predecessor's work for its own.
 
 from __future__ import annotations
 
-import json
-import secrets
-from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
-
-from celery.utils.log import get_logger
-from kombu.transport.redis import PRIORITY_STEPS
-from kombu.transport.redis import Channel as StockChannel
+from typing import TYPE_CHECKING, Final
 
 from sutra_tasks import keys
+from sutra_tasks.fleet.queues import MOST_CREDIT, device_of, lane
+from sutra_tasks.fleet.returning import give_back, give_back_all, load_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Sequence
 
     import redis
 
     Command = tuple[str | bytes | int, ...]
+    Finished = tuple[bytes, int]  # and its weight
+    Forwarded = tuple[bytes, str, str, int]  # where to, to whose load, and its weight
 
-__all__ = ["HeldMessages", "give_back_all", "held_by", "home", "lane", "lanes", "new_incarnation"]
-
-logger = get_logger(__name__)
+__all__ = ["HeldMessages", "held_by"]
 
 SETTLE_AND_TAKE: Final = """#!lua flags=allow-oom
 local finished, forwarded = tonumber(ARGV[1]), tonumber(ARGV[2])
 local room, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
-for i = 5, 4 + finished do
-  redis.call('LREM', KEYS[1], 1, ARGV[i])
+local at, messages, tokens, credit = 4, 0, 0, 0
+for _ = 1, finished do
+  local weight = tonumber(ARGV[at + 2])
+  if redis.call('LREM', KEYS[1], 1, ARGV[at + 1]) == 1 and weight > 0 then
+    messages, tokens = messages + 1, tokens + weight
+    credit = credit + math.min(weight, MOST_CREDIT)
+  end
+  at = at + 2
+end
+if messages > 0 and redis.call('EXISTS', KEYS[2]) == 1 then
+  redis.call('HINCRBY', KEYS[2], 'messages', -messages)
+  redis.call('HINCRBY', KEYS[2], 'credit', -credit)
+  redis.call('HINCRBY', KEYS[2], 'tokens_completed', tokens)
 end
 for i = 1, forwarded do
-  local message = ARGV[4 + finished + i]
-  if redis.call('LREM', KEYS[1], 1, message) == 1 then
-    redis.call('LPUSH', KEYS[1 + i], message)
+  if redis.call('LREM', KEYS[1], 1, ARGV[at + 1]) == 1 then
+    redis.call('LPUSH', KEYS[1 + 2 * i], ARGV[at + 1])
+    local weight, load = tonumber(ARGV[at + 2]), KEYS[2 + 2 * i]
+    if weight > 0 then
+      redis.call('HINCRBY', load, 'messages', 1)
+      redis.call('HINCRBY', load, 'credit', math.min(weight, MOST_CREDIT))
+      if redis.call('HINCRBY', load, 'tokens_dispatched', weight) == weight then
+        redis.call('EXPIRE', load, FORGET_AFTER_S)
+      end
+    end
   end
+  at = at + 2
 end
 local taken, bytes = {}, 0
-for i = 2 + forwarded, #KEYS do
+for i = 3 + 2 * forwarded, #KEYS do
   while #taken < 2 * room and bytes < most_bytes do
     local message = redis.call('LMOVE', KEYS[i], KEYS[1], 'RIGHT', 'LEFT')
     if not message then break end
@@ -55,108 +70,37 @@ for i = 2 + forwarded, #KEYS do
   end
 end
 return taken
-"""
+""".replace("MOST_CREDIT", str(MOST_CREDIT)).replace("FORGET_AFTER_S", str(keys.FORGET_AFTER_S))
 """All a worker has to tell and to ask, in one round trip.
 
-KEYS: the held list; a destination for each forwarded message; the lists to take from, first served
-first. ARGV: how many messages are finished and forwarded; messages and bytes to stop taking at; the
-finished messages; the forwarded ones, as they were taken. A message that is no longer held was given
-back meanwhile and belongs to somebody else: it is not forwarded. Returns list name and message,
-alternating.
+KEYS: the held list; the load of its own device; a destination and that device's load for each forwarded
+message; the lists to take from, first served first. ARGV: how many messages are finished and forwarded;
+messages and bytes to stop taking at; the finished messages, then the forwarded ones as they were taken,
+each followed by its weight in tokens. A message that is no longer held was given back meanwhile and
+belongs to somebody else: it is neither forwarded nor counted. Returns list name and message in turn.
+
+Loads are counted here, in the step that moves the message, so a backlog cannot drift.
 
 Allowed on a full server: it moves messages and frees them, so refusing it would keep the server full.
 """
-
-GIVE_BACK: Final = """#!lua flags=allow-oom
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
-  redis.call('RPUSH', KEYS[2], ARGV[2])
-  return 1
-end
-return 0
-"""
-"""KEYS: the held list, the queue. ARGV: the message as held, the message marked as redelivered.
-It goes to the end that is taken from next."""
-
-
-def new_incarnation(worker: str) -> str:
-    """Name one start of ``worker``."""
-    return f"{worker}.{secrets.token_hex(4)}"
-
-
-@cache
-def lanes(queue: str) -> tuple[str, ...]:
-    """Return all lists of ``queue``, the first served first."""
-    return tuple(f"{queue}{StockChannel.sep}{step}" if step else queue for step in PRIORITY_STEPS)
-
-
-def lane(queue: str, priority: int) -> str:
-    """Return the Redis list of ``queue`` that holds messages of ``priority`` (0 goes first)."""
-    return lanes(queue)[bisect_right(PRIORITY_STEPS, max(0, min(priority, 9))) - 1]
-
-
-def home(queue: str) -> str:
-    """Return where a message taken from ``queue`` goes back to: a device's are routed afresh."""
-    return keys.EMBED_QUEUE if queue.startswith(keys.DEVICE_QUEUE_PREFIX) else queue
-
-
-def _redelivered(raw: bytes) -> tuple[int, str] | None:
-    """Return a held message's priority, and the message marked as redelivered.
-
-    None for bytes that are no Celery message: nobody could ever deliver them.
-    """
-    try:
-        message: dict[str, Any] = json.loads(raw)
-        properties = message["properties"]
-        properties["delivery_info"]["redelivered"] = True
-        message["headers"] = {**(message.get("headers") or {}), "redelivered": True}
-    except (ValueError, KeyError, TypeError):
-        return None
-    try:
-        priority = int(properties.get("priority") or 0)
-    except (TypeError, ValueError):
-        priority = 0
-    return priority, json.dumps(message)
-
-
-def _give_back(client: redis.Redis, held: str, queue: str, raw: bytes) -> int:
-    marked = _redelivered(raw)
-    if marked is None:
-        logger.error("dropped %d bytes that are no message", len(raw))
-        client.lrem(held, 1, raw)  # type: ignore[arg-type]  # bytes are fine
-        return 0
-    priority, message = marked
-    return int(client.eval(GIVE_BACK, 2, held, lane(queue, priority), raw, message))
-
-
-def give_back_all(
-    client: redis.Redis,
-    incarnation: str,
-    queue: str = keys.EMBED_QUEUE,
-    *,
-    own: Mapping[bytes, str] = MappingProxyType({}),
-    but: Collection[bytes] = (),
-) -> int:
-    """Return what ``incarnation`` holds to its queues, and say how many messages that were.
-
-    Each message moves in one step, so two callers, or one killed half-way, lose and double nothing.
-
-    Args:
-        client: the server.
-        incarnation: a process that is gone, or whose ``but`` names what it still works on.
-        queue: where its messages belong.
-        own: messages that belong elsewhere.
-        but: messages that stay held.
-    """
-    held = keys.held(incarnation)
-    # The newest is at the head: giving it back first leaves the oldest next in line.
-    messages: list[bytes] = client.lrange(held, 0, -1)  # type: ignore[assignment]  # nothing decodes
-    return sum(_give_back(client, held, own.get(raw, queue), raw) for raw in messages if raw not in but)
 
 
 @cache
 def held_by(incarnation: str) -> HeldMessages:
     """Return the one object of this process for what ``incarnation`` holds."""
     return HeldMessages(incarnation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivery:
+    """A message some consumer of this process has."""
+
+    queue: str
+    tokens: int
+    weight: int
+
+
+_UNKNOWN: Final = _Delivery("", 0, 0)
 
 
 class HeldMessages:
@@ -170,36 +114,50 @@ class HeldMessages:
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
         self.key = keys.held(incarnation)
-        self._active: dict[bytes, str] = {}
-        self._abandoned: dict[bytes, str] = {}
-        self._finished: deque[bytes] = deque()
-        self._forwarded: deque[tuple[bytes, str]] = deque()
-        self._telling: tuple[list[bytes], list[tuple[bytes, str]]] = ([], [])
+        self.may_take: Callable[[str], bool] = lambda _: True
+        """Asked before each take: whether this process has room for more work of a queue."""
+        self._load = load_of(incarnation)
+        self._counts = device_of(incarnation) is not None
+        self._active: dict[bytes, _Delivery] = {}
+        self._abandoned: dict[bytes, _Delivery] = {}
+        self._finished: deque[Finished] = deque()
+        self._forwarded: deque[Forwarded] = deque()
+        self._telling: tuple[list[Finished], list[Forwarded]] = ([], [])
 
     @property
     def has_news(self) -> bool:
         """Whether something is noted that the server does not know."""
         return bool(self._finished or self._forwarded)
 
-    def delivered(self, raw: bytes, queue: str) -> None:
-        """Note that a consumer of this process has a message, and where it goes back to."""
-        self._active[raw] = queue
+    @property
+    def credit(self) -> int:
+        """Credit that uses what consumers of this process have."""
+        return sum(min(one.tokens, MOST_CREDIT) for one in list(self._active.values()))
+
+    @property
+    def uncounted(self) -> tuple[int, int]:
+        """Messages, and their tokens, that came past the router and so are in nobody's load."""
+        past = [one.tokens for one in list(self._active.values()) if not one.weight]
+        return len(past), sum(past)
+
+    def delivered(self, raw: bytes, queue: str, *, tokens: int = 0, weight: int = 0) -> None:
+        """Note that a consumer of this process has a message, where it goes back to, and its size."""
+        self._active[raw] = _Delivery(queue, tokens, weight if self._counts else 0)
 
     def finish(self, raw: bytes) -> None:
         """Note that a message is done with."""
-        self._active.pop(raw, None)
-        self._abandoned.pop(raw, None)
-        self._finished.append(raw)
+        had = self._active.pop(raw, None) or self._abandoned.pop(raw, None) or _UNKNOWN
+        self._finished.append((raw, had.weight))
 
-    def forward(self, raw: bytes, queue: str, priority: int) -> None:
-        """Note that a message goes to another queue instead, exactly as it came."""
+    def forward(self, raw: bytes, queue: str, priority: int, *, load: str, weight: int) -> None:
+        """Note that a message goes to another queue instead, exactly as it came, and to whose load."""
         self._active.pop(raw, None)
-        self._forwarded.append((raw, lane(queue, priority)))
+        self._forwarded.append((raw, lane(queue, priority), load, weight))
 
     def abandon(self, raw: bytes) -> None:
         """Note that the consumer that had a message is gone; :meth:`reclaim` returns it."""
-        if queue := self._active.pop(raw, None):
-            self._abandoned[raw] = queue
+        if had := self._active.pop(raw, None):
+            self._abandoned[raw] = had
 
     def take_command(self, lists: Sequence[str], *, room: int, most_bytes: int) -> Command:
         """Return the command that tells the server what was noted, and takes from ``lists``.
@@ -212,10 +170,13 @@ class HeldMessages:
             [self._forwarded.popleft() for _ in range(len(self._forwarded))],
         )
         finished, forwarded = self._telling
-        names = [self.key, *(queue for _, queue in forwarded), *lists]
+        places = [name for _, destination, load, _ in forwarded for name in (destination, load)]
+        names = [self.key, self._load, *places, *lists]
+        news: list[bytes | int] = [fact for one in finished for fact in one]
+        for raw, _, _, weight in forwarded:
+            news += (raw, weight)
         counts = (len(finished), len(forwarded), room, most_bytes)
-        messages = [*finished, *(raw for raw, _ in forwarded)]
-        return ("EVAL", SETTLE_AND_TAKE, len(names), *names, *counts, *messages)
+        return ("EVAL", SETTLE_AND_TAKE, len(names), *names, *counts, *news)
 
     def told(self) -> None:
         """Forget what the last command told: the server has answered it."""
@@ -228,10 +189,10 @@ class HeldMessages:
         self._forwarded.extendleft(reversed(forwarded))
         self.told()
 
-    def give_back(self, client: redis.Redis, raw: bytes, queue: str) -> None:
-        """Return one message to ``queue`` now."""
+    def give_back(self, client: redis.Redis, raw: bytes, queue: str, *, failed: bool = False) -> None:
+        """Return one message to ``queue`` now; ``failed`` counts it as an attempt."""
         self._active.pop(raw, None)
-        _give_back(client, self.key, queue, raw)
+        give_back(client, self.incarnation, raw, queue, failed=failed)
 
     def reclaim(self, client: redis.Redis, queue: str) -> int:
         """Return what is held and nobody here has: neither a consumer nor a note.
@@ -250,9 +211,10 @@ class HeldMessages:
                 self.not_told()
                 raise
             self.told()
-        own, self._abandoned = self._abandoned, {}
+        abandoned, self._abandoned = self._abandoned, {}
+        own = {raw: had.queue for raw, had in abandoned.items()}
         try:
             return give_back_all(client, self.incarnation, queue, own=own, but=self._active)
         except BaseException:
-            self._abandoned |= own
+            self._abandoned |= abandoned
             raise

@@ -14,7 +14,7 @@ import redis
 
 from sutra_tasks.errors import SutraError
 from sutra_tasks.fleet.hardware import count_cores, count_gpus, plan_devices, visible_gpus
-from sutra_tasks.fleet.registry import sightings
+from sutra_tasks.fleet.registry import serves, sightings
 from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec
 
 if TYPE_CHECKING:
@@ -59,13 +59,17 @@ def fleet(
 ) -> Iterator[Supervisor]:
     """Run processes for the length of a block."""
     client = redis.Redis.from_url(options.broker_url or "", socket_timeout=5)
-    supervisor = Supervisor(specs, client, drain_s=options.drain_s, report=report, output=output)
+    results = redis.Redis.from_url(options.results or "", socket_timeout=5)
+    supervisor = Supervisor(
+        specs, client, results=results, drain_s=options.drain_s, report=report, output=output
+    )
     try:
         supervisor.start(time.monotonic())
         yield supervisor
     finally:
         supervisor.stop()
         client.close()
+        results.close()
 
 
 def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[DeviceSpec]) -> None:
@@ -75,7 +79,8 @@ def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[D
     wanted = {device.id for device in devices}
     while True:
         seen = sightings(client)
-        if wanted <= {one.id for one in seen if one.heartbeat_age_s <= options.device_ttl_s}:
+        live = [one for one in seen if one.heartbeat_age_s <= options.device_ttl_s]
+        if wanted <= {one.id for one in live if serves(one)}:
             client.close()
             return
         if time.monotonic() > deadline:
@@ -83,12 +88,13 @@ def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[D
         time.sleep(supervisor.step(time.monotonic()))
 
 
-def plan(options: Settings, wanted: int | None) -> tuple[DeviceSpec, ...]:
-    """Decide this machine's devices."""
+def plan(options: Settings, wanted: int | None, replicas: int = 1) -> tuple[DeviceSpec, ...]:
+    """Decide this machine's devices, and how many workers each has."""
     return plan_devices(
         host=platform.node(),
         engine=options.engine,
         gpus=visible_gpus(count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
         cores=count_cores(),
         wanted=wanted,
+        replicas=replicas,
     )

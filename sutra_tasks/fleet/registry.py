@@ -8,59 +8,82 @@ clocks of hosts need not agree. A device lives while its last heartbeat is young
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
-
-import redis
-from celery.utils.log import get_logger
 
 from sutra_tasks import keys
 from sutra_tasks.errors import UnsupportedVersionError
 from sutra_tasks.fleet.balancing import Device, Fleet
-from sutra_tasks.fleet.held import lanes
+from sutra_tasks.fleet.health import State
+from sutra_tasks.fleet.queues import lanes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
+
+    import redis
 
 __all__ = [
     "DeviceRecord",
-    "Heartbeat",
     "Sighting",
+    "beat",
     "fleet_of",
     "leave",
     "queue_lengths",
+    "serves",
     "sightings",
 ]
 
-logger = get_logger(__name__)
-
-VERSION: Final = 1
+VERSION: Final = 2
 
 BEAT: Final = """#!lua flags=allow-oom
-redis.call('SET', KEYS[2], ARGV[2], 'EX', ARGV[3])
 local now = redis.call('TIME')
-return redis.call('ZADD', KEYS[1], now[1] + now[2] / 1e6, ARGV[1])
+now = now[1] + now[2] / 1e6
+redis.call('SET', KEYS[4], ARGV[3], 'EX', ARGV[4])
+redis.call('ZADD', KEYS[1], now, ARGV[1])
+redis.call('ZADD', KEYS[2], now, ARGV[1])
+local waiting = redis.call('EXISTS', unpack(KEYS, 6))
+if waiting == 0 then redis.call('DEL', KEYS[5]) else redis.call('EXPIRE', KEYS[5], ARGV[4]) end
+return redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
 """
-"""KEYS: the fleet, the record. ARGV: device id, record, seconds the record is kept. Allowed on a full
-server: without heartbeats nobody would work it empty."""
+"""KEYS: the fleet, the queues, the leases, the record, the load, the held list, the device's lanes.
+ARGV: device id, incarnation, record, seconds the record is kept. Returns the beats of this incarnation.
+A device without work has no load: whatever was counted wrongly, in an upgrade say, ends here. Allowed on
+a full server: without heartbeats nobody would work it empty."""
+
+LEAVE: Final = """#!lua flags=allow-oom
+local record = redis.call('GET', KEYS[2])
+if record and not string.find(record, ARGV[2], 1, true) then return 0 end
+redis.call('ZREM', KEYS[1], ARGV[1])
+return redis.call('DEL', KEYS[2])
+"""
+"""KEYS: the fleet, the record. ARGV: device id, and the incarnation: another one's record stays."""
 
 SNAPSHOT: Final = """
 local now = redis.call('TIME')
 now = now[1] + now[2] / 1e6
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - tonumber(ARGV[1]))
 local found = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
-for i = 2, #found, 2 do found[i] = tostring(now - tonumber(found[i])) end
-return found
+local seen = {}
+for i = 1, #found, 2 do
+  seen[#seen + 1] = {
+    found[i], tostring(now - tonumber(found[i + 1])), redis.call('GET', ARGV[2] .. found[i]),
+    redis.call('HMGET', ARGV[3] .. found[i],
+               'messages', 'credit', 'tokens_dispatched', 'tokens_completed')
+  }
+end
+return seen
 """
-"""KEYS: the fleet. ARGV: seconds after which a device is forgotten. Returns ids and the ages of their
-heartbeats, alternating."""
+"""KEYS: the fleet. ARGV: seconds after which a device is forgotten; what names of records and of loads
+begin with. Returns id, age of the heartbeat, record and load of each device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRecord:
-    """What one device worker says of itself; stored as JSON with a version."""
+    """What one device worker says of itself; stored as JSON with a version.
+
+    Speeds and latencies are in estimated tokens (:attr:`sutra_tasks.calls.Demand.tokens`), as loads are.
+    """
 
     id: str
     incarnation: str
@@ -73,6 +96,9 @@ class DeviceRecord:
     width: int
     window: int
     started_at: float
+    state: State = State.STARTING
+    reason: str = ""
+    warnings: tuple[str, ...] = ()
     tasks: int = 0
     texts: int = 0
     tokens: int = 0
@@ -82,6 +108,14 @@ class DeviceRecord:
     busy_s: float = 0.0
     p50_ms: float = 0.0
     p95_ms: float = 0.0
+    tokens_per_s: float | None = None
+    latency_s: float | None = None
+    latency_per_token_s: float | None = None
+    credit_tokens: int = 0
+    uncounted_messages: int = 0
+    uncounted_tokens: int = 0
+    memory_bytes: int | None = None
+    memory_share: float | None = None
 
     def to_json(self) -> str:
         """Return the stored form."""
@@ -97,60 +131,93 @@ class DeviceRecord:
         value: dict[str, Any] = json.loads(text)
         if value.get("v") != VERSION:
             raise UnsupportedVersionError("device record", str(value.get("v"))[:20], VERSION)
-        return cls(**{field.name: value[field.name] for field in fields(cls)})
+        known = {field.name: value[field.name] for field in fields(cls)}
+        return cls(**known | {"state": State(value["state"]), "warnings": tuple(value["warnings"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A device and how long ago it was last heard of; no record if another version wrote it."""
+    """A device, how long ago it was last heard of, and what it was sent and has not finished.
+
+    No record if another version wrote it.
+    """
 
     id: str
     heartbeat_age_s: float
     record: DeviceRecord | None
+    backlog_messages: int = 0
+    backlog_tokens: int = 0
+    credit_used: int = 0
 
 
-def beat(client: redis.Redis, record: DeviceRecord) -> None:
-    """Say that a device lives, in one round trip."""
-    client.eval(
-        BEAT, 2, keys.FLEET, keys.device(record.id), record.id, record.to_json(),
-        str(keys.FORGET_AFTER_S),
-    )  # fmt: skip
+def beat(client: redis.Redis, record: DeviceRecord) -> int:
+    """Say that a device lives, in one round trip; return how often this incarnation has said so."""
+    names = [
+        keys.FLEET, keys.QUEUES, keys.LEASES, keys.device(record.id), keys.load(record.id),
+        keys.held(record.incarnation), *lanes(keys.device_queue(record.id)),
+    ]  # fmt: skip
+    facts = [record.id, record.incarnation, record.to_json(), str(keys.FORGET_AFTER_S)]
+    return int(client.eval(BEAT, len(names), *names, *facts))
 
 
-def leave(client: redis.Redis, device_id: str) -> None:
-    """Take a device out of the fleet at once; its record goes with it."""
-    with client.pipeline() as pipe:
-        pipe.zrem(keys.FLEET, device_id)
-        pipe.delete(keys.device(device_id))
-        pipe.execute()
-
-
-def ages(client: redis.Redis) -> dict[str, float]:
-    """Return seconds since the last heartbeat of every device not forgotten yet, in one round trip."""
-    found = client.eval(SNAPSHOT, 1, keys.FLEET, str(keys.FORGET_AFTER_S))
-    return {
-        (name.decode() if isinstance(name, bytes) else name): max(0.0, float(age))
-        for name, age in zip(found[::2], found[1::2], strict=True)
-    }
-
-
-def fleet_of(heartbeat_ages_s: dict[str, float], ttl_s: float) -> Fleet:
-    """Reduce heartbeats to what a strategy needs."""
-    live = sorted(name for name, age in heartbeat_ages_s.items() if age <= ttl_s)
-    return Fleet(
-        devices=tuple(Device(name, keys.device_queue(name)) for name in live),
-        known=len(heartbeat_ages_s),
-        oldest_heartbeat_s=max(heartbeat_ages_s.values(), default=None),
-    )
+def leave(client: redis.Redis, device_id: str, incarnation: str) -> None:
+    """Take a device out of the fleet at once, unless another incarnation serves it by now."""
+    client.eval(LEAVE, 2, keys.FLEET, keys.device(device_id), device_id, f'"{incarnation}"')
 
 
 def sightings(client: redis.Redis) -> list[Sighting]:
-    """Return every device with its record, in order of their ids."""
-    seen = sorted(ages(client).items())
-    records = client.mget([keys.device(name) for name, _ in seen]) if seen else []
-    return [
-        Sighting(name, age, _readable(text)) for (name, age), text in zip(seen, records, strict=True)
-    ]
+    """Return every device not forgotten yet, in order of their ids, in one round trip."""
+    seen = client.eval(SNAPSHOT, 1, keys.FLEET, str(keys.FORGET_AFTER_S), keys.device(""), keys.load(""))
+    found = []
+    for name, age, record, counts in seen:
+        messages, credit, dispatched, completed = (int(count or 0) for count in counts)
+        readable = None if record is None else _readable(record)
+        past, past_tokens = (
+            (readable.uncounted_messages, readable.uncounted_tokens) if readable else (0, 0)
+        )
+        found.append(
+            Sighting(
+                id=name.decode() if isinstance(name, bytes) else name,
+                heartbeat_age_s=max(0.0, float(age)),
+                record=readable,
+                backlog_messages=max(0, messages) + past,
+                backlog_tokens=max(0, dispatched - completed) + past_tokens,
+                credit_used=max(0, credit) + past_tokens,
+            )
+        )
+    return sorted(found, key=lambda one: one.id)
+
+
+def fleet_of(seen: Sequence[Sighting], ttl_s: float) -> Fleet:
+    """Reduce what was seen to what a strategy needs: the live devices that serve."""
+    return Fleet(
+        devices=tuple(_device(one) for one in seen if one.heartbeat_age_s <= ttl_s and serves(one)),
+        known=len(seen),
+        oldest_heartbeat_s=max((one.heartbeat_age_s for one in seen), default=None),
+    )
+
+
+def serves(seen: Sighting) -> bool:
+    """Say whether a device that lives takes work, however well."""
+    return seen.record is None or seen.record.state not in (State.STARTING, State.REFUSED)
+
+
+def _device(seen: Sighting) -> Device:
+    record, queue = seen.record, keys.device_queue(seen.id)
+    if record is None:  # of another version: it serves, and that is all one knows
+        return Device(seen.id, queue)
+    return Device(
+        seen.id,
+        queue,
+        state=record.state,
+        backlog_tokens=seen.backlog_tokens,
+        backlog_messages=seen.backlog_messages,
+        credit_used=seen.credit_used,
+        credit_tokens=record.credit_tokens,
+        tokens_per_s=record.tokens_per_s,
+        latency_s=record.latency_s,
+        latency_per_token_s=record.latency_per_token_s,
+    )
 
 
 def queue_lengths(client: redis.Redis, queues: Iterable[str]) -> dict[str, int]:
@@ -165,45 +232,9 @@ def queue_lengths(client: redis.Redis, queues: Iterable[str]) -> dict[str, int]:
     return {name: sum(lengths[i * step : (i + 1) * step]) for i, name in enumerate(names)}
 
 
-def _readable(text: bytes | str | None) -> DeviceRecord | None:
+@lru_cache(maxsize=1024)  # a record is read ten times before it changes
+def _readable(text: bytes | str) -> DeviceRecord | None:
     try:
-        return None if text is None else DeviceRecord.from_json(text)
+        return DeviceRecord.from_json(text)
     except UnsupportedVersionError:
         return None
-
-
-class Heartbeat:
-    """A thread of its own: Celery's timer stands still while its loop is busy."""
-
-    def __init__(
-        self, client: redis.Redis, describe: Callable[[], DeviceRecord], interval_s: float
-    ) -> None:
-        self._client, self._describe, self._interval_s = client, describe, interval_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Register now, and keep the registration alive."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Leave the fleet, so that the router sends nothing more."""
-        if self._stop.is_set():
-            return
-        self._stop.set()
-        if self._thread.ident is None:
-            return  # it never joined
-        self._thread.join()
-        try:
-            leave(self._client, self._describe().id)
-        except redis.RedisError as error:
-            logger.warning("could not leave the fleet (its entry expires): %s", error)
-
-    def _run(self) -> None:
-        while True:
-            try:
-                beat(self._client, self._describe())
-            except Exception as error:  # noqa: BLE001 - a device that lives must not fall silent
-                logger.warning("heartbeat failed, trying again: %s", error)
-            if self._stop.wait(self._interval_s):
-                return

@@ -12,10 +12,13 @@ from typing import Any, Final
 from celery import states
 from celery.backends.redis import RedisBackend
 
+from sutra_tasks import keys
+
 __all__ = ["ResultBackend"]
 
 STORE: Final = """
 if ARGV[3] ~= 'SUCCESS' then
+  if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
   local stored = redis.call('GET', KEYS[1])
   if stored and string.find(stored, '"status": "SUCCESS"', 1, true) then return 0 end
 end
@@ -23,12 +26,23 @@ redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
 redis.call('PUBLISH', KEYS[1], ARGV[1])
 return 1
 """
-"""KEYS: the result. ARGV: the record, seconds it is kept, its state. A success is never overwritten by
-anything but a success, whose vectors are the same."""
+"""KEYS: the result, the mark of a lease that ended. ARGV: the record, seconds it is kept, its state. A
+success is never overwritten by anything but a success, whose vectors are the same; and a process whose
+work others do by now stores no errors."""
 
 
 class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     """``result_backend`` of the workers."""
+
+    @property
+    def _mark(self) -> str:
+        return keys.reaped(self.app.conf.broker_transport_options.get("incarnation", ""))
+
+    def mark_as_failure(self, task_id: str, exc: Any, *args: Any, **kwargs: Any) -> Any:
+        """Store an error and let its chord know, unless others do this process's work by now."""
+        if self.client.exists(self._mark):
+            return exc
+        return super().mark_as_failure(task_id, exc, *args, **kwargs)
 
     def _store_result(
         self,
@@ -44,6 +58,14 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         expires = self.failure_expires if state == states.FAILURE else self.expires
         self.ensure(
             self.client.eval,
-            (STORE, 1, self.get_key_for_task(task_id), self.encode(meta), int(expires), state),
+            (
+                STORE,
+                2,
+                self.get_key_for_task(task_id),
+                self._mark,
+                self.encode(meta),
+                int(expires),
+                state,
+            ),
         )
         return result

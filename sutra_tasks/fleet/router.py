@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,23 +26,31 @@ from celery.worker import state as worker_state
 from celery.worker.request import Request
 
 from sutra_tasks import keys
+from sutra_tasks.admission import Backlog
 from sutra_tasks.calls import HEADER, demand_of
-from sutra_tasks.errors import NoHealthyWorkersError, SutraError
+from sutra_tasks.errors import NoHealthyWorkersError, PoisonMessageError, SutraError
 from sutra_tasks.fleet.balancing import Fleet, choose
-from sutra_tasks.fleet.registry import ages, fleet_of
+from sutra_tasks.fleet.dead_letters import bury
+from sutra_tasks.fleet.held import held_by
+from sutra_tasks.fleet.registry import fleet_of, queue_lengths, sightings
+from sutra_tasks.fleet.rescue import Reaper
+from sutra_tasks.fleet.returning import attempts_of
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.calls import Demand
     from sutra_tasks.settings import Settings
 
-__all__ = ["Router", "RouterStep", "strategy", "waited_s"]
+__all__ = ["ReaperStep", "Router", "RouterStep", "strategy", "waited_s"]
 
 logger = get_logger(__name__)
 
 SNAPSHOT_AGE_S: Final = 0.1
 RETRY_S: Final = 0.1
 REPORT_S: Final = 1.0
+RECENT_MESSAGES: Final = 256
+"""What a waiting message weighs is judged by about so many before it."""
+
 VERSION: Final = 1
 
 
@@ -73,14 +83,18 @@ class Router:
         client: redis.Redis,
         name: str,
         *,
+        incarnation: str,
+        first_ticket: int = 0,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._options, self._client, self._name = options, client, name
+        self._incarnation = incarnation
         self._now, self._monotonic = now, monotonic
         self._fleet = Fleet()
         self._fleet_read_at = self._reported_at = -float("inf")
-        self._ticket = 0
+        self._first_ticket = self._ticket = first_ticket
+        self._mean_tokens = 0.0
         self._waiting: list[_Waiting] = []
         self._consumer: Any = None
         # An outage begins when this router first sees no device, not when a message was sent.
@@ -94,6 +108,9 @@ class Router:
     def route(self, message: Any, task: Any) -> None:
         """Pass a message on, keep it until a device lives, or fail its task."""
         headers = message.headers
+        if attempts_of(headers) >= self._options.max_attempts:
+            self._give_up(message, task)
+            return
         if headers.get("id") in worker_state.revoked and self._request(message, task).revoked():
             return
         try:
@@ -102,14 +119,36 @@ class Router:
             self._fail(message, task, error)
             return
         try:
-            device = choose(self._snapshot(), demand, self._ticket, default=self._options.strategy)
+            device = choose(
+                self._snapshot(),
+                demand,
+                self._ticket,
+                default=self._options.strategy,
+                queue_penalty_s=self._options.queue_penalty_factor,
+            )
         except (NoHealthyWorkersError, redis.RedisError):
             self._wait(_Waiting(message, task, demand, self._now()))
         except SutraError as error:
             self._fail(message, task, error)
         else:
             self._ticket += 1
-            message.channel.forward(message, device.queue)
+            self._fleet = self._fleet.sent(device, demand.tokens)
+            self._mean_tokens += (demand.tokens - self._mean_tokens) / RECENT_MESSAGES
+            message.channel.forward(message, device.id)
+
+    def may_take(self, queue: str) -> bool:
+        """Say whether to take more from ``queue``.
+
+        No texts while every device has as much ahead as it should: backlog waits in the router's queue,
+        where priorities apply. With no device at all work is taken, to wait or fail here.
+        """
+        if queue != keys.EMBED_QUEUE:
+            return True
+        try:
+            fleet = self._snapshot()
+        except redis.RedisError:
+            return True  # what is taken waits for the next look
+        return not fleet.standing or fleet.has_credit
 
     def tick(self) -> None:
         """Try again what waits, and report; called a few times a second."""
@@ -153,7 +192,7 @@ class Router:
     def _snapshot(self) -> Fleet:
         now = self._monotonic()
         if now - self._fleet_read_at >= SNAPSHOT_AGE_S:
-            self._fleet = fleet_of(ages(self._client), self._options.device_ttl_s)
+            self._fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
             self._fleet_read_at = now
             if self._fleet.devices:
                 self._no_device_since = None
@@ -169,6 +208,12 @@ class Router:
                 self._options.no_device_wait_s,
             )
         self._waiting.append(one)
+
+    def _give_up(self, message: Any, task: Any) -> None:
+        """Keep a message that workers died of as a dead letter, and fail its task."""
+        error = PoisonMessageError(attempts_of(message.headers), "workers died or failed with it")
+        bury(self._client, message.headers.get("id"), message.sutra_raw, error, now=self._now())
+        self._fail(message, task, error)
 
     def _request(self, message: Any, task: Any) -> Any:
         return Request(
@@ -202,16 +247,27 @@ class Router:
 
     def _report(self) -> None:
         self._reported_at = self._monotonic()
+        queued = queue_lengths(self._client, [keys.EMBED_QUEUE])[keys.EMBED_QUEUE]
+        devices = self._fleet.standing
+        backlog = Backlog(
+            tokens=round(queued * self._mean_tokens) + sum(one.backlog_tokens for one in devices),
+            tokens_per_s=sum(one.tokens_per_s or 0.0 for one in devices),
+        )
         record = {
             "v": VERSION,
             "name": self._name,
             "pid": os.getpid(),
-            "routed": self._ticket,
+            "incarnation": self._incarnation,
+            "routed": self._ticket - self._first_ticket,
             "waiting": len(self._waiting),
         }
-        self._client.set(
-            keys.router(self._name), json.dumps(record), px=int(1000 * self._options.device_ttl_s)
-        )
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.set(keys.BACKLOG, backlog.to_json(), ex=keys.BACKLOG_S)
+            pipe.set(
+                keys.router(self._name), json.dumps(record), px=int(1000 * self._options.device_ttl_s)
+            )
+            pipe.hincrby(keys.LEASES, self._incarnation, 1)
+            pipe.execute()
 
 
 def _expired(expires: Any, now: float) -> bool:
@@ -244,7 +300,11 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
         worker, options = consumer.controller, settings()
         client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
         name = str(worker.hostname).partition("@")[0]
-        self._router = worker.sutra_router = Router(options, client, name)
+        incarnation = worker.app.conf.broker_transport_options["incarnation"]
+        self._router = worker.sutra_router = Router(
+            options, client, name, incarnation=incarnation, first_ticket=secrets.randbelow(2**32)
+        )
+        held_by(incarnation).may_take = self._router.may_take
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
@@ -257,3 +317,19 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Runs the reaper beside the router, for as long as the process lives."""
+
+    def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's hook
+        """Start looking after leases."""
+        options = settings()
+        timeout_s = options.socket_timeout_s
+        reaper = Reaper(
+            redis.Redis.from_url(options.broker_url or "", socket_timeout=timeout_s),
+            redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
+            lease_s=options.lease_s,
+            device_ttl_s=options.device_ttl_s,
+        )
+        threading.Thread(target=reaper.run, name="reaper", daemon=True).start()

@@ -15,9 +15,9 @@ from typing import IO, TYPE_CHECKING, Final
 import redis
 from celery.utils.log import get_logger
 
-from sutra_tasks.fleet.held import give_back_all, new_incarnation
 from sutra_tasks.fleet.processes import spawn, stop, uninterrupted
-from sutra_tasks.fleet.registry import leave
+from sutra_tasks.fleet.queues import new_incarnation
+from sutra_tasks.fleet.rescue import rescue
 
 if TYPE_CHECKING:
     import subprocess
@@ -87,14 +87,16 @@ class Supervisor:
         specs: Sequence[WorkerSpec],
         client: redis.Redis,
         *,
+        results: redis.Redis,
         drain_s: float,
         report: Callable[[str], None],
         output: Mapping[str, IO[bytes]] | None = None,
     ) -> None:
         self._children = [_Child(spec) for spec in specs]
-        self._client, self._drain_s, self._report = client, drain_s, report
+        self._client, self._results = client, results
+        self._drain_s, self._report = drain_s, report
         self._output = output or {}
-        self._owed: dict[str, str | None] = {}
+        self._owed: dict[str, bool] = {}
 
     @property
     def pids(self) -> dict[str, int]:
@@ -127,11 +129,11 @@ class Supervisor:
         for child in running:
             if child.process is not None:
                 stop(child.process, self._drain_s)
-                self._return_work(child)
+                self._return_work(child, died=False)
                 child.process = None
 
     def _launch(self, child: _Child, now: float) -> None:
-        child.incarnation = new_incarnation(child.spec.name)
+        child.incarnation = new_incarnation(child.spec.device_id)
         environ = {**os.environ, **child.spec.environ, "SUTRA_INCARNATION": child.incarnation}
         with uninterrupted():
             child.process = spawn(
@@ -148,24 +150,21 @@ class Supervisor:
         child.process = None
         how = f"signal {-status}" if status < 0 else f"status {status}"
         when = f"in {delay_s:g} s" if delay_s else "now"
-        returned = self._return_work(child)
+        returned = self._return_work(child, died=True)
         self._report(
-            f"{child.spec.name} ended with {how}; {returned} messages it held went back; "
-            f"restarting {when}"
+            f"{child.spec.name} ended with {how}; {returned} messages went back; restarting {when}"
         )
 
-    def _return_work(self, child: _Child) -> int:
-        """Return what a dead process held; while the server is away, owe it."""
-        self._owed[child.incarnation] = child.spec.device_id
+    def _return_work(self, child: _Child, *, died: bool) -> int:
+        """Return what a dead process held and what waits for it; while the server is away, owe it."""
+        self._owed[child.incarnation] = died
         return self._settle()
 
     def _settle(self) -> int:
         returned = 0
-        for incarnation, device_id in list(self._owed.items()):
+        for incarnation, died in list(self._owed.items()):
             try:
-                if device_id is not None:
-                    leave(self._client, device_id)
-                returned += give_back_all(self._client, incarnation)
+                returned += rescue(self._client, self._results, incarnation, died=died)
             except redis.RedisError as error:
                 logger.warning("the server is away, what %s held waits: %s", incarnation, error)
                 break

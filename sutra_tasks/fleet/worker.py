@@ -20,8 +20,10 @@ from kombu import Queue
 from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
-from sutra_tasks.fleet.held import give_back_all, new_incarnation
-from sutra_tasks.fleet.router import RouterStep
+from sutra_tasks.fleet import control as _control  # noqa: F401 - registers tasks and commands
+from sutra_tasks.fleet.queues import new_incarnation
+from sutra_tasks.fleet.rescue import rescue
+from sutra_tasks.fleet.router import ReaperStep, RouterStep
 from sutra_tasks.settings import settings
 from sutra_tasks.tasks import embed
 
@@ -35,15 +37,18 @@ logger = get_logger(__name__)
 TRANSPORT: Final = "sutra_tasks.fleet.channel:Transport"
 RESULTS: Final = "sutra_tasks.fleet.results.ResultBackend"
 ROUTER_PREFETCH: Final = 256
+ROUTER_QUEUES: Final = (keys.EMBED_QUEUE, keys.CONTROL_QUEUE)
+"""The first is the one an idle router waits on."""
 
 
 def router_app() -> Celery:
     """Return the app of a router worker: ``celery -A workers.router worker``."""
     _configure(
         "router",
+        None,
         # Routed messages leave at once, so this bounds only what waits while no device lives.
         {
-            "task_queues": [Queue(keys.EMBED_QUEUE, routing_key=keys.EMBED_QUEUE)],
+            "task_queues": [Queue(name, routing_key=name) for name in ROUTER_QUEUES],
             "worker_pool": "threads",
             "worker_concurrency": 1,
             "worker_prefetch_multiplier": ROUTER_PREFETCH,
@@ -51,6 +56,7 @@ def router_app() -> Celery:
     )
     embed.Strategy = "sutra_tasks.fleet.router:strategy"
     app.steps["consumer"].add(RouterStep)
+    app.steps["worker"].add(ReaperStep)
     return app
 
 
@@ -66,6 +72,7 @@ def device_app() -> Celery:
     queue = keys.device_queue(options.device_id)
     _configure(
         options.device_id,
+        options.device_id,
         {
             "task_queues": [Queue(queue, routing_key=queue)],
             "worker_pool": "sutra_tasks.fleet.device:DevicePool",
@@ -78,40 +85,47 @@ def device_app() -> Celery:
     return app
 
 
-def _configure(worker: str, role: dict[str, Any]) -> None:
+def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None:
     """Add a role's settings to those the app already has, from us or from ``celeryconfig.py``."""
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    incarnation = options.incarnation or new_incarnation(worker)
+    incarnation = options.incarnation or new_incarnation(device_id)
     celeryd_after_setup.connect(_succeed, weak=False)
     app.conf.update(
         role,
         broker_transport=TRANSPORT,
         result_backend=f"{RESULTS}+{options.results}",
-        broker_transport_options={**app.conf.broker_transport_options, "incarnation": incarnation},
+        broker_transport_options={
+            **app.conf.broker_transport_options,
+            "incarnation": incarnation,
+            "queue_order_strategy": "priority",
+        },
         worker_log_format=f"{worker}: %(message)s",
         worker_task_log_format=f"{worker}: %(message)s",
     )
 
 
 def _succeed(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a Celery signal
-    """Return what the last process of this worker's name held: this one stands in its place.
+    """Take out a lease, and return what the last process of this worker's name held.
 
-    A supervisor does so at once; this is for workers that are started by something else.
+    A supervisor returns it at once; this is for workers that are started by something else.
     """
     options = settings()
     incarnation = app.conf.broker_transport_options["incarnation"]
     name = keys.worker(options.device_id or sender)
     client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
+    results = redis.Redis.from_url(options.results or "", socket_timeout=options.socket_timeout_s)
     try:
+        client.hsetnx(keys.LEASES, incarnation, 0)
         before: Any = client.set(name, incarnation, ex=keys.REMEMBER_S, get=True)
         if before is not None and before.decode() != incarnation:
-            give_back_all(client, before.decode())
+            rescue(client, results, before.decode())
     except redis.RedisError as error:
         logger.warning("could not return what the last %s held: %s", name, error)
     finally:
         client.close()
+        results.close()
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from sutra_tasks.fleet.held import HeldMessages, held_by, new_incarnation
+from sutra_tasks.fleet.held import HeldMessages, held_by
+from sutra_tasks.fleet.queues import new_incarnation
 from sutra_tasks.fleet.server import embedded_server
 from tests.redis.peers import Receiver, send
 

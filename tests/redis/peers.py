@@ -12,7 +12,7 @@ from kombu import Connection, Consumer, Producer, Queue
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks.fleet.held import lanes
+from sutra_tasks.fleet.queues import lanes
 from sutra_tasks.fleet.server import free_port
 
 if TYPE_CHECKING:

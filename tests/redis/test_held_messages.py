@@ -11,15 +11,9 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.held import (
-    HeldMessages,
-    give_back_all,
-    held_by,
-    home,
-    lane,
-    lanes,
-    new_incarnation,
-)
+from sutra_tasks.fleet.held import HeldMessages, held_by
+from sutra_tasks.fleet.queues import home, lane, lanes, new_incarnation
+from sutra_tasks.fleet.returning import give_back_all
 from tests.redis.peers import absent_server, full_memory, waiting
 
 Put = Callable[..., list[bytes]]
@@ -207,7 +201,7 @@ def test_what_the_server_could_not_be_told_is_told_the_next_time(
 ) -> None:
     first, second, third = hold(*range(3))
     held.finish(first)
-    held.forward(second, "other", 3)
+    held.forward(second, "other", 3, load="load", weight=0)
     with pytest.raises(redis.ConnectionError):
         ask(held, unreachable)
     assert held.has_news
@@ -254,7 +248,7 @@ def test_a_forwarded_message_keeps_its_bytes_and_its_lane(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str], priority: int
 ) -> None:
     [raw] = hold({"texts": ["é", "\\u00e9", '"', "\0"]})
-    held.forward(raw, "sutra.device.a", priority)
+    held.forward(raw, "sutra.device.a", priority, load="load", weight=0)
     ask(held, client)
     leaves.add(lane("sutra.device.a", priority))
     assert client.lrange(lane("sutra.device.a", priority), 0, -1) == [raw]
@@ -266,7 +260,7 @@ def test_forwarding_keeps_order_and_reaches_each_destination(
 ) -> None:
     messages = hold(*range(6))
     for i, raw in enumerate(messages):
-        held.forward(raw, f"d{i % 2}", 0)
+        held.forward(raw, f"d{i % 2}", 0, load="load", weight=0)
     ask(held, client)
     leaves.update({"d0", "d1"})
     assert waiting(client, "d0") == messages[0::2]
@@ -279,7 +273,7 @@ def test_one_command_finishes_forwards_and_takes(
     finished, forwarded, unfinished = hold(*range(3))
     sent = put("q", *range(3))
     held.finish(finished)
-    held.forward(forwarded, "other", 0)
+    held.forward(forwarded, "other", 0, load="load", weight=0)
     assert [raw for _, raw in ask(held, client, "q", room=2)] == sent[:2]
     leaves.update({"q", "other", held.key})
     assert waiting(client, "other") == [forwarded]
@@ -290,7 +284,7 @@ def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     [raw] = hold("text")
-    held.forward(raw, "other", 0)
+    held.forward(raw, "other", 0, load="load", weight=0)
     give_back_all(client, held.incarnation, "q")
     ask(held, client)
     leaves.add("q")
@@ -310,7 +304,7 @@ def test_forwarding_again_because_the_answer_was_lost_pushes_once(
     hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
     first, second = hold(*range(2))
-    held.forward(first, "other", 0)
+    held.forward(first, "other", 0, load="load", weight=0)
     held.finish(second)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
         ask(held, unlucky)
@@ -325,7 +319,7 @@ def test_what_was_taken_but_never_heard_of_is_reclaimed(
 ) -> None:
     forwarded, waits = hold("routed", "text")
     client.lmove(held.key, "q", "LEFT", "RIGHT")
-    held.forward(forwarded, "other", 0)
+    held.forward(forwarded, "other", 0, load="load", weight=0)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
         ask(held, unlucky, "q", room=1)
     assert client.llen(held.key) == 1
@@ -339,7 +333,7 @@ def test_a_full_server_still_forwards(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     [raw] = hold("text")
-    held.forward(raw, "other", 0)
+    held.forward(raw, "other", 0, load="load", weight=0)
     with full_memory(client):
         ask(held, client)
     leaves.add("other")
@@ -351,7 +345,7 @@ def test_reclaiming_tells_what_was_noted_and_returns_the_rest(
 ) -> None:
     finished, forwarded, unfinished = hold(*range(3))
     held.finish(finished)
-    held.forward(forwarded, "other", 0)
+    held.forward(forwarded, "other", 0, load="load", weight=0)
     assert held.reclaim(client, "q") == 1
     leaves.update({"q", "other"})
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unfinished)]

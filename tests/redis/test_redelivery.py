@@ -14,8 +14,10 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.fleet.channel import MOST_MESSAGES
-from sutra_tasks.fleet.held import HeldMessages, give_back_all, lane
+from sutra_tasks.fleet.held import HeldMessages
 from sutra_tasks.fleet.processes import spawn
+from sutra_tasks.fleet.queues import lane
+from sutra_tasks.fleet.returning import give_back_all
 from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec
 from tests.conftest import wait_until
 from tests.redis.peers import Receiver, absent_server, full_memory, waiting

@@ -17,7 +17,7 @@ from redis.retry import Retry
 from sutra_tasks import keys
 from sutra_tasks.errors import UnsupportedVersionError
 from sutra_tasks.fleet.balancing import Device, Fleet
-from sutra_tasks.fleet.held import lane
+from sutra_tasks.fleet.queues import lane
 from sutra_tasks.fleet.registry import (
     DeviceRecord,
     Heartbeat,

@@ -23,6 +23,8 @@ from sutra_tasks.settings import Settings, settings
 from tests import conftest
 
 ROOT = Path(__file__).parents[2]
+OF_THE_FLEET = (b"_kombu.binding", b"sutra:fleet", b"sutra:queues", b"sutra:leases")
+"""What lasts by design, bounded by the number of devices; a router cleans it."""
 
 
 @dataclass
@@ -76,7 +78,7 @@ def client(server: str) -> Iterator[redis.Redis]:
     lasting = [
         key
         for key in client.scan_iter()
-        if client.ttl(key) == -1 and not key.startswith((b"_kombu.binding", b"sutra:fleet"))
+        if client.ttl(key) == -1 and not key.startswith(OF_THE_FLEET)
     ]
     client.flushall()
     client.close()
@@ -109,7 +111,7 @@ def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..
         log = (tmp_path / "workers.log").open("ab")
         reports: list[str] = []
         supervisor = Supervisor(
-            workers, client, drain_s=chosen.drain_s, report=reports.append,
+            workers, client, results=client, drain_s=chosen.drain_s, report=reports.append,
             output=dict.fromkeys([w.name for w in workers], log),
         )  # fmt: skip
         fleet = LocalFleet(chosen, client, supervisor, [s.id for s in specs], reports)

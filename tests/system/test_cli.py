@@ -57,7 +57,7 @@ def test_a_fleet_starts_serves_and_stops_without_a_trace(up):
     process, address, folder, said = up("--devices", "2")
     assert address is not None, said.read_text()
     children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 4  # server, router, two devices
+    assert len(children) == 5  # server, router, two devices, beat
     shown = sutra("status", SUTRA_BROKER_URL=address)
     assert shown.returncode == 0
     assert shown.stdout.count("live") == 2

@@ -1,85 +1,31 @@
 """The batcher: rows to whom they belong, errors to the texts that caused them, work given back."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, wait
-from contextlib import contextmanager
-from threading import Event
+import threading
+from concurrent.futures import wait
+from functools import partial
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding.batcher import Batch, Batcher, Drained, Encoded, TextError
+from sutra_tasks.encoding.batcher import Batch, Batcher, Drained, TextError, Unwanted
 from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.encoder import Card, TokenizedText
-from sutra_tasks.vectors import Floats
-
-LIMITS = Limits(max_tokens=1000, max_texts=8, max_wait_s=0)
-ONE_BY_ONE = Limits(max_tokens=1000, max_texts=1, max_wait_s=0)
-WITHIN_S = 10
-
-
-class FakeEncoder:
-    """Text n becomes the row [n, n]; a closed gate holds it up, and ``bad`` texts fail it."""
-
-    def __init__(self, *, bad: Collection[int] = (), before: Callable[[], None] = lambda: None):
-        self.card = Card(model="fake", space="fake:2", width=2, window=512, prompts={})
-        self.batches: list[list[int]] = []
-        self.began, self.gate = Event(), Event()
-        self.gate.set()
-        self._bad, self._before = bad, before
-
-    def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        raise NotImplementedError
-
-    def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        numbers = [text.content for text in batch]
-        self.batches.append(numbers)
-        self.began.set()
-        assert self.gate.wait(WITHIN_S)
-        self._before()
-        if any(n in self._bad for n in numbers):
-            raise ValueError(numbers)
-        return np.array([[n, n] for n in numbers], dtype=np.float32)
-
-
-def texts(*numbers: int, tokens: int = 5) -> list[TokenizedText]:
-    return [TokenizedText(tokens, truncated=False, content=n) for n in numbers]
+from sutra_tasks.encoding.encoder import TokenizedText
+from tests.unit.fake_engine import (
+    LIMITS,
+    ONE_BY_ONE,
+    WITHIN_S,
+    FakeEncoder,
+    busy,
+    numbers_of,
+    running,
+    texts,
+)
 
 
 def taken(batcher: Batcher) -> list[int]:
     return [text.content for _, text, _ in batcher._take()]
-
-
-def numbers_of(future: Future[Encoded]) -> list[float]:
-    rows = future.result(WITHIN_S).rows
-    assert rows[:, 0].tolist() == rows[:, 1].tolist()
-    found: list[float] = rows[:, 0].tolist()
-    return found
-
-
-@contextmanager
-def running(encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) -> Iterator[Batcher]:
-    batcher = Batcher(encoder, limits, **options)  # type: ignore[arg-type]
-    batcher.start()
-    try:
-        yield batcher
-    finally:
-        encoder.gate.set()
-        batcher.close(WITHIN_S)
-        assert not batcher._thread.is_alive()
-
-
-@contextmanager
-def busy(encoder: FakeEncoder, limits: Limits = LIMITS) -> Iterator[Batcher]:
-    """A batcher whose encoder is held up inside a batch of one text, number 0."""
-    encoder.gate.clear()
-    with running(encoder, limits) as batcher:
-        batcher.submit(texts(0))
-        assert encoder.began.wait(WITHIN_S)
-        yield batcher
 
 
 @laws(max_examples=30, deadline=None)
@@ -223,6 +169,113 @@ def test_a_job_that_finishes_overtakes_nobody() -> None:
     assert taken(batcher) == [1]
     assert len(set(taken(batcher)) & set(range(10, 20))) == 2
     assert taken(batcher) == [2]
+
+
+def test_a_job_that_is_alone_shares_no_batch() -> None:
+    encoder = FakeEncoder()
+    with busy(encoder) as batcher:
+        futures = [batcher.submit(texts(n), alone=n in {2, 3}) for n in (1, 2, 3, 4)]
+        encoder.gate.set()
+        assert [numbers_of(future) for future in futures] == [[1], [2], [3], [4]]
+    assert [sorted(batch) for batch in encoder.batches] == [[0], [1, 4], [2], [3]]
+
+
+def test_what_is_not_wanted_any_more_is_not_computed() -> None:
+    encoder, wanted = FakeEncoder(), {1, 2, 3}
+    with busy(encoder) as batcher:
+        futures = [batcher.submit(texts(n), wanted=partial(wanted.__contains__, n)) for n in (1, 2, 3)]
+        wanted.remove(2)
+        encoder.gate.set()
+        assert isinstance(futures[1].exception(WITHIN_S), Unwanted)
+        assert [numbers_of(futures[0]), numbers_of(futures[2])] == [[1], [3]]
+        assert batcher.waiting_texts == 0
+    assert [sorted(batch) for batch in encoder.batches] == [[0], [1, 3]]
+
+
+def test_a_job_given_up_half_way_is_computed_no_further() -> None:
+    encoder = FakeEncoder()
+    with running(encoder, ONE_BY_ONE) as batcher:
+        given_up = batcher.submit(texts(1, 2, 3, 4), wanted=lambda: len(encoder.batches) < 2)
+        assert isinstance(given_up.exception(WITHIN_S), Unwanted)
+        assert batcher.waiting_texts == 0
+        assert numbers_of(batcher.submit(texts(5))) == [5]
+    assert len(encoder.batches) == 3
+
+
+def test_a_job_is_asked_before_each_batch_until_all_of_it_is_in_one() -> None:
+    batcher = Batcher(FakeEncoder(), LIMITS)  # not started: batches are taken by hand
+    asked: list[str] = []
+
+    def wanted(job: str) -> bool:
+        asked.append(job)
+        return True
+
+    batcher.submit(texts(*range(16), tokens=100), wanted=partial(wanted, "large"))
+    batcher.submit(texts(*range(16, 20), tokens=100), wanted=partial(wanted, "small"))
+    assert [len(taken(batcher)) for _ in range(3)] == [8, 8, 4]  # small and large share one
+    assert asked == ["large", "small", "large", "small", "large"]
+
+
+def test_a_job_that_cannot_say_whether_it_is_wanted_is_computed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    asked: list[None] = []
+
+    def wanted() -> bool:
+        asked.append(None)
+        raise OSError
+
+    with running(FakeEncoder(), ONE_BY_ONE) as batcher:
+        assert numbers_of(batcher.submit(texts(1, 2, 3), wanted=wanted)) == [1, 2, 3]
+    assert len(asked) == len(caplog.records) == 1
+
+
+def test_a_call_runs_on_the_engines_thread_before_the_next_batch() -> None:
+    encoder = FakeEncoder()
+    with busy(encoder) as batcher:
+        waiting = [batcher.submit(texts(n)) for n in range(1, 50)]
+        seen = batcher.call(lambda: (encoder.batches.copy(), threading.current_thread()))
+        assert not seen.done()
+        encoder.gate.set()
+        assert seen.result(WITHIN_S) == ([[0]], batcher._thread)
+        assert not wait(waiting, WITHIN_S).not_done
+
+
+def test_a_call_does_not_wait_for_company() -> None:
+    with running(FakeEncoder(), Limits(max_tokens=1000, max_texts=8, max_wait_s=60)) as batcher:
+        assert batcher.call(lambda: 1).result(WITHIN_S) == 1  # idle
+        batcher.announce()
+        future = batcher.submit(texts(2))
+        assert batcher.call(lambda: 3).result(WITHIN_S) == 3
+        assert not future.done()
+        batcher.arrived()
+        assert numbers_of(future) == [2]
+
+
+def test_a_call_that_fails_fails_its_caller_only() -> None:
+    with running(FakeEncoder()) as batcher:
+        failing = batcher.call(lambda: 1 // 0)
+        assert isinstance(failing.exception(WITHIN_S), ZeroDivisionError)
+        assert numbers_of(batcher.submit(texts(1))) == [1]
+
+
+def test_a_call_that_was_cancelled_does_not_run() -> None:
+    encoder, ran = FakeEncoder(), threading.Event()
+    with busy(encoder) as batcher:
+        assert batcher.call(ran.set).cancel()
+        last = batcher.call(lambda: None)
+        encoder.gate.set()
+        last.result(WITHIN_S)
+    assert not ran.is_set()
+
+
+def test_draining_refuses_calls_and_gives_back_those_that_wait() -> None:
+    with busy(FakeEncoder()) as batcher:
+        waiting, cancelled = (batcher.call(lambda: 1) for _ in range(2))
+        assert cancelled.cancel()
+        batcher.drain()
+        assert isinstance(waiting.exception(0), Drained)
+        assert isinstance(batcher.call(lambda: 1).exception(0), Drained)
 
 
 def test_waiting_and_computing_are_told_apart() -> None:

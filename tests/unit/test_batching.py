@@ -1,6 +1,6 @@
 """The laws of the plan: what the next batch holds, whoever waits."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,41 +11,43 @@ from hypothesis import strategies as st
 from sutra_tasks.encoding.batching import (
     PADDING_SHARE,
     PADDING_TOKENS,
+    Job,
     Limits,
     Waiting,
     next_batch,
     pause_s,
+    take,
 )
+from sutra_tasks.encoding.encoder import TokenizedText
 
 TOKENS = st.integers(1, 80)
 LIMITS = st.builds(
     Limits, max_tokens=st.integers(1, 500), max_texts=st.integers(1, 20), max_wait_s=st.just(0.0)
 )
 LENGTHS = st.lists(TOKENS, min_size=1, max_size=10).map(sorted)
-JOBS = st.lists(st.builds(Waiting, lengths=LENGTHS, overtaken=st.booleans()), min_size=1, max_size=8)
+WAITING = st.builds(Waiting, lengths=LENGTHS, overtaken=st.booleans(), alone=st.booleans())
+JOBS = st.lists(WAITING, min_size=1, max_size=8)
 DEFAULT = Limits(max_tokens=8192, max_texts=128, max_wait_s=0.005)
 LONGEST = 512
 
 
-@dataclass
-class Job:
-    """A job as the batcher keeps it."""
-
-    lengths: list[int]
-    overtaken: bool = False
+TEXTS = [TokenizedText(tokens, truncated=False, content=None) for tokens in range(LONGEST + 1)]
 
 
-def take(jobs: list[Job], limits: Limits) -> list[list[int]]:
-    """Take a batch as ``Batcher._take`` does; return the lengths taken, by job."""
-    plan = next_batch([Waiting(job.lengths, job.overtaken) for job in jobs], limits)
-    unfinished = len(plan.parts[plan.owner]) < len(jobs[plan.owner].lengths)
-    taken = []
-    for job, part in zip(jobs, plan.parts, strict=True):
-        taken.append(job.lengths[part.start : part.stop])
-        del job.lengths[part.start : part.stop]
-        job.overtaken = job.overtaken or (unfinished and not part)
-    jobs[:] = [job for job in jobs if job.lengths]
-    return taken
+def job(lengths: Sequence[int], *, alone: bool = False) -> Job:
+    ordered = sorted(lengths)
+    texts, order = [TEXTS[tokens] for tokens in ordered], list(range(len(ordered)))
+    return Job(texts=texts, order=order, lengths=ordered, alone=alone)
+
+
+SINGLES = st.builds(lambda tokens, alone: job([tokens], alone=alone), TOKENS, st.booleans())
+
+
+def taken(jobs: list[Job], limits: Limits) -> list[list[int]]:
+    """Take a batch; return the lengths taken, by job."""
+    before = jobs.copy()
+    batch = take(jobs, limits)
+    return [[text.tokens for owner, text, _ in batch if owner is one] for one in before]
 
 
 @laws(max_examples=60, deadline=None)
@@ -68,15 +70,26 @@ def test_a_batch_serves_its_owner_within_the_limits(jobs: list[Waiting], limits:
 
 
 @laws(max_examples=60, deadline=None)
-@given(lengths=st.lists(LENGTHS, min_size=1, max_size=6), limits=LIMITS)
-def test_every_text_is_taken_once(lengths: list[list[int]], limits: Limits) -> None:
-    jobs = [Job(list(one)) for one in lengths]
-    taken: list[int] = []
+@given(waiting=JOBS, limits=LIMITS)
+def test_every_text_is_taken_once(waiting: list[Waiting], limits: Limits) -> None:
+    every = [job(one.lengths, alone=one.alone) for one in waiting]
+    jobs = every.copy()
+    found: list[tuple[Job, int]] = []
     while jobs:
-        batch = [tokens for part in take(jobs, limits) for tokens in part]
+        batch = take(jobs, limits)
         assert batch
-        taken += batch
-    assert sorted(taken) == sorted(tokens for one in lengths for tokens in one)
+        found += [(owner, position) for owner, _, position in batch]
+    assert len(found) == len(set(found))
+    for one, was in zip(every, waiting, strict=True):
+        assert {position for owner, position in found if owner is one} == set(range(len(was.lengths)))
+
+
+@laws(max_examples=60, deadline=None)
+@given(jobs=JOBS, limits=LIMITS)
+def test_what_is_alone_shares_no_batch(jobs: list[Waiting], limits: Limits) -> None:
+    plan = next_batch(jobs, limits)
+    sharing = [job for job, part in zip(jobs, plan.parts, strict=True) if part]
+    assert len(sharing) == 1 or not any(job.alone for job in sharing)
 
 
 @laws(max_examples=60, deadline=None)
@@ -85,41 +98,45 @@ def test_every_text_is_taken_once(lengths: list[list[int]], limits: Limits) -> N
     spread=st.integers(0, LONGEST - 1),
     before=st.integers(0, 60),
     tokens=st.integers(1, LONGEST),
+    alone=st.booleans(),
 )
 def test_a_single_is_one_batch_of_a_large_job_away_at_most(
-    seed: int, spread: int, before: int, tokens: int
+    seed: int, spread: int, before: int, tokens: int, alone: bool
 ) -> None:
     lengths = np.random.default_rng(seed).integers(LONGEST - spread, LONGEST + 1, 10_000)
-    jobs = [Job(np.sort(lengths).tolist())]
+    jobs = [job(lengths.tolist())]
     for _ in range(before):
         take(jobs, DEFAULT)
     # It arrives while the last of these batches computes: that one is not ours to change.
-    single = Job([tokens])
+    single = job([tokens], alone=alone)
     jobs.append(single)
     take(jobs, DEFAULT)
     if single.lengths:
-        assert take(jobs, DEFAULT)[1] == [tokens]
+        assert taken(jobs, DEFAULT)[1] == [tokens]
 
 
 @laws(max_examples=60, deadline=None)
-@given(singles=st.lists(TOKENS, min_size=1, max_size=20), arrivals=st.lists(TOKENS, max_size=30))
+@given(
+    singles=st.lists(SINGLES, min_size=1, max_size=20),
+    arrivals=st.lists(SINGLES, max_size=30),
+    alone=st.booleans(),
+)
 def test_a_large_job_waits_only_for_singles_that_waited_for_it(
-    singles: list[int], arrivals: list[int]
+    singles: list[Job], arrivals: list[Job], alone: bool
 ) -> None:
-    large = Job([100] * 10_000)
-    jobs = [large, *[Job([tokens]) for tokens in singles]]
+    jobs = [job([100] * 10_000, alone=alone), *singles]
     patience = 0
     for arriving in arrivals:
-        patience = len(jobs) - 1 if take(jobs, DEFAULT)[0] else patience - 1
+        patience = len(jobs) - 1 if taken(jobs, DEFAULT)[0] else patience - 1
         assert patience >= 0
-        jobs.append(Job([arriving]))
+        jobs.append(arriving)
 
 
 def test_of_equal_large_jobs_the_oldest_finishes_first() -> None:
-    jobs = [first, *others] = [Job([100] * 200) for _ in range(3)]
+    jobs = [first, *others] = [job([100] * 200) for _ in range(3)]
     while first.lengths:
         take(jobs, DEFAULT)
-    assert all(len(job.lengths) > 150 for job in others)
+    assert all(len(other.lengths) > 150 for other in others)
 
 
 def test_64_equal_singles_make_one_batch() -> None:
@@ -127,7 +144,14 @@ def test_64_equal_singles_make_one_batch() -> None:
     assert plan.parts == [range(1)] * 64
 
 
-def test_a_text_over_the_limit_goes_alone() -> None:
+def test_a_job_that_is_alone_fills_its_batch_by_itself() -> None:
+    jobs = [Waiting([9] * 5, overtaken=False, alone=True), Waiting([9], overtaken=True)]
+    assert next_batch(jobs[:1], DEFAULT).parts == [range(5)]
+    assert [len(part) for part in next_batch(jobs[:1] * 2, DEFAULT).parts] == [5, 0]
+    assert [len(part) for part in next_batch(jobs, DEFAULT).parts] == [0, 1]
+
+
+def test_a_text_over_the_limit_goes_by_itself() -> None:
     limits = Limits(max_tokens=100, max_texts=8, max_wait_s=0)
     jobs = [Waiting([500, 501], overtaken=False), Waiting([500], overtaken=False)]
     assert next_batch(jobs, limits).parts == [range(1, 2), range(1, 1)]
@@ -156,11 +180,12 @@ def test_room_goes_to_single_texts_the_owner_and_the_oldest(
 
 
 @pytest.mark.parametrize(("overtaken", "expected"), [(True, [1, 0, 0]), (False, [1, 9, 0])])
+@pytest.mark.parametrize(("lengths", "alone"), [([300, 500], False), ([100] * 200, True)])
 def test_room_is_not_dealt_while_an_overtaken_job_is_left_out(
-    overtaken: bool, expected: list[int]
+    lengths: list[int], alone: bool, overtaken: bool, expected: list[int]
 ) -> None:
-    unlike = Waiting([300, 500], overtaken=overtaken)  # more than one batch: it does not go first
-    jobs = [Waiting([100], overtaken=False), Waiting([100] * 9, overtaken=False), unlike]
+    left_out = Waiting(lengths, overtaken, alone)  # more than one batch: it does not go first
+    jobs = [Waiting([100], overtaken=False), Waiting([100] * 9, overtaken=False), left_out]
     assert [len(part) for part in next_batch(jobs, DEFAULT).parts] == expected
 
 

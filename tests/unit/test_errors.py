@@ -88,7 +88,7 @@ def test_the_tree_that_is_drawn_is_the_tree_that_is() -> None:
     path: dict[int, str] = {}
     drawn = {}
     for line in (errors.__doc__ or "").splitlines():
-        if found := re.match(r"    ([ │├└─]*)([A-Z]\w+Error)", line):
+        if found := re.match(r"    ([ │├└─]*)([A-Z]\w+)", line):
             depth = len(found[1])
             path[depth] = found[2]
             drawn[found[2]] = path.get(depth - 4, "Exception")

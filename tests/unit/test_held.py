@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kombu.transport.redis import Channel as KombuChannel
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.held import HeldMessages, _redelivered, lane, lanes, new_incarnation
+from sutra_tasks.fleet.held import HeldMessages
+from sutra_tasks.fleet.queues import lane, lanes, new_incarnation
 
 Channel: Any = KombuChannel  # untyped
 
@@ -90,10 +91,10 @@ def test_what_no_answer_came_to_is_told_again_once_in_order() -> None:
     key, first, second = keys.held("gpu0.1"), "sutra.device.a", lane("sutra.device.b", 9)
     held.finish(b"1")
     held.finish(b"2")
-    held.forward(b"3", "sutra.device.a", 0)
+    held.forward(b"3", "sutra.device.a", 0, load="load", weight=0)
     held.take_command(["q"], room=1, most_bytes=9)
     held.finish(b"4")  # while the answer is awaited
-    held.forward(b"5", "sutra.device.b", 9)
+    held.forward(b"5", "sutra.device.b", 9, load="load", weight=0)
     held.not_told()
     held.not_told()
 

@@ -2,7 +2,7 @@
 
 import fakeredis
 
-from sutra_tasks.fleet.held import lanes
+from sutra_tasks.fleet.queues import lanes
 from sutra_tasks.fleet.registry import queue_lengths
 
 

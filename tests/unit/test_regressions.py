@@ -18,7 +18,7 @@ from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.simulated import SimulatedEncoder
 from sutra_tasks.errors import CorruptResultError, SettingsError
 from sutra_tasks.fleet import router as module
-from sutra_tasks.fleet.held import give_back_all
+from sutra_tasks.fleet.returning import give_back_all
 from sutra_tasks.fleet.router import Router
 from sutra_tasks.settings import Settings, settings
 from sutra_tasks.tasks import embed

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sutra_tasks.calls import Call
-from sutra_tasks.encoding.batcher import Batcher, Drained
+from sutra_tasks.encoding.batcher import Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.encoder import TokenizedText
 from sutra_tasks.encoding.service import EmbeddingService
@@ -27,7 +27,7 @@ class Fragile(SimulatedEncoder):
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         for text in batch:
             if text.content == SECRET:
-                raise MemoryError(text.content)
+                raise ValueError(text.content)
         return super().encode(batch)
 
 
@@ -116,7 +116,7 @@ def test_a_failure_names_device_and_position_and_tells_no_text(service: Embeddin
     with pytest.raises(EncodingError) as failed:
         service.answer(call(["a", "b", SECRET]))
     error = failed.value
-    assert (error.device, error.position, error.reason) == ("gpu0", 2, "MemoryError")
+    assert (error.device, error.position, error.reason) == ("gpu0", 2, "ValueError")
     assert SECRET not in "".join(traceback.format_exception(error))
 
 
@@ -139,3 +139,31 @@ def test_a_stopping_device_gives_the_call_back(service: EmbeddingService, batche
     batcher.drain()
     with pytest.raises(Drained):
         service.answer(call("one"))
+
+
+def test_a_call_that_is_given_up_is_not_answered(service: EmbeddingService) -> None:
+    with pytest.raises(Unwanted):
+        service.answer(call(["one", "two"]), wanted=lambda: False)
+
+
+def test_a_broken_device_blames_no_text(batcher: Batcher, service: EmbeddingService) -> None:
+    batcher._self_check = lambda: False
+    with pytest.raises(DeviceBroken) as broken:
+        service.answer(call(["a", SECRET]))
+    assert broken.value.position == 1
+    assert SECRET not in "".join(traceback.format_exception(broken.value))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_suspect_is_computed_alone(
+    monkeypatch: pytest.MonkeyPatch, batcher: Batcher, service: EmbeddingService, alone: bool
+) -> None:
+    submit, seen = batcher.submit, list[Any]()
+
+    def spy(texts: Sequence[TokenizedText], **options: Any) -> Any:
+        seen.append(options["alone"])
+        return submit(texts, **options)
+
+    monkeypatch.setattr(batcher, "submit", spy)
+    service.answer(call("one"), alone=alone)
+    assert seen == [alone]

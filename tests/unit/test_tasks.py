@@ -6,8 +6,16 @@ from typing import Any
 
 import celery
 import pytest
+import redis
+from kombu.exceptions import OperationalError
 
-from sutra_tasks import BrokerNotConfiguredError, CallbackQueueError, InvalidTextError, SutraError
+from sutra_tasks import (
+    BrokerNotConfiguredError,
+    CallbackQueueError,
+    InvalidTextError,
+    ServerUnavailableError,
+    SutraError,
+)
 from sutra_tasks.app import app
 from sutra_tasks.calls import demand_of
 from sutra_tasks.settings import settings
@@ -52,6 +60,19 @@ def test_bad_input_is_told_before_a_missing_broker(sent: list[Any]) -> None:
     with pytest.raises(InvalidTextError):
         embed.delay(["text", None])  # type: ignore[list-item]
     assert not sent
+
+
+@pytest.mark.parametrize("error", [OperationalError(), redis.ConnectionError(), redis.TimeoutError()])
+def test_a_server_that_does_not_answer_is_one_error(
+    configured: None, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(celery.Task, "apply_async", fail)
+    with pytest.raises(ServerUnavailableError) as told:
+        embed.delay("text")
+    assert told.value.reason == type(error).__name__
 
 
 @pytest.mark.parametrize(

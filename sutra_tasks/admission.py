@@ -1,0 +1,94 @@
+"""Refusing work that could not be done in time, before it is sent.
+
+Routers publish once a second what waits and how fast it is worked off. A client reads that at most twice
+a second, and adds what it has sent since.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import redis
+
+from sutra_tasks import keys
+from sutra_tasks.errors import FleetSaturated
+
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["Admission", "Backlog", "excess_s"]
+
+VERSION: Final = 1
+READ_EVERY_S: Final = 0.5
+TIMEOUT_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What waits in the whole fleet, in estimated tokens, and how fast the fleet works it off."""
+
+    tokens: int
+    tokens_per_s: float
+
+    def to_json(self) -> str:
+        """Return the stored form."""
+        return json.dumps({"v": VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: bytes | str | None) -> Backlog | None:
+        """Read the stored form; None if there is none, or of another version."""
+        value: Any = json.loads(text) if text is not None else None
+        if value is None or value.get("v") != VERSION:
+            return None
+        return cls(value["tokens"], value["tokens_per_s"])
+
+
+def excess_s(tokens: int, tokens_per_s: float, max_queue_s: float) -> float:
+    """Return by how many seconds of work ``tokens`` are too many; 0 or less: they may wait.
+
+    A fleet whose speed is not known refuses nothing.
+    """
+    return tokens / tokens_per_s - max_queue_s if tokens_per_s > 0 and max_queue_s > 0 else 0.0
+
+
+class Admission:
+    """One client process's view of the backlog."""
+
+    def __init__(self, options: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._max_queue_s, self._clock = options.max_queue_s, clock
+        self._client = redis.Redis.from_url(
+            options.broker_url or "", socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
+        )
+        self._read_at = -float("inf")
+        self._backlog: Backlog | None = None
+        self._sent = 0
+
+    def admit(self, tokens: int) -> None:
+        """Count ``tokens`` as sent, or refuse them.
+
+        Raises:
+            FleetSaturated: more waits already than the fleet can do in ``SUTRA_MAX_QUEUE_S``.
+        """
+        if not self._max_queue_s:
+            return
+        if self._clock() - self._read_at >= READ_EVERY_S:
+            self._read()
+        if self._backlog is None:
+            return  # no router has spoken: work waits for one, as it does for a device
+        waiting = self._backlog.tokens + self._sent
+        excess = excess_s(waiting, self._backlog.tokens_per_s, self._max_queue_s)
+        if excess > 0:
+            raise FleetSaturated(waiting, round(excess, 1))
+        self._sent += tokens
+
+    def _read(self) -> None:
+        self._read_at = self._clock()
+        self._sent = 0
+        try:
+            self._backlog = Backlog.from_json(self._client.get(keys.BACKLOG))
+        except (redis.RedisError, OSError):
+            self._backlog = None  # sending will say what is wrong with the server

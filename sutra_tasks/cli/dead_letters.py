@@ -1,0 +1,77 @@
+"""``sutra dead-letters``: what was given up, and what becomes of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import redis
+from rich.console import Console
+from rich.table import Table
+
+from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.fleet.dead_letters import DeadLetter, dead_letters, drop, retry
+
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["run_drop", "run_list", "run_retry"]
+
+
+def run_list(options: Settings, *, as_json: bool) -> None:
+    """Print what was given up; never the texts."""
+    letters = dead_letters(_client(options))
+    if as_json:
+        shown = [
+            {"task_id": one.task_id, "reason": one.reason, "attempts": one.attempts, "at": one.at}
+            for one in letters
+        ]
+        print(json.dumps(shown, indent=2))  # noqa: T201 - this is the output
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "given up at", "attempts", "reason"):
+        table.add_column(name)
+    for one in letters:
+        at = datetime.fromtimestamp(one.at, UTC).isoformat(sep=" ", timespec="seconds")
+        table.add_row(one.task_id, at, str(one.attempts), one.reason)
+    console = Console()
+    console.print(table if letters else "no dead letters")
+
+
+def run_retry(options: Settings, task_ids: Sequence[str]) -> None:
+    """Send messages again."""
+    _apply(options, task_ids, retry, "sent again")
+
+
+def run_drop(options: Settings, task_ids: Sequence[str]) -> None:
+    """Forget messages for good."""
+    _apply(options, task_ids, drop, "dropped")
+
+
+def _apply(
+    options: Settings,
+    task_ids: Sequence[str],
+    action: Callable[[redis.Redis, Sequence[DeadLetter]], int],
+    done: str,
+) -> None:
+    client = _client(options)
+    letters = dead_letters(client)
+    if task_ids:
+        unknown = sorted(set(task_ids) - {one.task_id for one in letters})
+        if unknown:
+            raise SutraError(f"no dead letter of task {', '.join(unknown)}")
+        letters = [one for one in letters if one.task_id in task_ids]
+    Console().print(f"{action(client, letters)} {done}")
+
+
+def _client(options: Settings) -> redis.Redis:
+    if options.broker_url is None:
+        raise BrokerNotConfiguredError
+    client = redis.Redis.from_url(options.broker_url, socket_timeout=5, socket_connect_timeout=5)
+    try:
+        client.ping()
+    except redis.RedisError as error:
+        raise SutraError(f"the server of SUTRA_BROKER_URL does not answer: {error}") from None
+    return client

@@ -1,0 +1,62 @@
+"""Looking after devices' health: what beat asks for, and what a person asks for.
+
+Beat sends two periodic tasks to the control queue; a router runs them and tells all devices, which look
+at themselves. They neither wait behind embeddings nor pile up: each expires before the next is sent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from celery.worker.control import control_command, inspect_command
+
+from sutra_tasks import keys
+from sutra_tasks.app import app
+
+__all__ = ["check_health", "check_memory"]
+
+EXERCISE_S: Final = 5.0
+"""Seconds a person who asks waits for the model to embed known texts."""
+
+
+@app.task(name=keys.HEALTH_TASK, shared=False, ignore_result=True)  # type: ignore[untyped-decorator]
+def check_health() -> None:
+    """Have every device evaluate its health."""
+    app.control.broadcast("sutra_check", arguments={"memory": False})
+
+
+@app.task(name=keys.MEMORY_TASK, shared=False, ignore_result=True)  # type: ignore[untyped-decorator]
+def check_memory() -> None:
+    """Have every device look at its memory in detail."""
+    app.control.broadcast("sutra_check", arguments={"memory": True})
+
+
+@control_command(args=[("memory", bool)], signature="[memory]")  # type: ignore[untyped-decorator]
+def sutra_check(state: Any, memory: bool = False) -> dict[str, str]:
+    """Evaluate this device's health at its next heartbeat."""
+    if (monitor := _monitor(state)) is not None:
+        monitor.ask(memory=memory)
+    return {"ok": "asked"}
+
+
+@inspect_command()  # type: ignore[untyped-decorator]
+def sutra_health(state: Any) -> dict[str, Any] | None:
+    """Exercise this device's model now and report its health; None from a worker that is no device."""
+    monitor = _monitor(state)
+    if monitor is None:
+        return None
+    exercise = monitor.exercise()
+    passed = None
+    if exercise is not None:
+        try:
+            passed = monitor.agrees(exercise.result(EXERCISE_S))
+        except TimeoutError:
+            passed = None  # busy: no answer is not a wrong one
+        except Exception:  # noqa: BLE001 - an engine may raise anything
+            passed = False
+    monitor.ask(memory=True)
+    return {**monitor.report(), "check_passed": passed}
+
+
+def _monitor(state: Any) -> Any:
+    return getattr(state.consumer.controller.pool, "monitor", None)
