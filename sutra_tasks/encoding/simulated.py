@@ -47,6 +47,7 @@ class SimulatedEncoder:
         fixed_s: float = 0.0,
         per_token_s: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.card = Card(
             model="simulated",
@@ -55,7 +56,8 @@ class SimulatedEncoder:
             window=WINDOW,
             prompts={"query": "", "document": ""},
         )
-        self._fixed_s, self._per_token_s, self._sleep = fixed_s, per_token_s, sleep
+        self._fixed_s, self._per_token_s = fixed_s, per_token_s
+        self._sleep, self._clock = sleep, clock
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Count words as tokens; the whole text decides the vector, so a cut one differs."""
@@ -69,9 +71,11 @@ class SimulatedEncoder:
         return prepared
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        """Wait as long as the device would take, then answer."""
+        """Answer after as long as the device would take; making up vectors is part of that."""
+        began = self._clock()
+        vectors = vectors_of([text.content for text in batch], self.card.width)
         padded = len(batch) * max(text.tokens for text in batch)
-        pause_s = self._fixed_s + self._per_token_s * padded
+        pause_s = self._fixed_s + self._per_token_s * padded - (self._clock() - began)
         if pause_s > 0:
             self._sleep(pause_s)
-        return vectors_of([text.content for text in batch], self.card.width)
+        return vectors

@@ -63,9 +63,12 @@ def test_what_is_behind_the_window_changes_nothing() -> None:
 )
 def test_a_batch_takes_the_time_of_its_padded_tokens(texts: list[str], seconds: float) -> None:
     slept: list[float] = []
-    encoder = SimulatedEncoder(fixed_s=0.5, per_token_s=0.01, sleep=slept.append)
+    clock = iter([10.0, 10.1])  # making up the vectors took 0.1 s
+    encoder = SimulatedEncoder(
+        fixed_s=0.5, per_token_s=0.01, sleep=slept.append, clock=lambda: next(clock)
+    )
     encoder.encode(encoder.tokenize(texts, None))
-    assert slept == [pytest.approx(seconds)]
+    assert slept == [pytest.approx(seconds - 0.1)]
 
 
 def test_no_time_is_taken_unless_asked() -> None:
