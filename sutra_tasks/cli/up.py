@@ -15,7 +15,7 @@ import redis
 from rich.console import Console
 
 from sutra_tasks.cli.status import read, table
-from sutra_tasks.errors import SettingsError
+from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.fleet.local import await_devices, fleet, plan, stop_on_signals
 from sutra_tasks.fleet.server import embedded_server, is_free
 from sutra_tasks.fleet.supervisor import WorkerSpec, worker_specs
@@ -44,7 +44,8 @@ def run(
     if flower and find_spec("flower") is None:
         raise SettingsError("--flower", "", "needs pip install 'sutra-tasks[flower]'")
     with stop_on_signals(), ExitStack() as stack:
-        if options.broker_url is None:
+        own_server = options.broker_url is None
+        if own_server:
             if port is None and is_free(DEFAULT_PORT):
                 port = DEFAULT_PORT
             options = replace(options, broker_url=stack.enter_context(embedded_server(port)))
@@ -70,7 +71,26 @@ def run(
         console.print("Ctrl-C stops the fleet.")
         while True:
             time.sleep(supervisor.step(time.monotonic()))
+            if own_server:
+                _await_answer(client)
     console.print("stopped.")
+
+
+def _await_answer(client: redis.Redis) -> None:
+    """See that the server this command started still answers.
+
+    Raises:
+        SutraError: it does not. What waited there is gone: it keeps nothing on disk.
+    """
+    try:
+        client.ping()
+    except redis.TimeoutError:
+        return  # busy, or paused: it lives
+    except redis.ConnectionError:
+        raise SutraError(
+            "the server that `sutra up` started has ended, and with it what waited there. For work "
+            "that must outlive a server, run one with an append-only file and set SUTRA_BROKER_URL."
+        ) from None
 
 
 def _beat(options: Settings, schedule: Path, log_level: str) -> WorkerSpec:
