@@ -164,7 +164,7 @@ def test_another_version_is_refused() -> None:
             {**STORED, "vectors": {"__type__": "sutra.vectors", "__value__": {"v": 1, "shape": [5, 32]}}}
         ),
         Golden("s", GOLDEN.vectors[:4]).to_json(),
-        Golden("s", GOLDEN.vectors[0]).to_json(),
+        Golden("s", GOLDEN.vectors[:, 0]).to_json(),
     ],
 )
 def test_what_is_damaged_is_said_to_be(text: str | bytes) -> None:

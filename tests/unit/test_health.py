@@ -58,7 +58,7 @@ EDGES = {
     (State.PROBING, State.DEGRADED),
     (State.PROBING, State.UNHEALTHY),
 }
-"""The ways that docs/fleet.md draws."""
+"""The ways that docs/fleet.md draws; a starting device is judged like a healthy one."""
 
 
 @pytest.mark.parametrize(
