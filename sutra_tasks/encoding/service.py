@@ -25,9 +25,7 @@ __all__ = ["EmbeddingService"]
 class OnAnswer(Protocol):
     """Told of each answered call: seconds in all and of compute, and its tokens."""
 
-    def __call__(
-        self, seconds: float, *, compute_s: float, estimated_tokens: int, tokens: int
-    ) -> None:
+    def __call__(self, seconds: float, *, compute_s: float, estimated_tokens: int, tokens: int) -> None:
         """Count it; from any thread."""
 
 

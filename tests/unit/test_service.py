@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sutra_tasks.calls import Call
+from sutra_tasks.calls import Call, estimated_tokens
 from sutra_tasks.encoding.batcher import Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.encoder import TokenizedText
@@ -128,11 +128,17 @@ def test_submitted_is_said_once(service: EmbeddingService, texts: Any) -> None:
 
 
 def test_an_answer_is_counted_with_its_time(batcher: Batcher) -> None:
-    seconds: list[float] = []
-    service = EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0", on_answer=seconds.append)
-    service.answer(call("one"))
-    assert len(seconds) == 1
-    assert seconds[0] >= 0
+    counted: list[tuple[float, dict[str, float]]] = []
+
+    def count(seconds: float, **work: float) -> None:
+        counted.append((seconds, work))
+
+    service = EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0", on_answer=count)
+    asked = call(["one", "two"])
+    service.answer(asked)
+    [(seconds, work)] = counted
+    assert 0 < work.pop("compute_s") <= seconds
+    assert work == {"tokens": 6, "estimated_tokens": estimated_tokens(2, asked.bytes)}
 
 
 def test_a_stopping_device_gives_the_call_back(service: EmbeddingService, batcher: Batcher) -> None:
