@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 import celery
+import fakeredis
 import numpy as np
 import pytest
 import redis
@@ -18,7 +19,7 @@ from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.simulated import SimulatedEncoder
 from sutra_tasks.errors import CorruptResultError, SettingsError
 from sutra_tasks.fleet import router as module
-from sutra_tasks.fleet.returning import give_back_all
+from sutra_tasks.fleet.registry import Sighting
 from sutra_tasks.fleet.router import Router
 from sutra_tasks.settings import Settings, settings
 from sutra_tasks.tasks import embed
@@ -83,7 +84,7 @@ class Message:
         ({"expires": "tomorrow"}, False),  # ValueError in _expired
         ({"expires": 1700000000.0}, False),  # TypeError in _expired
         ({"sutra": {"v": 1, "sent_at": -(10**400)}}, False),  # OverflowError in waited_s
-        ({}, True),  # ages() raises: the server is busy, the router's client has no connection
+        ({}, True),  # sightings() raises: the server is busy, the router's client has no connection
     ],
 )
 def test_a_tick_that_fails_forgets_no_message(
@@ -92,17 +93,19 @@ def test_a_tick_that_fails_forgets_no_message(
     # tick() empties self._waiting before it looks at it; kombu's timer logs the error and goes on,
     # and every message that waited stays held and untold until the connection is lost.
     now = [START]
-    found: dict[str, float] = {}
+    found: list[Sighting] = []
     failing = False
 
-    def ages(_: object) -> dict[str, float]:
+    def look(_: object) -> list[Sighting]:
         if failing:
             raise redis.ResponseError("BUSY")
         return found
 
-    monkeypatch.setattr(module, "ages", ages)
-    client: Any = SimpleNamespace(set=lambda *_, **__: None)
-    router = Router(Settings(), client, "r", now=lambda: now[0], monotonic=lambda: now[0])
+    monkeypatch.setattr(module, "sightings", look)
+    client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
+    router = Router(
+        Settings(), client, "r", incarnation="~.1", now=lambda: now[0], monotonic=lambda: now[0]
+    )
     router.attach(SimpleNamespace(hostname="h", event_dispatcher=None, connection_errors=()))
     forwarded: list[Any] = []
     poison, good = Message(forwarded, **headers), Message(forwarded)
@@ -115,7 +118,7 @@ def test_a_tick_that_fails_forgets_no_message(
         with suppress(Exception):  # as kombu's timer does
             router.tick()
         failing = False
-        found["a"] = 0.0
+        found[:] = [Sighting("a", 0.0, None)]
     assert good in forwarded
 
 
@@ -125,25 +128,6 @@ def test_a_time_that_is_no_number_counts_as_missing(sent_at: str) -> None:
     # waited_s=Infinity in the stored error, which is no JSON outside Python.
     header = json.loads(f'{{"v": 1, "sent_at": {sent_at}}}')
     assert demand_of(header, 0).sent_at is None
-
-
-def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back() -> None:
-    # give_back_all: JSONDecodeError or KeyError at one message, and at every later start again.
-    good = json.dumps(
-        {"body": "", "headers": {}, "properties": {"delivery_info": {"routing_key": "q"}}}
-    ).encode()
-    returned: list[bytes] = []
-
-    def give_back(_script: str, _keys: int, _held: str, _queue: str, raw: bytes, _: str) -> int:
-        returned.append(raw)
-        return 1
-
-    client: Any = SimpleNamespace(
-        lrange=lambda *_: [b"not json", b"{}", good], eval=give_back, lrem=lambda *_: 1
-    )
-    with suppress(ValueError, KeyError):
-        give_back_all(client, "gpu0.1")
-    assert good in returned
 
 
 def test_settings_do_not_show_a_password() -> None:

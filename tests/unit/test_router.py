@@ -1,10 +1,13 @@
 """The router: every message is passed on, kept until a device lives, failed or revoked."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import fakeredis
 import pytest
 
 from sutra_tasks import keys
@@ -12,10 +15,28 @@ from sutra_tasks.app import app
 from sutra_tasks.calls import Demand
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError, UnsupportedVersionError
 from sutra_tasks.fleet import router as module
+from sutra_tasks.fleet.health import State
+from sutra_tasks.fleet.registry import DeviceRecord, Sighting
 from sutra_tasks.fleet.router import Router, waited_s
 from sutra_tasks.settings import Settings
 
 START = 2_000_000_000.0  # later than any real clock, so that what expires "now" has expired
+RECORD = DeviceRecord(
+    id="gpu0",
+    incarnation="gpu0.1",
+    host="host",
+    pid=42,
+    engine="simulated",
+    compute="none",
+    model="m",
+    space="s",
+    width=384,
+    window=256,
+    started_at=0.0,
+    state=State.HEALTHY,
+    tokens_per_s=1000.0,
+    credit_tokens=1000,
+)
 LONG_AGO = "2001-09-09T01:46:40+00:00"
 
 
@@ -34,7 +55,8 @@ class Message:
         self.payload: Any = ([], {}, {})
         self.properties: dict[str, Any] = {}
         self.acknowledged = 0
-        self.channel = SimpleNamespace(forward=lambda m, queue: world.forwarded.append((m, queue)))
+        self.sutra_raw = json.dumps(self.headers).encode()
+        self.channel = SimpleNamespace(forward=lambda m, device: world.forwarded.append((m, device)))
 
     def ack_log_error(self, *_: Any, **__: Any) -> None:
         self.acknowledged += 1
@@ -45,18 +67,20 @@ class Message:
 class World:
     """A router with a clock, a fleet and a result store that a test holds in its hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         self.now = START
         self.ages: dict[str, float] = {}
+        self.said: dict[str, DeviceRecord] = {}
+        self.loads: dict[str, tuple[int, int, int]] = {}
         self.forwarded: list[tuple[Message, str]] = []
         self.failed: dict[str, Exception] = {}
         self.revoked: dict[str, str] = {}
-        self.records: dict[str, Any] = {}
-        client: Any = SimpleNamespace(set=self.records_set)
+        self.client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
         self.router = Router(
-            Settings(no_device_wait_s=30),
-            client,
+            Settings(**{"strategy": "round_robin", "no_device_wait_s": 30, **options}),
+            self.client,
             "router1",
+            incarnation="~.1",
             now=lambda: self.now,
             monotonic=lambda: self.now,
         )
@@ -73,8 +97,20 @@ class World:
             ),
         }
 
-    def records_set(self, key: str, value: str, px: int) -> None:
-        self.records[key] = (json.loads(value), px)
+    def seen(self) -> list[Sighting]:
+        return [
+            Sighting(name, age, self.said.get(name), *self.loads.get(name, ()))
+            for name, age in sorted(self.ages.items())
+        ]
+
+    def add(self, name: str, *, load: tuple[int, int, int] = (0, 0, 0), **facts: Any) -> None:
+        """Let a device say something of itself; its load is messages, tokens and credit."""
+        self.ages[name], self.loads[name] = 0.0, load
+        self.said[name] = replace(RECORD, id=name, **facts)
+
+    def stored(self, key: str) -> Any:
+        value: Any = self.client.get(key)
+        return None if value is None else json.loads(value)
 
     def route(self, *messages: Message) -> None:
         for message in messages:
@@ -85,15 +121,25 @@ class World:
         self.router.tick()
 
     @property
-    def queues(self) -> list[str]:
-        return [queue.removeprefix("sutra.device.") for _, queue in self.forwarded]
+    def devices(self) -> list[str]:
+        return [device for _, device in self.forwarded]
 
 
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    world = World()
-    monkeypatch.setattr(module, "ages", lambda _: world.ages)
-    return world
+def make_world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """Make a world with settings of its own; the last one made is the one that is seen."""
+
+    def make(**options: Any) -> World:
+        world = World(**options)
+        monkeypatch.setattr(module, "sightings", lambda _: world.seen())
+        return world
+
+    return make
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    return make_world()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +164,7 @@ def test_messages_are_dealt_to_live_devices_in_turn(world: World) -> None:
     messages = [Message(world) for _ in range(5)]
     world.route(*messages)
     assert [message for message, _ in world.forwarded] == messages
-    assert world.queues == ["a", "b", "a", "b", "a"]
+    assert world.devices == ["a", "b", "a", "b", "a"]
     assert not any(message.acknowledged for message in messages)  # forwarding settles them
 
 
@@ -227,11 +273,11 @@ def test_a_new_connection_begins_with_nothing_waiting(world: World) -> None:
 def test_the_fleet_is_read_once_in_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
 
-    def read(client: object) -> dict[str, float]:
+    def read(client: object) -> list[Sighting]:
         reads.append(client)
-        return {"a": 0.0}
+        return [Sighting("a", 0.0, None)]
 
-    monkeypatch.setattr(module, "ages", read)
+    monkeypatch.setattr(module, "sightings", read)
     world.route(*(Message(world) for _ in range(100)))
     assert len(reads) == 1
     world.now += 0.125
@@ -242,6 +288,6 @@ def test_the_fleet_is_read_once_in_a_while(world: World, monkeypatch: pytest.Mon
 def test_a_router_reports_what_it_does_and_for_how_long_that_holds(world: World) -> None:
     world.route(Message(world))
     world.tick()
-    record, lifetime_ms = world.records[keys.router("router1")]
-    assert lifetime_ms == 6000
-    assert {"v": 1, "routed": 0, "waiting": 1}.items() <= record.items()
+    record = world.stored(keys.router("router1"))
+    assert 5000 < world.client.pttl(keys.router("router1")) <= 6000
+    assert {"v": 1, "routed": 0, "waiting": 1, "incarnation": "~.1"}.items() <= record.items()
