@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import faulthandler
 import logging
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from sutra_tasks.encoding.batching import (
     pause_s,
     take,
 )
+from sutra_tasks.encoding.watchdog import watched
 
 if TYPE_CHECKING:
     from sutra_tasks.encoding.encoder import Encoder, TokenizedText
@@ -34,10 +33,6 @@ __all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "TextError"
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-
-SELF_CHECK_EVERY_S: Final = 1.0
-STDERR: Final = 2
-"""The descriptor: Celery puts a logger that has none in place of ``sys.stderr``."""
 
 
 class Drained(Exception):  # noqa: N818 - not an error: the work goes back to the queue
@@ -75,12 +70,13 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one batch was, for statistics."""
+    """What one batch was, for statistics; a retried one was out of memory first, and took longer."""
 
     texts: int
     tokens: int
     errors: int
     compute_s: float
+    retried: bool = False
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -114,9 +110,9 @@ class Batcher:
             encoder: the engine; its ``encode`` is called on the thread only.
             limits: bounds of a batch, as long as memory suffices.
             on_batch: told of every batch, on the thread.
-            self_check: says whether the device works. Asked on the thread, at most once a second, when
-                a batch had errors that are not for want of memory. One that raises has failed; without
-                one the text is always at fault.
+            self_check: says whether the device works. Asked on the thread when a batch had errors that
+                are not for want of memory; if it says no, every job of the batch fails with
+                :class:`DeviceBroken`. One that raises has failed; without one the text is at fault.
             batch_timeout_s: when one call of the engine, ``self_check`` or a called function takes
                 longer, the *process* ends, with all stacks on its standard error. None: never.
             clock: seconds that never go back.
@@ -124,7 +120,6 @@ class Batcher:
         self._encoder, self._on_batch, self._clock = encoder, on_batch, clock
         self._self_check, self._batch_timeout_s = self_check, batch_timeout_s
         self._budget, self._limits = Budget(limits), limits
-        self._works, self._checked_at = True, -math.inf
         self._changed = threading.Condition()
         self._jobs: list[_Job] = []
         self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
@@ -279,7 +274,7 @@ class Batcher:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            with self._watched():
+            with watched(self._batch_timeout_s):
                 answer = function()
         except Exception as error:  # noqa: BLE001 - it belongs to who called
             future.set_exception(error)
@@ -306,7 +301,8 @@ class Batcher:
         outcome = encode_by_halves(self._encode, texts, self._encoder.card.width)
         compute_s = self._clock() - began
         tokens = sum(text.tokens for text in texts)
-        self._on_batch(Batch(len(texts), tokens, len(outcome.errors), compute_s))
+        retried = outcome.too_large is not None
+        self._on_batch(Batch(len(texts), tokens, len(outcome.errors), compute_s, retried))
         if outcome.too_large is not None:
             self._budget = self._budget.out_of_memory(outcome.too_large, self._clock())
             logger.warning(
@@ -314,51 +310,43 @@ class Batcher:
                 outcome.too_large,
                 self._budget.lowered_to,
             )
+        suspicious = not all(is_out_of_memory(error) for error in outcome.errors.values())
+        if suspicious and not self._device_works():
+            # Not even the other rows of this batch are to be believed.
+            for index, (job, _, position) in enumerate(taken):
+                if index in outcome.errors:
+                    self._give_up(job, DeviceBroken(position))
+            for job, _, position in taken:
+                self._give_up(job, DeviceBroken(position))
+            return
         touched: dict[_Job, None] = {}
-        failed: dict[_Job, TextError] = {}
         for index, (job, _, position) in enumerate(taken):
-            touched[job] = None
             if index in outcome.errors:
-                failed.setdefault(job, TextError(position, outcome.errors[index]))
-            else:
-                job.rows[position] = outcome.rows[index]
-                job.missing -= 1
+                self._give_up(job, TextError(position, outcome.errors[index]))
+                continue
+            touched[job] = None
+            job.rows[position] = outcome.rows[index]
+            job.missing -= 1
         for job in touched:
             job.compute_s += compute_s
             if job.missing == 0 and not job.future.done():
                 queue_s = max(0.0, began + compute_s - job.arrived_s - job.compute_s)
                 job.future.set_result(Encoded(job.rows, queue_s, job.compute_s))
-        suspicious = not all(is_out_of_memory(error) for error in outcome.errors.values())
-        broken = suspicious and not self._device_works()
-        for job, error in failed.items():
-            self._give_up(job, DeviceBroken(error.position) if broken else error)
 
     def _encode(self, texts: Sequence[TokenizedText]) -> Floats:
-        with self._watched():
+        with watched(self._batch_timeout_s):
             return self._encoder.encode(texts)
 
     def _device_works(self) -> bool:
-        if self._self_check and self._clock() - self._checked_at >= SELF_CHECK_EVERY_S:
-            try:
-                with self._watched():
-                    self._works = self._self_check()
-            except Exception:
-                logger.exception("the device's own check raised")
-                self._works = False
-            self._checked_at = self._clock()
-        return self._works
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """End the process if this takes too long: no thread of Python's runs while C holds the GIL."""
-        if self._batch_timeout_s is None:
-            yield
-            return
-        faulthandler.dump_traceback_later(self._batch_timeout_s, exit=True, file=STDERR)
+        """Ask anew after each failure: a device that worked a moment ago may not do so now."""
+        if self._self_check is None:
+            return True
         try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+            with watched(self._batch_timeout_s):
+                return self._self_check()
+        except Exception:
+            logger.exception("the device's own check raised")
+            return False
 
     def _give_up(self, job: _Job, error: Exception) -> None:
         """Fail a job as a whole: its other texts need not be computed."""

@@ -210,9 +210,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             raise Ignore from None
         except Drained:
             raise Reject(f"device {self._device_id} is stopping", requeue=True) from None
-        except DeviceBroken:
+        except DeviceBroken as error:
             if attempts + 1 >= self._options.max_attempts:
-                raise EncodingError(self._device_id, 0, "the device is broken") from None
+                raise EncodingError(self._device_id, error.position, "the device is broken") from None
             request.message.sutra_failed = True
             raise Reject(f"device {self._device_id} is broken", requeue=True) from None
 

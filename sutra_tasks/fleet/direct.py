@@ -4,7 +4,7 @@
     app.conf.task_routes = ["sutra_tasks.fleet.direct.route"]
 
 Calls then go straight to the queue of a device, chosen by the same functions over the same snapshot.
-What that costs: each client process reads the snapshot itself, ten times a second while it sends; clients
+What that costs: each client process reads the snapshot itself, ten times a second as it sends; clients
 see each other's work only once a device has taken it; and priorities apply in the device's queue only.
 Without a device that has room, a call takes the ordinary way, and waits in the router's queue.
 """

@@ -147,7 +147,7 @@ class Statistics:
             slot = self._slot(now)
             slot.texts += batch.texts
             slot.errors += batch.errors
-            if batch.errors:  # halved and tried again: its time is not that of its size
+            if batch.errors or batch.retried:  # halved: its time is not that of its size
                 return
             usual_s = self._usual.seconds(batch.tokens)
             if usual_s is not None:
