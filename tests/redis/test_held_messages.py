@@ -12,8 +12,8 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.fleet.held import HeldMessages, held_by
-from sutra_tasks.fleet.queues import home, lane, lanes, new_incarnation
-from sutra_tasks.fleet.returning import give_back_all
+from sutra_tasks.fleet.queues import lane, lanes, new_incarnation
+from sutra_tasks.fleet.returning import AT_ONCE, give_back_all
 from tests.redis.peers import absent_server, full_memory, waiting
 
 Put = Callable[..., list[bytes]]
@@ -62,12 +62,6 @@ def unmarked(raw: bytes | str) -> dict[str, Any]:
     assert message["headers"].pop("redelivered") is True
     assert message["properties"]["delivery_info"].pop("redelivered") is True
     return message
-
-
-def test_two_starts_of_one_worker_hold_under_different_names() -> None:
-    names = {new_incarnation("gpu0") for _ in range(100)}
-    assert len(names) == 100
-    assert all(name.startswith("gpu0.") for name in names)
 
 
 def test_giving_back_changes_nothing_but_the_marks(
@@ -134,12 +128,12 @@ class DiesAfter(redis.Redis):
 def test_giving_back_can_be_taken_up_where_another_died(
     hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    taken = hold(*range(5))
+    taken = hold(*range(2 * AT_ONCE + 5))
     with DiesAfter.from_url(url) as dying, pytest.raises(KeyboardInterrupt):
         give_back_all(dying, held.incarnation, "q")
     leaves.add("q")
-    assert client.llen("q") + client.llen(held.key) == 5
-    assert give_back_all(client, held.incarnation, "q") == 3
+    assert client.llen("q") + client.llen(held.key) == 2 * AT_ONCE + 5
+    assert give_back_all(client, held.incarnation, "q") == 5
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(raw) for raw in taken]
 
 
@@ -374,18 +368,6 @@ def test_a_process_reclaims_nothing_that_one_of_its_consumers_has(
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unheard_of)]
     assert [unmarked(raw) for raw in waiting(client, "its own")] == [json.loads(abandoned)]
     assert client.lrange(held.key, 0, -1) == [had]
-
-
-@pytest.mark.parametrize(
-    ("queue", "expected"),
-    [
-        (keys.EMBED_QUEUE, keys.EMBED_QUEUE),
-        (keys.device_queue("gpu0"), keys.EMBED_QUEUE),  # to be routed afresh
-        ("another", "another"),
-    ],
-)
-def test_each_queue_has_a_home_for_its_messages(queue: str, expected: str) -> None:
-    assert home(queue) == expected
 
 
 def test_what_a_dead_process_held_goes_back_to_the_router(

@@ -14,7 +14,6 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.fleet.channel import MOST_MESSAGES
-from sutra_tasks.fleet.held import HeldMessages
 from sutra_tasks.fleet.processes import spawn
 from sutra_tasks.fleet.queues import lane
 from sutra_tasks.fleet.returning import give_back_all
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     import subprocess
 
     from kombu import Message
+
+    from sutra_tasks.fleet.held import HeldMessages
 
 Put = Callable[..., list[bytes]]
 Receive = Callable[..., Receiver]
@@ -284,13 +285,14 @@ def test_every_forwarded_message_arrives_untouched_and_makes_room_for_the_next(
     sent = put("q", *range(20), compression="zlib", priority=4, headers={"id": "x"})
 
     def pass_on(message: Message) -> None:
-        router.channel.forward(message, "device")
+        router.channel.forward(message, "gpu0")
 
+    queue = keys.device_queue("gpu0")
     router = receive("q", prefetch=2, on_message=pass_on)
-    router.drain_until(lambda: len(waiting(client, "device")) == 20)
-    assert client.lrange(lane("device", 4), 0, -1) == sent[::-1]
+    router.drain_until(lambda: len(waiting(client, queue)) == 20)
+    assert client.lrange(lane(queue, 4), 0, -1) == sent[::-1]
     assert not client.exists(held.key)
-    messages = open_receiver("device").take(20)
+    messages = open_receiver(queue).take(20)
     assert payloads(messages) == list(range(20))
     assert "redelivered" not in messages[0].headers
     for message in messages:
@@ -305,15 +307,16 @@ def test_an_error_between_forwarded_messages_loses_and_doubles_nothing(
     def pass_on_two(message: Message) -> None:
         if message.payload == 2:
             raise RuntimeError
-        router.channel.forward(message, "device")
+        router.channel.forward(message, "gpu0")
 
     router = receive("q", on_message=pass_on_two)
     with pytest.raises(RuntimeError):
         router.drain_until(lambda: False)
     router.close()
-    leaves.update(name.decode() for name in client.scan_iter())
-    assert leaves <= {"q", "device"}
-    assert sorted(tags([*waiting(client, "device"), *waiting(client, "q")])) == sorted(tags(sent))
+    queue = keys.device_queue("gpu0")
+    leaves.update(name.decode() for name in client.scan_iter() if client.ttl(name) == -1)
+    assert leaves <= {"q", queue}
+    assert sorted(tags([*waiting(client, queue), *waiting(client, "q")])) == sorted(tags(sent))
     assert tags(waiting(client, "q")) == [tags(sent)[2]]  # the others went on
 
 
@@ -345,7 +348,7 @@ def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
     leaves.add(keys.EMBED_QUEUE)
     with SometimesAway.from_url(url) as own:
         specs = [WorkerSpec("router", ["sleep", "60"], {})]
-        supervisor = Supervisor(specs, own, drain_s=1.0, report=lambda _: None)
+        supervisor = Supervisor(specs, own, results=client, drain_s=1.0, report=lambda _: None)
         supervisor.start(0.0)
         try:
             [child] = supervisor._children

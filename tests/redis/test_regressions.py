@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
+from sutra_tasks import keys
 from tests.conftest import wait_until
 from tests.redis.peers import Receiver, absent_server, waiting
 
@@ -61,13 +62,13 @@ def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
     receiver = open_receiver("q", held=held)
     finished, forwarded = receiver.take(2)
     finished.ack()
-    receiver.channel.forward(forwarded, "device")
+    receiver.channel.forward(forwarded, "gpu0")
     client.client_pause(500)  # the take does not reach the server
     receiver.channel.connection.cycle.on_poll_start()
     receiver.channel.client.connection.disconnect()
     receiver.take_all()
     assert client.llen(held.key) == 0
-    assert client.llen("device") == 1
+    assert client.llen(keys.device_queue("gpu0")) == 1
 
 
 def test_what_was_finished_is_not_repeated_if_telling_failed_on_sending(

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
@@ -15,28 +14,12 @@ from sutra_tasks.app import app
 from sutra_tasks.calls import Demand
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError, UnsupportedVersionError
 from sutra_tasks.fleet import router as module
-from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.registry import DeviceRecord, Sighting
 from sutra_tasks.fleet.router import Router, waited_s
 from sutra_tasks.settings import Settings
+from tests.records import record
 
 START = 2_000_000_000.0  # later than any real clock, so that what expires "now" has expired
-RECORD = DeviceRecord(
-    id="gpu0",
-    incarnation="gpu0.1",
-    host="host",
-    pid=42,
-    engine="simulated",
-    compute="none",
-    model="m",
-    space="s",
-    width=384,
-    window=256,
-    started_at=0.0,
-    state=State.HEALTHY,
-    tokens_per_s=1000.0,
-    credit_tokens=1000,
-)
 LONG_AGO = "2001-09-09T01:46:40+00:00"
 
 
@@ -106,7 +89,7 @@ class World:
     def add(self, name: str, *, load: tuple[int, int, int] = (0, 0, 0), **facts: Any) -> None:
         """Let a device say something of itself; its load is messages, tokens and credit."""
         self.ages[name], self.loads[name] = 0.0, load
-        self.said[name] = replace(RECORD, id=name, **facts)
+        self.said[name] = record(name, **{"tokens_per_s": 1000.0, "credit_tokens": 1000, **facts})
 
     def stored(self, key: str) -> Any:
         value: Any = self.client.get(key)

@@ -1,0 +1,38 @@
+"""A device as it describes itself, for tests of what reads that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from sutra_tasks.fleet.health import State
+from sutra_tasks.fleet.registry import DeviceRecord
+
+RECORD: Final = DeviceRecord(
+    id="gpu0",
+    incarnation="gpu0.12345678",
+    host="Ü-host",
+    pid=42,
+    engine="simulated",
+    compute="none",
+    model="all-MiniLM-L6-v2",
+    space="space",
+    width=384,
+    window=256,
+    started_at=1_700_000_000.25,
+    state=State.HEALTHY,
+    tasks=7,
+    busy_s=0.125,
+    p95_ms=12.5,
+    tokens_per_s=1000.5,
+    latency_s=0.25,
+    latency_per_token_s=0.001,
+    credit_tokens=8192,
+    memory_bytes=2**33,
+    memory_share=0.5,
+)
+
+
+def record(device_id: str, start: str = "1", **facts: Any) -> DeviceRecord:
+    """Return what a device says in one of its starts."""
+    return replace(RECORD, id=device_id, incarnation=f"{device_id}.{start}", **facts)
