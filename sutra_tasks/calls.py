@@ -104,6 +104,11 @@ class Call:
             details=_checked_flag("details", options.get("details", False)),
         )
 
+    @property
+    def tokens(self) -> int:
+        """Estimated tokens, as :attr:`Demand.tokens`."""
+        return estimated_tokens(len(self.texts), self.bytes)
+
     def header(self, *, sent_at: float, strategy: str | None) -> dict[str, Any]:
         """Return what the router needs, for the message's header ``sutra``."""
         return {

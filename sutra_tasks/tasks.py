@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import redis
@@ -15,6 +16,7 @@ from celery.result import AsyncResult
 from kombu.exceptions import DecodeError, OperationalError
 
 from sutra_tasks import keys
+from sutra_tasks.admission import Admission
 from sutra_tasks.app import app
 from sutra_tasks.calls import HEADER, Call, check_strategy, demand_of
 from sutra_tasks.errors import (
@@ -40,6 +42,11 @@ logger = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.2
 """Seconds between two looks for a server that is away."""
+
+_SENT_BY_CELERY: Final = {"group_id", "chord", "parent_id", "root_id"}
+"""Options of calls that are part of something larger, which must not be sent by halves."""
+
+_admission = cache(Admission)
 
 _server: Server | None = None
 
@@ -198,6 +205,7 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
             InvalidInputError: the call can never succeed; nothing was sent.
             BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
             ServerUnavailableError: the server did not answer for some 20 seconds; nothing was sent.
+            FleetSaturated: more waits than may (``SUTRA_MAX_QUEUE_S``); nothing was sent.
         """
         return self.apply_async((texts,), options)
 
@@ -213,6 +221,8 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
 
         Raises:
             CallbackQueueError: a callback of another Celery app names no queue.
+            FleetSaturated: more waits than may (``SUTRA_MAX_QUEUE_S``); not for parts of a group, chord
+                or chain, of which some would be sent and others not.
         """
         limits, given = settings(), kwargs or {}
         call = Call.of(args or (), given, limits)
@@ -223,6 +233,8 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         for option in ("link", "link_error", "chain", "chord"):
             for task in _callbacks_without_queue(options.get(option)):
                 raise CallbackQueueError(task, option)
+        if not (_SENT_BY_CELERY & options.keys() or self.app.conf.task_always_eager):
+            _admission(limits).admit(call.tokens)
         headers = dict(options.pop("headers", None) or {})
         headers[HEADER] = call.header(sent_at=time.time(), strategy=strategy)
         # Celery would otherwise print the texts, slowly, into logs and Flower.

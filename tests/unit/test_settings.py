@@ -20,6 +20,7 @@ some_settings = st.builds(
     max_texts=st.integers(1, 10**6),
     heartbeat_s=st.floats(0.05, 1.0),
     device_ttl_s=st.floats(2.0, 1e9),
+    lease_s=st.floats(1e9, 1e10),
     batch_wait_s=st.floats(0, 1e-3),
     engine=st.sampled_from(ENGINES),
     model=st.text("a/ =\n'é🙂", min_size=1, max_size=20),
@@ -79,6 +80,18 @@ def test_a_device_outlives_one_lost_heartbeat() -> None:
     assert Settings(heartbeat_s=3, device_ttl_s=6).device_ttl_s == 6
     with pytest.raises(SettingsError, match="SUTRA_HEARTBEAT_S"):
         Settings(heartbeat_s=3, device_ttl_s=5.9)
+
+
+def test_a_lease_outlives_a_devices_silence() -> None:
+    assert Settings(device_ttl_s=9, lease_s=9).lease_s == 9
+    with pytest.raises(SettingsError, match="SUTRA_LEASE_S"):
+        Settings(device_ttl_s=9, lease_s=8.9)
+
+
+@pytest.mark.parametrize("name", ["max_acceptable_error_rate", "gpu_memory_threshold"])
+def test_a_share_is_one_at_most(name: str) -> None:
+    with pytest.raises(SettingsError, match="must be 1 or less"):
+        Settings(**{name: 1.01})
 
 
 def test_constructing_refuses_what_the_environment_refuses() -> None:
