@@ -125,6 +125,6 @@ def test_a_server_that_cannot_be_told_to_forget_takes_no_vectors_away(
 ) -> None:
     start(server_error=error)
     assert list(embed_many(TEXTS, batch=2)) == TEXTS
-    left_early = embed_many(TEXTS, batch=2)
+    left_early: Any = embed_many(TEXTS, batch=2)
     assert next(left_early) == "a"
     left_early.close()
