@@ -8,15 +8,32 @@ from typing import TYPE_CHECKING
 
 from celery.utils.log import get_logger
 
-from sutra_tasks import keys
-from sutra_tasks.fleet.registry import DeviceRecord, beat, leave
+from sutra_tasks.fleet.registry import DeviceRecord, beat, keep_lease, leave
 
 if TYPE_CHECKING:
     from redis import Redis
 
-__all__ = ["Heartbeat"]
+__all__ = ["Heartbeat", "Lease"]
 
 logger = get_logger(__name__)
+
+
+class Lease:
+    """What a process knows of its own lease: others took it when its beats are counted anew."""
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        self._on_lost = on_lost
+        self._beats = 0
+        self._lost = False
+
+    def counted(self, beats: int) -> None:
+        """Take in how many beats of this process there are now."""
+        # Not "is 1": if an answer is lost, it is the second beat that is heard of.
+        self._lost = self._lost or beats <= self._beats
+        self._beats = beats
+        if self._lost:
+            self._on_lost()
+            self._lost = False  # not if that raised: the next beat tries again
 
 
 class Heartbeat:
@@ -36,13 +53,13 @@ class Heartbeat:
             client: the server with the fleet.
             describe: called before each heartbeat, on this thread.
             interval_s: seconds between two heartbeats.
-            on_lost: called when the lease is gone: others do now what this process holds.
+            on_lost: called when the lease was lost: others do now what this process held.
         """
         self._client, self._describe, self._interval_s = client, describe, interval_s
-        self._on_lost = on_lost
+        self._lease = Lease(on_lost)
+        self._said: DeviceRecord | None = None
         self._leaving, self._now = threading.Event(), threading.Event()
         self._left = threading.Event()
-        self._registered = False
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -75,14 +92,14 @@ class Heartbeat:
             self._now.wait(self._interval_s)
 
     def _step(self) -> None:
-        record = self._describe()
         if not self._leaving.is_set():
-            beats = beat(self._client, record)
-        else:
+            self._said = self._describe()
+            self._lease.counted(beat(self._client, self._said))
+            return
+        # Not described any more: whoever leaves is not looked at, and nothing there can go wrong.
+        if self._said is not None:
             if not self._left.is_set():
-                leave(self._client, record.id, record.incarnation)
+                leave(self._client, self._said.id, self._said.incarnation)
                 self._left.set()
-            beats = int(self._client.hincrby(keys.LEASES, record.incarnation, 1))
-        if beats == 1 and self._registered:
-            self._on_lost()
-        self._registered = True
+            self._lease.counted(keep_lease(self._client, self._said.incarnation))
+        self._left.set()

@@ -28,6 +28,7 @@ __all__ = [
     "Sighting",
     "beat",
     "fleet_of",
+    "keep_lease",
     "leave",
     "queue_lengths",
     "serves",
@@ -50,6 +51,11 @@ return redis.call('HINCRBY', KEYS[3], ARGV[2], 1)
 ARGV: device id, incarnation, record, seconds the record is kept. Returns the beats of this incarnation.
 A device without work has no load: whatever was counted wrongly, in an upgrade say, ends here. Allowed on
 a full server: without heartbeats nobody would work it empty."""
+
+KEEP_LEASE: Final = """#!lua flags=allow-oom
+return redis.call('HINCRBY', KEYS[1], ARGV[1], 1)
+"""
+"""KEYS: the leases. ARGV: incarnation. Returns its beats. Allowed on a full server, as beats are."""
 
 LEAVE: Final = """#!lua flags=allow-oom
 local record = redis.call('GET', KEYS[2])
@@ -158,6 +164,11 @@ def beat(client: redis.Redis, record: DeviceRecord) -> int:
     ]  # fmt: skip
     facts = [record.id, record.incarnation, record.to_json(), str(keys.FORGET_AFTER_S)]
     return int(client.eval(BEAT, len(names), *names, *facts))
+
+
+def keep_lease(client: redis.Redis, incarnation: str) -> int:
+    """Say that a process lives that is no device in the fleet; return how often it has said so."""
+    return int(client.eval(KEEP_LEASE, 1, keys.LEASES, incarnation))
 
 
 def leave(client: redis.Redis, device_id: str, incarnation: str) -> None:
