@@ -3,50 +3,29 @@
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import redis
 
 from sutra_tasks.app import app
-from sutra_tasks.cli.status import FleetStatus, read
 from sutra_tasks.configuration import celery_settings
-from sutra_tasks.fleet.hardware import plan_devices
 from sutra_tasks.fleet.server import embedded_server
-from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings
 from tests import conftest
+from tests.system.local_fleet import LocalFleet, local_fleet
 
 ROOT = Path(__file__).parents[2]
 OF_THE_FLEET = (b"_kombu.binding", b"sutra:fleet", b"sutra:queues", b"sutra:leases")
 """What lasts by design, bounded by the number of devices; a router cleans it."""
 
-
-@dataclass
-class LocalFleet:
-    """A router and devices under a supervisor that a thread keeps looking at."""
-
-    options: Settings
-    client: redis.Redis
-    supervisor: Supervisor
-    device_ids: list[str]
-    reports: list[str]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def status(self) -> FleetStatus:
-        return read(self.client, self.options.device_ttl_s)
-
-    def live(self) -> set[str]:
-        return {device.id for device in self.status().devices if device.live}
-
-    def pid(self, name: str) -> int:
-        with self.lock:
-            return self.supervisor.pids[name]
+BRISK: dict[str, object] = {
+    "engine": "simulated", "heartbeat_s": 0.2, "device_ttl_s": 2.0, "lease_s": 3.0,
+}  # fmt: skip
+"""What a test's fleet differs in from the defaults: silence is noticed soon."""
 
 
 def _configure_anew() -> None:
@@ -76,9 +55,7 @@ def client(server: str) -> Iterator[redis.Redis]:
     client.flushall()
     yield client
     lasting = [
-        key
-        for key in client.scan_iter()
-        if client.ttl(key) == -1 and not key.startswith(OF_THE_FLEET)
+        key for key in client.scan_iter() if client.ttl(key) == -1 and not key.startswith(OF_THE_FLEET)
     ]
     client.flushall()
     client.close()
@@ -95,49 +72,22 @@ def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..
     """Return a context manager that runs a fleet of simulated devices."""
 
     @contextmanager
-    def start(devices: int = 1, *, await_live: bool = True, **options: object) -> Iterator[LocalFleet]:
-        defaults: dict[str, object] = {
-            "engine": "simulated",
-            "heartbeat_s": 0.2,
-            "device_ttl_s": 2.0,
-        }
-        chosen = replace(Settings(broker_url=server), **(defaults | options))  # type: ignore[arg-type]
-        specs = (
-            plan_devices(host="t", engine=chosen.engine, gpus=(), cores=2, wanted=devices)
-            if devices
-            else ()
-        )
-        workers = worker_specs(chosen, specs)
-        log = (tmp_path / "workers.log").open("ab")
-        reports: list[str] = []
-        supervisor = Supervisor(
-            workers, client, results=client, drain_s=chosen.drain_s, report=reports.append,
-            output=dict.fromkeys([w.name for w in workers], log),
-        )  # fmt: skip
-        fleet = LocalFleet(chosen, client, supervisor, [s.id for s in specs], reports)
-        ended = threading.Event()
-
-        def look() -> None:
-            while not ended.is_set():
-                with fleet.lock:
-                    pause_s = supervisor.step(time.monotonic())
-                ended.wait(pause_s)
-
-        looking = threading.Thread(target=look)
-        try:
-            supervisor.start(time.monotonic())
-            looking.start()
-            if await_live:
-                conftest.wait_until(
-                    lambda: fleet.live() == set(fleet.device_ids) and fleet.status().routers,
-                    within_s=60,
-                )
+    def start(
+        devices: int = 1,
+        *,
+        await_live: bool = True,
+        routers: int = 1,
+        host: str = "t",
+        faults: Path | None = None,
+        environs: Mapping[str, Mapping[str, str]] | None = None,
+        **options: object,
+    ) -> Iterator[LocalFleet]:
+        chosen = replace(Settings(broker_url=server), **(BRISK | options))  # type: ignore[arg-type]
+        with local_fleet(
+            chosen, client, tmp_path, devices=devices, routers=routers, host=host,
+            faults=faults, environs=environs, await_live=await_live,
+        ) as fleet:  # fmt: skip
             yield fleet
-        finally:
-            ended.set()
-            looking.join()
-            supervisor.stop()
-            log.close()
 
     return start
 

@@ -1,0 +1,189 @@
+"""A fleet of this process's own: routers and devices under a supervisor that a thread looks at."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import redis
+
+from sutra_tasks import keys
+from sutra_tasks.cli.status import DeviceStatus, FleetStatus, read
+from sutra_tasks.fleet.hardware import plan_devices
+from sutra_tasks.fleet.health import State
+from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec, worker_specs
+from sutra_tasks.settings import Settings
+from tests.conftest import wait_until
+
+FAULTY_DEVICE = Path(__file__).with_name("faulty_device.py")
+START_S = 60
+
+
+@dataclass
+class LocalFleet:
+    """What runs, and what it said."""
+
+    options: Settings
+    client: redis.Redis
+    supervisor: Supervisor
+    device_ids: list[str]
+    router_names: list[str]
+    reports: list[str]
+    log: Path
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def status(self) -> FleetStatus:
+        return read(self.client, self.options.device_ttl_s)
+
+    def device(self, name: str) -> DeviceStatus:
+        return next(device for device in self.status().devices if device.id == name)
+
+    def live(self) -> set[str]:
+        return {device.id for device in self.status().devices if device.live}
+
+    def pid(self, name: str) -> int:
+        with self.lock:
+            return self.supervisor.pids[name]
+
+    def incarnation(self, name: str) -> str:
+        return str(self._said(name)["incarnation"])
+
+    def is_whole(self) -> bool:
+        """Say whether everybody runs and serves; one that was just killed may still count."""
+        status = self.status()
+        serving = {d.id for d in status.devices if d.live and d.state is State.HEALTHY}
+        routing = {router["name"] for router in status.routers}
+        return serving >= set(self.device_ids) and routing >= set(self.router_names)
+
+    def await_another(self, name: str, pid: int) -> None:
+        """Return once another process than ``pid`` runs under this name, and serves."""
+
+        def serves() -> bool:
+            said = self._said(name)
+            return said.get("pid") not in (None, pid) and said.get("state", "healthy") == "healthy"
+
+        wait_until(serves, within_s=START_S)
+
+    def await_end(self, pid: int) -> None:
+        """Return once a process has ended; while ``lock`` is held, nobody has noticed it yet."""
+        wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, within_s=START_S)
+
+    def await_lease_end(self, incarnation: str) -> None:
+        """Return once others have what this worker held."""
+        wait_until(lambda: not self.client.hexists(keys.LEASES, incarnation))
+
+    def _said(self, name: str) -> dict[str, Any]:
+        """Return what the worker of this name last said of itself."""
+        key = keys.router(name) if name in self.router_names else keys.device(name)
+        said: Any = self.client.get(key)
+        return json.loads(said) if said is not None else {}
+
+    def is_empty(self) -> bool:
+        """Say whether no message is anywhere in the fleet."""
+        patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.held(""))
+        return not any(any(self.client.scan_iter(f"{one}*", count=1000)) for one in patterns)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Stop processes for the length of a block, in which they may as well be killed."""
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)  # noqa: B023
+        yield
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def local_fleet(
+    options: Settings,
+    client: redis.Redis,
+    folder: Path,
+    *,
+    devices: int = 1,
+    routers: int = 1,
+    host: str = "t",
+    faults: Path | None = None,
+    environs: Mapping[str, Mapping[str, str]] | None = None,
+    await_live: bool = True,
+) -> Iterator[LocalFleet]:
+    """Run a fleet for the length of a block.
+
+    Args:
+        options: of every worker.
+        client: a client of its server.
+        folder: where its log goes.
+        devices: how many, simulated unless ``options`` say otherwise.
+        routers: how many.
+        host: what the devices' names begin with.
+        faults: the devices do what their texts say, and note it in this folder.
+        environs: what some workers find in their environment, by name.
+        await_live: whether the block begins only when all serve.
+    """
+    planned = (
+        plan_devices(host=host, engine=options.engine, gpus=(), cores=2, wanted=devices)
+        if devices
+        else ()
+    )
+    router, *specs = worker_specs(options, planned)
+    specs = [*_routers(router, routers), *specs]
+    if faults is not None:
+        specs = [_faulty(one, faults) if one.device_id else one for one in specs]
+    more = environs or {}
+    specs = [replace(one, environ={**one.environ, **more.get(one.name, {})}) for one in specs]
+    names = [one.name for one in specs]
+    reports: list[str] = []
+    path = folder / "workers.log"
+    ended = threading.Event()
+    with path.open("ab") as log:
+        supervisor = Supervisor(
+            specs, client, results=client, drain_s=options.drain_s, report=reports.append,
+            output=dict.fromkeys(names, log),
+        )  # fmt: skip
+        fleet = LocalFleet(
+            options, client, supervisor, [one.id for one in planned], names[:routers], reports, path
+        )
+
+        def look() -> None:
+            while not ended.is_set():
+                with fleet.lock:
+                    pause_s = supervisor.step(time.monotonic())
+                ended.wait(pause_s)
+
+        looking = threading.Thread(target=look)
+        try:
+            supervisor.start(time.monotonic())
+            looking.start()
+            if await_live:
+                wait_until(fleet.is_whole, within_s=START_S)
+            yield fleet
+        finally:
+            ended.set()
+            if looking.ident is not None:
+                looking.join()
+            supervisor.stop()
+
+
+def _routers(spec: WorkerSpec, count: int) -> list[WorkerSpec]:
+    """Return ``count`` routers: each must have a node name of its own."""
+    return [
+        replace(spec, name=name, command=[*spec.command, "--hostname", f"{name}@test"])
+        for name in ["router", *(f"router{n}" for n in range(1, count))][:count]
+    ]
+
+
+def _faulty(spec: WorkerSpec, folder: Path) -> WorkerSpec:
+    command: Sequence[str] = [sys.executable, str(FAULTY_DEVICE), "device"]
+    return replace(spec, command=command, environ={**spec.environ, "FAULTS": str(folder)})
