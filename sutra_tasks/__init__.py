@@ -26,8 +26,9 @@ from sutra_tasks.errors import (
     TooLargeError,
     UnsupportedVersionError,
 )
+from sutra_tasks.results import EmbedResult
 from sutra_tasks.settings import Settings
-from sutra_tasks.tasks import EmbedResult, embed
+from sutra_tasks.tasks import embed
 from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = [

@@ -18,7 +18,7 @@ from sutra_tasks.tasks import embed
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from sutra_tasks.tasks import EmbedResult
+    from sutra_tasks.results import EmbedResult
     from sutra_tasks.vectors import Vectors
 
 __all__ = ["embed_many"]

@@ -20,7 +20,7 @@ from celery.result import GroupResult
 from sutra_tasks import ServerUnavailableError, Vectors
 from sutra_tasks.app import app
 from sutra_tasks.fleet.server import embedded_server, free_port
-from sutra_tasks.tasks import EmbedResult, ResultBackend
+from sutra_tasks.results import EmbedResult, ResultBackend
 from tests.conftest import wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
