@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["embed_many"]
 
+PRIORITY: Final = 6
+"""Behind single calls, whose priority is 0; the fleet starves neither."""
+
 AGAIN_S: Final = (0.1, 1.0)
 """Least and most seconds until a saturated fleet is asked again."""
 
@@ -41,7 +44,7 @@ def embed_many(
 
     At most ``batch * in_flight`` texts are on their way at any time: the iterable is read as results
     are taken, and each result is deleted from the server as soon as it has arrived. A saturated fleet,
-    and a server that goes away, are waited for.
+    and a server that goes away, are waited for. Calls of ``embed`` go before these.
 
     Args:
         texts: read lazily; may be longer than memory.
@@ -104,7 +107,7 @@ def _sent(part: list[str], options: dict[str, Any], timeout_s: float | None) -> 
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     while True:
         try:
-            return embed.delay(part, **options)
+            return embed.apply_async((part,), options, priority=PRIORITY)
         except FleetSaturated as saturated:
             left_s = deadline - time.monotonic()
             if left_s <= 0:

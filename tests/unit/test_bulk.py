@@ -26,7 +26,9 @@ class Fleet:
     sleeps: list[float] = field(default_factory=list)
     server_error: Exception | None = None
 
-    def delay(self, texts: list[str], **_: Any) -> "Result":
+    def apply_async(self, args: tuple[list[str]], _: Any, *, priority: int) -> "Result":
+        assert priority > 0, "bulk goes behind single calls"
+        (texts,) = args
         if self.waiting >= self.room or self.now < self.opens_at:
             self.log.append("refused")
             raise self.refusal
