@@ -14,11 +14,11 @@ from celery.backends.redis import RedisBackend
 
 from sutra_tasks import keys
 
-__all__ = ["ResultBackend"]
+__all__ = ["LeaseEnded", "ResultBackend"]
 
 STORE: Final = """
 if ARGV[3] ~= 'SUCCESS' then
-  if redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
+  if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
   local stored = redis.call('GET', KEYS[1])
   if stored and string.find(stored, '"status": "SUCCESS"', 1, true) then return 0 end
 end
@@ -28,7 +28,14 @@ return 1
 """
 """KEYS: the result, the mark of a lease that ended. ARGV: the record, seconds it is kept, its state. A
 success is never overwritten by anything but a success, whose vectors are the same; and a process whose
-work others do by now stores no errors."""
+work others do by now stores no errors: -1."""
+
+
+class LeaseEnded(Exception):  # noqa: N818 - not an error: others do the work
+    """This process was silent for too long, and what it says of a failure does not count.
+
+    Raised rather than passed over: a message it took since then is nobody else's, and must go back.
+    """
 
 
 class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
@@ -39,9 +46,13 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         return keys.reaped(self.app.conf.broker_transport_options.get("incarnation", ""))
 
     def mark_as_failure(self, task_id: str, exc: Any, *args: Any, **kwargs: Any) -> Any:
-        """Store an error and let its chord know, unless others do this process's work by now."""
+        """Store an error and let its chord know.
+
+        Raises:
+            LeaseEnded: others do this process's work by now; nobody was told.
+        """
         if self.client.exists(self._mark):
-            return exc
+            raise LeaseEnded(task_id)
         return super().mark_as_failure(task_id, exc, *args, **kwargs)
 
     def _store_result(
@@ -56,7 +67,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         expires = self.failure_expires if state == states.FAILURE else self.expires
-        self.ensure(
+        stored = self.ensure(
             self.client.eval,
             (
                 STORE,
@@ -68,4 +79,6 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
                 state,
             ),
         )
+        if stored == -1:
+            raise LeaseEnded(task_id)
         return result
