@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.memory import device_memory
 from sutra_tasks.fleet.monitor import Monitor
 from sutra_tasks.fleet.registry import DeviceRecord
-from sutra_tasks.fleet.rescue import rescue_queues
+from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
 from sutra_tasks.fleet.returning import attempts_of
 from sutra_tasks.fleet.statistics import Statistics
 from sutra_tasks.settings import settings
@@ -240,14 +239,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         return works
 
     def _on_lost(self) -> None:
-        """End this process if others do its work by now; its supervisor starts another."""
-        results = redis.Redis.from_url(
-            self._options.results or "", socket_timeout=self._options.socket_timeout_s
-        )
-        if results.exists(keys.reaped(self._incarnation)):
-            logger.error("device %s was silent for too long and is replaced", self._device_id)
-            os.kill(os.getpid(), signal.SIGTERM)
-        results.close()
+        options = self._options
+        with redis.Redis.from_url(
+            options.results or "", socket_timeout=options.socket_timeout_s
+        ) as results:
+            end_if_replaced(results, self._incarnation)
 
     def _describe(self) -> DeviceRecord:
         options, verdict = self._options, self.monitor.step()

@@ -8,29 +8,38 @@ or a reaper that does, ends nobody's lease.
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
 
 from sutra_tasks import keys
+from sutra_tasks.fleet.heartbeat import Lease
 from sutra_tasks.fleet.queues import device_of
-from sutra_tasks.fleet.registry import leave, queue_lengths, serves, sightings
+from sutra_tasks.fleet.registry import keep_lease, leave, queue_lengths, serves, sightings
 from sutra_tasks.fleet.returning import give_back_all, give_back_queue
 
 if TYPE_CHECKING:
     import redis
 
-__all__ = ["Leases", "Reaper", "rescue", "rescue_queues"]
+__all__ = ["Leases", "Reaper", "end_if_replaced", "rescue", "rescue_queues"]
 
 logger = get_logger(__name__)
 
 POLL_S: Final = 1.0
 INTERRUPTED_S: Final = 3 * POLL_S
 """A look this long after the last one proves nothing of the time between."""
+
+MARK: Final = """#!lua flags=allow-oom
+return redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
+"""
+"""KEYS: the mark that a lease has ended. ARGV: seconds it is kept. Allowed on a full server: without it
+nothing goes back and is worked off."""
 
 
 def rescue(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: bool = True) -> int:
@@ -46,7 +55,7 @@ def rescue(client: redis.Redis, results: redis.Redis, incarnation: str, *, died:
         incarnation: the process.
         died: whether its messages may have caused its end.
     """
-    results.set(keys.reaped(incarnation), 1, ex=keys.REAPED_S)
+    results.eval(MARK, 1, keys.reaped(incarnation), str(keys.REAPED_S))
     device_id = device_of(incarnation)
     if device_id is not None:
         leave(client, device_id, incarnation)
@@ -56,6 +65,18 @@ def rescue(client: redis.Redis, results: redis.Redis, incarnation: str, *, died:
     client.delete(keys.suspect(incarnation))
     client.hdel(keys.LEASES, incarnation)
     return returned
+
+
+def end_if_replaced(results: redis.Redis, incarnation: str) -> None:
+    """End this process if others do its work by now; whoever supervises it starts another.
+
+    Args:
+        results: the server with the results.
+        incarnation: this process.
+    """
+    if results.exists(keys.reaped(incarnation)):
+        logger.error("%s was silent for too long and is replaced", incarnation)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def rescue_queues(client: redis.Redis, *, ttl_s: float = 0.0, only: str | None = None) -> int:
@@ -102,7 +123,7 @@ class Leases:
     """What a reaper has seen: the beats of each incarnation, and since when they stand still."""
 
     seen_at: float = -float("inf")
-    still: Mapping[str, tuple[int, float]] = ()  # type: ignore[assignment]  # empty
+    still: Mapping[str, tuple[int, float]] = field(default_factory=dict)
 
     def after(self, beats: Mapping[str, int], now: float) -> Leases:
         """Return what is known after one more look.
@@ -111,7 +132,7 @@ class Leases:
             beats: heartbeats so far, by incarnation.
             now: monotonic seconds.
         """
-        before = dict(self.still) if now - self.seen_at <= INTERRUPTED_S else {}
+        before = self.still if now - self.seen_at <= INTERRUPTED_S else {}
         return Leases(
             now,
             {
@@ -130,23 +151,29 @@ class Leases:
 
 
 class Reaper:
-    """One look a second at leases and queues. Any number of them may run."""
+    """One look a second at leases and queues, which keeps the lease of its own process, too.
+
+    Any number of them may run.
+    """
 
     def __init__(
         self,
         client: redis.Redis,
         results: redis.Redis,
+        incarnation: str,
         *,
         lease_s: float,
         device_ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client, self._results = client, results
+        self._client, self._results, self._incarnation = client, results, incarnation
         self._lease_s, self._device_ttl_s, self._clock = lease_s, device_ttl_s, clock
+        self._own = Lease(lambda: end_if_replaced(results, incarnation))
         self._leases = Leases()
 
     def step(self) -> float:
         """Rescue what is due; return the seconds until the next look."""
+        self._own.counted(keep_lease(self._client, self._incarnation))
         raw: Any = self._client.hgetall(keys.LEASES)
         beats = {name.decode(): int(count) for name, count in raw.items()}
         # The clock is read after the answer: while the server was silent nobody could beat.

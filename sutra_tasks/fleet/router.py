@@ -266,7 +266,6 @@ class Router:
             pipe.set(
                 keys.router(self._name), json.dumps(record), px=int(1000 * self._options.device_ttl_s)
             )
-            pipe.hincrby(keys.LEASES, self._incarnation, 1)
             pipe.execute()
 
 
@@ -322,13 +321,14 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
 class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
     """Runs the reaper beside the router, for as long as the process lives."""
 
-    def start(self, worker: Any) -> None:  # noqa: ARG002 - Celery's hook
-        """Start looking after leases."""
+    def start(self, worker: Any) -> None:
+        """Start looking after leases; the router's own is kept while its loop is busy or reconnects."""
         options = settings()
         timeout_s = options.socket_timeout_s
         reaper = Reaper(
             redis.Redis.from_url(options.broker_url or "", socket_timeout=timeout_s),
             redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
+            worker.app.conf.broker_transport_options["incarnation"],
             lease_s=options.lease_s,
             device_ttl_s=options.device_ttl_s,
         )
