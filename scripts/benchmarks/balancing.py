@@ -1,15 +1,15 @@
 """How long messages wait under each strategy: fleets of 4 to 256 devices, simulated.
 
 A discrete-event simulation runs the router's own pure functions, ``choose`` and ``Fleet.sent``. One
-router sees backlogs and speeds as they were at most 0.1 s ago, corrected by what it has sent since; a
-device serves in order, at its speed and with a small cost per message. Speeds are not given: a device
-is unmeasured at first, then has the tokens per second of its last messages, read with noise. Credits
-are as by default, and what no device has credit for waits at the router.
+router sees backlogs as they were at most 0.1 s ago, corrected by what it has sent since; a device
+serves in order, at its speed and with a small cost per message. Speeds are not given: a device is
+unmeasured at first, then each heartbeat tells the tokens per second of its last messages, with noise.
+Credits are as by default, and what no device has credit for waits at the router.
 
 All strategies get the same arrivals, texts and noise. Waiting is the time from arrival to the start of
 service; a ratio compares two strategies' 95th percentiles in one run, and every figure is the median
 over the seeds. Runs are bounded. Strategies that know no speeds overload the slow devices of a mixed
-fleet: there, credits alone bound the waits, to about ``SUTRA_CREDIT_S``.
+fleet: there, credits alone bound the waits, to one or two times ``SUTRA_CREDIT_S``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -31,11 +31,12 @@ from scripts.benchmarks.report import median_ratio, percentile
 from sutra_tasks.calls import Demand
 from sutra_tasks.fleet.balancing import STRATEGIES, Device, Fleet, choose
 from sutra_tasks.fleet.hardware import count_cores
+from sutra_tasks.fleet.queues import MOST_CREDIT
 from sutra_tasks.settings import Settings
 
 OPTIONS: Final = Settings()
 OURS: Final = "shortest_finish"
-SLOWEST_TOKENS_PER_S: Final = 20_000.0
+SLOWEST_TOKENS_PER_S: Final = 10_000.0
 MIXED: Final = (1, 2, 4)
 MOST_TEXTS: Final = 64
 MESSAGE_S: Final = 0.001
@@ -46,10 +47,10 @@ WORK_NOISE: Final = 0.1
 """Spread of the true cost of a message about its estimated tokens (log-normal)."""
 
 READING_NOISE: Final = 0.05
-"""Spread of a reading of a speed (log-normal)."""
+"""Spread of the speed a heartbeat tells about the measured one (log-normal)."""
 
-WINDOW_MESSAGES: Final = 32
-SMOOTHING: Final = 0.2
+WINDOW_MESSAGES: Final = 64
+SMOOTHING: Final = 1 / 32
 BURST_RATES: Final = (2.0, 0.5)
 """Arrivals against the mean rate in a burst and between bursts ..."""
 
@@ -57,7 +58,7 @@ BURST_S: Final = (0.25, 0.5)
 """... and how long each lasts on average: together the mean rate again; short, for a run to see many."""
 
 USUAL_LOAD: Final = 0.8
-WARM_UP: Final = 0.3
+WARM_UP: Final = 0.4
 LOAD_AGREEMENT: Final = 0.05
 SIZES: Final = (4, 16, 64, 256)
 
@@ -87,7 +88,7 @@ class Case:
     @property
     def messages(self) -> int:
         """How many to send: enough for each device."""
-        return 8000 + 80 * self.devices
+        return 8000 + 64 * self.devices
 
 
 CASES: Final = (
@@ -255,19 +256,23 @@ class Simulation:
 
     def __init__(self, case: Case, strategy: str, messages: Sequence[Message], seed: int) -> None:
         self._case, self._strategy, self._messages = case, strategy, messages
-        self._noise = np.random.default_rng([seed, 1])
         self._env = simpy.Environment()
         self._workers = {
-            f"{number:03}": Worker(self._env, speed) for number, speed in enumerate(case.speeds)
-        }
+            f"{number:03}": Worker(
+                self._env, speed,
+                first_beat_s=OPTIONS.heartbeat_s * number / case.devices,
+                noise=np.random.default_rng([seed, number]),
+            )
+            for number, speed in enumerate(case.speeds)
+        }  # fmt: skip
         self._waiting: deque[Message] = deque()
         self._fleet = Fleet()
         self._ticket = 0
+        self._env.process(self._refresh())
+        self._env.process(self._arrive())
 
     def run(self) -> Outcome:
         """Run until every message is served, and look at those after the warm-up."""
-        self._env.process(self._refresh())
-        self._env.process(self._arrive())
         while sum(len(worker.served) for worker in self._workers.values()) < len(self._messages):
             self._env.run(until=self._env.now + 1)
         served = [one for worker in self._workers.values() for one in worker.served]
@@ -301,13 +306,7 @@ class Simulation:
 
     def _refresh(self) -> Generator[simpy.Event, None, None]:
         while True:
-            noise = self._noise.lognormal(0, READING_NOISE, len(self._workers)).tolist()
-            self._fleet = Fleet(
-                tuple(
-                    worker.seen(name, factor)
-                    for (name, worker), factor in zip(self._workers.items(), noise, strict=True)
-                )
-            )
+            self._fleet = Fleet(tuple(worker.seen(name) for name, worker in self._workers.items()))
             self._route()
             yield self._env.timeout(SNAPSHOT_S)
 
@@ -330,43 +329,51 @@ class Simulation:
 
 
 class Worker:
-    """A device: it serves in order, and measures itself."""
+    """A device: it serves in order, measures itself, and tells so with each heartbeat."""
 
-    def __init__(self, env: simpy.Environment, tokens_per_s: float) -> None:
-        self._env, self._tokens_per_s = env, tokens_per_s
+    def __init__(
+        self,
+        env: simpy.Environment,
+        tokens_per_s: float,
+        *,
+        first_beat_s: float,
+        noise: np.random.Generator,
+    ) -> None:
+        self._env, self._tokens_per_s, self._noise = env, tokens_per_s, noise
         self._inbox = simpy.Store(env)
-        self._backlog_tokens = self._backlog_messages = 0
+        self._backlog_tokens = self._backlog_messages = self._credit_used = 0
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_MESSAGES)
         self._latency_s = self._latency_per_token_s = 0.0
+        self._told = Device("", "", credit_tokens=OPTIONS.batch_tokens)
         self.served: list[Served] = []
         env.process(self._serve())
+        env.process(self._beat(first_beat_s))
 
     def take(self, message: Message) -> None:
         """Queue a message."""
-        self._backlog_tokens += message.demand.tokens
-        self._backlog_messages += 1
+        self._load(message.demand.tokens, 1)
         self._inbox.put(message)
 
-    def seen(self, name: str, noise: float) -> Device:
+    def seen(self, name: str) -> Device:
         """Return what the router can know of it now."""
-        measured = bool(self._window)
-        tokens, seconds = map(sum, zip(*self._window, strict=True)) if measured else (0, 1.0)
-        speed = noise * tokens / seconds
-        return Device(
-            name, name,
+        return replace(
+            self._told,
+            id=name,
             backlog_tokens=self._backlog_tokens,
             backlog_messages=self._backlog_messages,
-            credit_tokens=int(max(OPTIONS.credit_s * speed, OPTIONS.batch_tokens)),
-            tokens_per_s=speed if measured else None,
-            latency_s=self._latency_s if measured else None,
-            latency_per_token_s=self._latency_per_token_s if measured else None,
-        )  # fmt: skip
+            credit_used=self._credit_used,
+        )
 
     def busy_s(self, began_s: float, ended_s: float) -> float:
         """Return how much of a time it was serving."""
         return sum(
             max(0.0, min(one.ended_s, ended_s) - max(one.began_s, began_s)) for one in self.served
         )
+
+    def _load(self, tokens: int, messages: int) -> None:
+        self._backlog_messages += messages
+        self._backlog_tokens += messages * tokens
+        self._credit_used += messages * min(tokens, MOST_CREDIT)
 
     def _serve(self) -> Generator[simpy.Event, Message, None]:
         while True:
@@ -375,12 +382,27 @@ class Worker:
             seconds = MESSAGE_S + message.work_tokens / self._tokens_per_s
             yield self._env.timeout(seconds)
             self.served.append(Served(message, began_s, self._env.now))
-            self._backlog_tokens -= tokens
-            self._backlog_messages -= 1
+            self._load(tokens, -1)
             weight = SMOOTHING if self._window else 1.0
             self._latency_s += weight * (seconds - self._latency_s)
             self._latency_per_token_s += weight * (seconds / tokens - self._latency_per_token_s)
             self._window.append((tokens, seconds))
+
+    def _beat(self, first_s: float) -> Generator[simpy.Event, None, None]:
+        yield self._env.timeout(first_s)
+        while True:
+            noise = self._noise.lognormal(0, READING_NOISE)
+            if self._window:
+                tokens, seconds = map(sum, zip(*self._window, strict=True))
+                speed = noise * tokens / seconds
+                self._told = replace(
+                    self._told,
+                    credit_tokens=max(OPTIONS.batch_tokens, round(OPTIONS.credit_s * speed)),
+                    tokens_per_s=speed,
+                    latency_s=self._latency_s,
+                    latency_per_token_s=self._latency_per_token_s,
+                )
+            yield self._env.timeout(OPTIONS.heartbeat_s)
 
 
 def _percentiles(seconds: Sequence[float]) -> tuple[float, ...]:

@@ -135,7 +135,7 @@ def performance_based(
     request's: by its tokens where that was measured, else the device's usual one.
     """
     tokens = demand.tokens
-    latencies = _or_median([_latency_s(device, tokens) for device in devices])
+    latencies = _or_median([_latency_s(device, tokens) for device in devices], otherwise=0.0)
     costs = [
         latency + device.backlog_messages * penalty_s
         for device, latency in zip(devices, latencies, strict=True)
@@ -149,7 +149,7 @@ def shortest_finish(devices: Sequence[Device], demand: Demand, ticket: int, pena
     In queueing theory "shortest expected delay", counted in tokens.
     """
     tokens = demand.tokens
-    speeds = _or_median([device.tokens_per_s for device in devices])
+    speeds = _or_median([device.tokens_per_s for device in devices], otherwise=1.0)
     costs = [
         (device.backlog_tokens + tokens) / speed for device, speed in zip(devices, speeds, strict=True)
     ]
@@ -176,7 +176,7 @@ def choose(fleet: Fleet, demand: Demand, ticket: int, *, default: str, queue_pen
     standing = fleet.standing
     if not standing:
         raise NoHealthyWorkersError(fleet.known, fleet.oldest_heartbeat_s, 0.0)
-    tried = _trial(fleet, name, _draw(ticket) >> 32)
+    tried = _trial(fleet, name, _draw(ticket) >> 32)  # other bits than the strategy "random" looks at
     if tried is not None:
         return tried
     candidates = [device for device in standing if device.has_credit] or standing
@@ -236,12 +236,12 @@ def _is_known(measured: float | None) -> bool:
     return measured is not None and measured > 0  # false for NaN, too
 
 
-def _or_median(measured: Sequence[float | None]) -> list[float]:
-    """Return the measurements, with the median of them for those that are missing."""
+def _or_median(measured: Sequence[float | None], *, otherwise: float) -> list[float]:
+    """Return the measurements, with their median where one is missing; ``otherwise`` if all are."""
     known = [value for value in measured if value is not None and value > 0]
     if len(known) == len(measured):
         return known
-    middle = median(known) if known else 1.0
+    middle = median(known) if known else otherwise
     return [value if value is not None and value > 0 else middle for value in measured]
 
 
