@@ -27,7 +27,7 @@ from kombu.utils.json import loads
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks import keys
+from sutra_tasks import keys, transport
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.queues import home, lanes
 from sutra_tasks.fleet.returning import tokens_of, weight_of
@@ -94,7 +94,7 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu is half typed
         self._delivered.clear()
 
 
-class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
+class Channel(transport.Channel):
     """A consuming channel that takes into, and acknowledges from, a held list."""
 
     QoS = QoS
@@ -107,7 +107,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         self._looked_at = 0.0
         self._expected: deque[str] = deque()
         self._home: str | None = None
-        self._unheard = False
+        self._strays = False  # something may be held that nobody here has
         self._refused_until_s = 0.0
         self._takes = 0
         super().__init__(*args, **kwargs)
@@ -116,24 +116,6 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
     def held(self) -> HeldMessages | None:
         """What this process holds; None for a channel that only sends."""
         return held_by(self.incarnation) if self.incarnation else None
-
-    @property
-    def commands(self) -> redis.Redis:
-        """One client for everything but the blocking take: kombu makes a new one for each call."""
-        client: redis.Redis | None = self.__dict__.get("_commands")
-        if client is None:
-            client = self.__dict__["_commands"] = super()._create_client()
-        return client
-
-    def _create_client(self, asynchronous: bool = False) -> redis.Redis:
-        if asynchronous:
-            client: redis.Redis = super()._create_client(asynchronous=True)
-            return client
-        return self.commands
-
-    def _disconnect_pools(self) -> None:
-        self.__dict__.pop("_commands", None)
-        super()._disconnect_pools()
 
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Start consuming; what a lost connection of this process left held goes back first."""
@@ -165,11 +147,20 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         self._wake()
 
     def give_back(self, message: Any) -> None:
-        """Return a message to the queue it belongs to, marked as redelivered."""
+        """Return a message to the queue it belongs to, marked as redelivered; from any thread."""
         if self.held is not None and message.sutra_raw is not None:
-            self.held.give_back(
-                self.commands, message.sutra_raw, home(message.sutra_queue), failed=message.sutra_failed
-            )
+            try:
+                self.held.give_back(
+                    self.commands,
+                    message.sutra_raw,
+                    home(message.sutra_queue),
+                    failed=message.sutra_failed,
+                )
+            except (OSError, redis.RedisError) as error:
+                # Many threads at once may even want for connections.
+                logger.warning("a message goes back a little later: %s", error)
+                self._strays = True
+                self._wake()
         else:  # read with basic_get, which takes without recording
             info = message.delivery_info
             self._do_restore_message(
@@ -226,9 +217,13 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         queues = self._queue_cycle.consume(len(self.active_queues))
         if not queues:
             return
-        if self._unheard:
-            self.held.reclaim(self.commands, self._home)
-            self._unheard = False
+        if self._strays:
+            self._strays = False
+            try:
+                self.held.reclaim(self.commands, self._home)
+            except BaseException:
+                self._strays = True
+                raise
         commands = self._next_commands(queues)
         if not commands:
             return
@@ -279,7 +274,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
         # under way is never heard, and what it took would stay held.
         if self.held is not None and self._in_poll is connection:
             self._forget_expected()
-            self._unheard = True
+            self._strays = True
         super()._on_connection_disconnect(connection)
 
     def _brpop_read(self, **options: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -190,9 +190,16 @@ class HeldMessages:
         self.told()
 
     def give_back(self, client: redis.Redis, raw: bytes, queue: str, *, failed: bool = False) -> None:
-        """Return one message to ``queue`` now; ``failed`` counts it as an attempt."""
-        self._active.pop(raw, None)
-        give_back(client, self.incarnation, raw, queue, failed=failed)
+        """Return one message to ``queue`` now; ``failed`` counts it as an attempt.
+
+        Where that fails, :meth:`reclaim` returns it.
+        """
+        had = self._active.pop(raw, _UNKNOWN)
+        try:
+            give_back(client, self.incarnation, raw, queue, failed=failed)
+        except BaseException:
+            self._abandoned[raw] = replace(had, queue=queue)
+            raise
 
     def reclaim(self, client: redis.Redis, queue: str) -> int:
         """Return what is held and nobody here has: neither a consumer nor a note.
@@ -211,10 +218,8 @@ class HeldMessages:
                 self.not_told()
                 raise
             self.told()
-        abandoned, self._abandoned = self._abandoned, {}
-        own = {raw: had.queue for raw, had in abandoned.items()}
-        try:
-            return give_back_all(client, self.incarnation, queue, own=own, but=self._active)
-        except BaseException:
-            self._abandoned |= abandoned
-            raise
+        own = {raw: had.queue for raw, had in list(self._abandoned.items())}
+        returned = give_back_all(client, self.incarnation, queue, own=own, but=self._active)
+        for raw in own:  # only now: until then a thread may still finish it
+            self._abandoned.pop(raw, None)
+        return returned

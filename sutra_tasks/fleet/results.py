@@ -7,14 +7,22 @@ between, and the vectors travel once. Clients read results with the stock backen
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
+import redis
 from celery import states
 from celery.backends.redis import RedisBackend
+from celery.exceptions import Reject
+from kombu.exceptions import OperationalError
 
 from sutra_tasks import keys
 
-__all__ = ["LeaseEnded", "ResultBackend"]
+__all__ = ["LeaseEnded", "NotStored", "ResultBackend"]
+
+OF_THE_SERVER: Final = (redis.RedisError, OperationalError)
+"""What goes wrong with the server, or with sending a callback through it; never with a text."""
 
 STORE: Final = """
 if ARGV[3] ~= 'SUCCESS' then
@@ -31,10 +39,21 @@ success is never overwritten by anything but a success, whose vectors are the sa
 work others do by now stores no errors: -1."""
 
 
-class LeaseEnded(Exception):  # noqa: N818 - not an error: others do the work
-    """This process was silent for too long, and what it says of a failure does not count.
+class NotStored(Reject):  # type: ignore[misc]  # Celery is untyped
+    """What became of a task could not be stored, so its message must go back.
 
-    Raised rather than passed over: a message it took since then is nobody else's, and must go back.
+    A ``Reject``, which Celery's tracing passes on: anything else it would store as the task's failure,
+    as soon as the server takes it.
+    """
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(repr(reason), requeue=True)
+
+
+class LeaseEnded(NotStored):
+    """This process was silent for too long: others do its work, and no failure it tells of counts.
+
+    A message it took since then is nobody else's; hence it goes back, too.
     """
 
 
@@ -45,15 +64,24 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     def _mark(self) -> str:
         return keys.reaped(self.app.conf.broker_transport_options.get("incarnation", ""))
 
-    def mark_as_failure(self, task_id: str, exc: Any, *args: Any, **kwargs: Any) -> Any:
+    def mark_as_failure(
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None,
+        store_result: bool = True, **options: Any,
+    ) -> Any:  # fmt: skip
         """Store an error and let its chord know.
 
         Raises:
+            NotStored: it is not the task's but the server's, or the server did not take it.
             LeaseEnded: others do this process's work by now; nobody was told.
         """
-        if self.client.exists(self._mark):
-            raise LeaseEnded(task_id)
-        return super().mark_as_failure(task_id, exc, *args, **kwargs)
+        if store_result:
+            if isinstance(exc, OF_THE_SERVER):
+                raise NotStored(exc)
+            with _told():
+                ended = self.client.exists(self._mark)
+            if ended:
+                raise LeaseEnded(task_id)
+        return super().mark_as_failure(task_id, exc, traceback, request, store_result, **options)
 
     def _store_result(
         self,
@@ -67,18 +95,19 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         expires = self.failure_expires if state == states.FAILURE else self.expires
-        stored = self.ensure(
-            self.client.eval,
-            (
-                STORE,
-                2,
-                self.get_key_for_task(task_id),
-                self._mark,
-                self.encode(meta),
-                int(expires),
-                state,
-            ),
-        )
+        names = (self.get_key_for_task(task_id), self._mark)
+        with _told():
+            stored = self.ensure(
+                self.client.eval, (STORE, 2, *names, self.encode(meta), int(expires), state)
+            )
         if stored == -1:
             raise LeaseEnded(task_id)
         return result
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except (*OF_THE_SERVER, OSError) as error:
+        raise NotStored(error) from error

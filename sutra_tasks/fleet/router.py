@@ -34,6 +34,7 @@ from sutra_tasks.fleet.dead_letters import bury
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.registry import fleet_of, queue_lengths, sightings
 from sutra_tasks.fleet.rescue import Reaper
+from sutra_tasks.fleet.results import NotStored
 from sutra_tasks.fleet.returning import attempts_of
 from sutra_tasks.settings import settings
 
@@ -105,6 +106,14 @@ class Router:
         self._consumer = consumer
         self._waiting.clear()
 
+    def receive(self, message: Any, task: Any) -> None:
+        """Route a message that arrived, or keep it while the server cannot be told what became of it."""
+        try:
+            self.route(message, task)
+        except (NotStored, redis.RedisError) as error:
+            logger.warning("task %s waits for the server: %s", message.headers.get("id"), error)
+            self._waiting.append(_Waiting(message, task, demand_of(None, 0), self._now()))
+
     def route(self, message: Any, task: Any) -> None:
         """Pass a message on, keep it until a device lives, or fail its task."""
         headers = message.headers
@@ -164,6 +173,8 @@ class Router:
         for one in waiting:
             try:
                 self._retry(one, fleet, now)
+            except (NotStored, redis.RedisError):
+                self._waiting.append(one)
             except Exception:
                 # It is still held; whatever is wrong with it must not cost the others their turn.
                 logger.exception("a waiting message could not be handled, trying again")
@@ -284,7 +295,7 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:  # noqa
     router: Router = consumer.controller.sutra_router
 
     def handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:  # noqa: ARG001
-        router.route(message, task)
+        router.receive(message, task)
 
     return handler
 
