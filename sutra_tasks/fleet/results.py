@@ -56,6 +56,9 @@ class LeaseEnded(NotStored):
     A message it took since then is nobody else's; hence it goes back, too.
     """
 
+    def __init__(self) -> None:
+        super().__init__("the lease of this worker ended")
+
 
 class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     """``result_backend`` of the workers."""
@@ -80,7 +83,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
             with _told():
                 ended = self.client.exists(self._mark)
             if ended:
-                raise LeaseEnded(task_id)
+                raise LeaseEnded
         return super().mark_as_failure(task_id, exc, traceback, request, store_result, **options)
 
     def _store_result(
@@ -101,7 +104,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
                 self.client.eval, (STORE, 2, *names, self.encode(meta), int(expires), state)
             )
         if stored == -1:
-            raise LeaseEnded(task_id)
+            raise LeaseEnded
         return result
 
 

@@ -36,22 +36,30 @@ def _configure_anew() -> None:
     app._local.__dict__.pop("backend", None)
 
 
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Give this process's app other settings, as a fresh process would have them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        _configure_anew()
+        try:
+            yield
+        finally:
+            app.close()
+    _configure_anew()
+
+
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     """Run one server for the session, and make this process its client."""
-    with embedded_server() as address:
-        os.environ["SUTRA_BROKER_URL"] = address
-        _configure_anew()
+    with embedded_server() as address, environment(SUTRA_BROKER_URL=address):
         yield address
-        app.close()
-        del os.environ["SUTRA_BROKER_URL"]
-        _configure_anew()
 
 
-@pytest.fixture
-def client(server: str) -> Iterator[redis.Redis]:
-    """Give a clean server, and see that only what expires is left on it."""
-    client = redis.Redis.from_url(server)
+@contextmanager
+def clean(client: redis.Redis) -> Iterator[redis.Redis]:
+    """See that a block leaves on the server only what expires."""
     client.flushall()
     yield client
     lasting = [
@@ -60,6 +68,13 @@ def client(server: str) -> Iterator[redis.Redis]:
     client.flushall()
     client.close()
     assert lasting == []
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[redis.Redis]:
+    """Give a clean server, and see that only what expires is left on it."""
+    with clean(redis.Redis.from_url(server)) as client:
+        yield client
 
 
 @pytest.fixture

@@ -17,13 +17,14 @@ from tests.system.work import IN_FLIGHT, LOADED, Work, held_by
 CALLBACKS = "callbacks"
 
 
-def test_a_device_is_killed_while_it_computes(start_fleet, client):
+def test_a_device_is_killed_while_it_computes(start_fleet, client, wait_until):
     link = app.signature("host.count").set(queue=CALLBACKS)
     with start_fleet(3, **LOADED) as fleet:
         work = Work(client, options={"link": link})
         work.fill(fleet)
         victim = fleet.device_ids[0]
         pid = fleet.pid(victim)
+        wait_until(lambda: fleet.device(victim).held)
         with frozen(pid):
             held = held_by(client, fleet.incarnation(victim))
             os.kill(pid, signal.SIGKILL)
@@ -39,7 +40,7 @@ def test_a_device_is_killed_while_it_computes(start_fleet, client):
 
 
 def test_a_device_is_killed_while_it_idles_before_a_full_queue(start_fleet, client):
-    with start_fleet(3, device_ttl_s=30, lease_s=30, **LOADED) as fleet:
+    with start_fleet(2, device_ttl_s=30, lease_s=30, **LOADED) as fleet:
         victim = fleet.device_ids[0]
         pid = fleet.pid(victim)
         work = Work(client)
@@ -53,7 +54,7 @@ def test_a_device_is_killed_while_it_idles_before_a_full_queue(start_fleet, clie
 
 
 def test_all_devices_are_killed_at_once(start_fleet, client):
-    with start_fleet(3, **LOADED) as fleet:
+    with start_fleet(2, **LOADED) as fleet:
         work = Work(client)
         work.fill(fleet)
         pids = {name: fleet.pid(name) for name in fleet.device_ids}
@@ -65,7 +66,7 @@ def test_all_devices_are_killed_at_once(start_fleet, client):
 
 
 def test_one_router_of_two_is_killed_and_then_both(start_fleet, client):
-    with start_fleet(3, routers=2, **LOADED) as fleet:
+    with start_fleet(2, routers=2, **LOADED) as fleet:
         work = Work(client)
         for victims in (fleet.router_names[1:], fleet.router_names):
             work.fill(fleet)
@@ -79,7 +80,7 @@ def test_one_router_of_two_is_killed_and_then_both(start_fleet, client):
 
 
 def test_both_reapers_are_killed_half_way(start_fleet, client):
-    with start_fleet(3, routers=2, **LOADED) as fleet:
+    with start_fleet(2, routers=2, **LOADED) as fleet:
         victim = fleet.device_ids[0]
         lost, queue = fleet.pid(victim), keys.device_queue(victim)
         incarnation = fleet.incarnation(victim)
@@ -108,7 +109,7 @@ def test_both_reapers_are_killed_half_way(start_fleet, client):
 def test_a_device_that_only_stood_still_changes_no_result(
     start_fleet, client, tmp_path, wait_until, late
 ):
-    with start_fleet(3, faults=tmp_path, **LOADED) as fleet:
+    with start_fleet(2, faults=tmp_path, **LOADED) as fleet:
         victim = fleet.device_ids[0]
         pid, incarnation = fleet.pid(victim), fleet.incarnation(victim)
         raises_there = f"!raise@{victim} " + "word " * 400
@@ -122,14 +123,17 @@ def test_a_device_that_only_stood_still_changes_no_result(
             fleet.await_lease_end(incarnation)
             if late == "after":
                 wait_until(work.sent[raises_there].ready)
+            # It may take these before it hears that it is replaced: their errors do not count either.
+            more = [f"!raise@{victim} taken late {n}" for n in range(20)]
+            work.send(more, queue=keys.device_queue(victim))
         fleet.await_another(victim, pid)
         work.check()
-        assert "EncodingError" in fleet.log.read_text()  # it did end with an error, there
+        assert "the lease of this worker ended" in fleet.log.read_text()  # it did fail, there
         assert f"{victim} ended with status 0" in "\n".join(fleet.reports)
 
 
 def test_a_router_that_only_stood_still_changes_no_result(start_fleet, client):
-    with start_fleet(3, routers=2, **LOADED) as fleet:
+    with start_fleet(2, routers=2, **LOADED) as fleet:
         work = Work(client)
         work.fill(fleet)
         victim = fleet.router_names[0]
@@ -142,7 +146,7 @@ def test_a_router_that_only_stood_still_changes_no_result(start_fleet, client):
 
 
 def test_a_rolling_restart_under_load_loses_and_fails_nothing(start_fleet, client):
-    with start_fleet(3, **LOADED) as fleet:
+    with start_fleet(2, **LOADED) as fleet:
         work = Work(client)
         for victim in fleet.device_ids:
             work.fill(fleet)
