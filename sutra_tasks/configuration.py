@@ -29,6 +29,7 @@ def celery_settings(options: Settings) -> dict[str, Any]:
     }
     conf: dict[str, Any] = {
         "broker_url": options.broker_url,
+        "broker_transport": "sutra_tasks.transport:Transport",
         "broker_transport_options": transport,
         "broker_connection_retry_on_startup": True,
         # A server out of memory answers publishes with an error, which would end a stock worker.

@@ -47,7 +47,9 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
 
     def _reconnect(self) -> None:
         # Not now: we may be inside a garbage collection, and hold the lock that others wait for.
-        self._pubsub, self._away = None, True
+        lost, self._pubsub, self._away = self._pubsub, None, True
+        if lost is not None and lost.connection is not None:
+            lost.connection.disconnect()
 
     def come_back(self) -> None:
         """After an outage, subscribe anew and read what was stored meanwhile.
@@ -81,8 +83,14 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
             super().drain_events(timeout)
 
     def on_wait_for_pending(self, result: Any, **options: Any) -> None:
-        """Read what is stored already; when the server is away, :meth:`come_back` will."""
+        """Read what is stored already; when the server is away, :meth:`come_back` will.
+
+        What was published meanwhile is taken in first: it need not be fetched, and decoded, again.
+        """
         try:
+            with self._locked(), _time_may_mend():
+                while self._pubsub is not None and self._drain_one(self._pubsub, 0):
+                    pass
             super().on_wait_for_pending(result, **options)
         except ServerAway:
             with self._locked():

@@ -10,7 +10,6 @@ A result with details is the same inside a ``sutra.embeddings`` object; see :cla
 
 from __future__ import annotations
 
-import base64
 import binascii
 import math
 from dataclasses import dataclass
@@ -21,6 +20,11 @@ from kombu.utils import json as kombu_json
 from numpy.typing import NDArray
 
 from sutra_tasks.errors import CorruptResultError, UnsupportedVersionError
+
+try:
+    import pybase64 as base64  # ten times faster: it comes with the extra `worker`
+except ModuleNotFoundError:
+    import base64  # type: ignore[no-redef]
 
 __all__ = ["VERSION", "Embeddings", "Floats", "Vectors", "finish", "register"]
 

@@ -6,11 +6,16 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmarks import balancing, embed, overhead
+from scripts.benchmarks import balancing, embed, overhead, scaling
 from scripts.benchmarks.report import document, show
 
-BENCHMARKS = {"overhead": overhead.run, "embed": embed.run, "balancing": balancing.run}
-PLOTS = {"balancing": balancing.plot}
+BENCHMARKS = {
+    "overhead": overhead.run,
+    "embed": embed.run,
+    "balancing": balancing.run,
+    "scaling": scaling.run,
+}
+PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot}
 
 
 def main() -> None:

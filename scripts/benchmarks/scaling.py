@@ -10,6 +10,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,23 +42,30 @@ def run(*, quick: bool) -> dict[str, Any]:
         "throughput_32_per_s": {},
         "cpu_s_per_message": {},
     }
+    # A process each: a Celery app keeps the address it first connected to.
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
+        for count in counts:
+            rates, cpu = processes.submit(_measure, count, repeats, seconds).result()
+            for texts, suffix in ((64, ""), (32, "_32")):
+                rate = statistics.median(rates[texts])
+                results["throughput" + suffix + "_per_s"][str(count)] = rate
+                results["efficiency" + suffix][str(count)] = rate / (PER_DEVICE_S * count)
+            results["cpu_s_per_message"][str(count)] = cpu
+    return results
+
+
+def _measure(
+    count: int, repeats: int, seconds: float
+) -> tuple[dict[int, list[float]], dict[str, float]]:
+    """Return embeddings a second by texts in a message, and processor time of one of 64, by role."""
     options = Settings(
         engine="simulated",
         simulated_per_token_s=1 / (PER_DEVICE_S * (WORDS + SPECIAL_TOKENS)),
     )
-    for count in counts:
-        with running(options, devices=count) as here:
-            _rate(here, 64, 1.0)  # warm
-            measured = {
-                texts: [_rate(here, texts, seconds) for _ in range(repeats)] for texts in (64, 32)
-            }
-            cpu = _cpu_s(here, seconds=seconds)
-        for texts, suffix in ((64, ""), (32, "_32")):
-            rate = statistics.median(measured[texts])
-            results["throughput" + suffix + "_per_s"][str(count)] = rate
-            results["efficiency" + suffix][str(count)] = rate / (PER_DEVICE_S * count)
-        results["cpu_s_per_message"][str(count)] = cpu
-    return results
+    with running(options, devices=count) as here:
+        _rate(here, 64, 1.0)  # warm
+        rates = {texts: [_rate(here, texts, seconds) for _ in range(repeats)] for texts in (64, 32)}
+        return rates, _cpu_s(here, seconds=seconds)
 
 
 def _rate(here: Running, texts: int, seconds: float) -> float:
@@ -72,7 +81,7 @@ def _rate(here: Running, texts: int, seconds: float) -> float:
         vectors = sent.popleft().get(timeout=60)
         arrived.append(time.perf_counter())
         assert vectors.shape == expected.shape, vectors.shape
-        assert np.array_equal(vectors, expected), "the fleet returned another vector"
+        assert np.abs(vectors - expected).max() < 1e-6, "the fleet returned another vector"
 
     in_flight = IN_FLIGHT_PER_DEVICE * devices
     for _ in range(messages):

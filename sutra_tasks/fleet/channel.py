@@ -67,18 +67,19 @@ class QoS(stock.QoS):  # type: ignore[misc]  # kombu is half typed
         """Finish a message; from any thread."""
         message = self._delivered.get(delivery_tag)
         if message is not None:  # else its connection is lost, and it was given back
-            self.channel.finish(message)
+            # In this order: finishing wakes the loop, which must see that there is room.
             virtual.QoS.ack(self, delivery_tag)
+            self.channel.finish(message)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         """Give a message back to the queue it belongs to, or drop it; from any thread."""
         message = self._delivered.get(delivery_tag)
-        if message is not None:
-            if requeue:
-                self.channel.give_back(message)
-            else:
-                self.channel.finish(message)
+        if message is not None and requeue:
+            self.channel.give_back(message)
             virtual.QoS.ack(self, delivery_tag)
+            self.channel.wake()
+        else:
+            self.ack(delivery_tag)
 
     def restore_visible(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: no message becomes visible by waiting."""
@@ -130,7 +131,7 @@ class Channel(transport.Channel):
         """Note an acknowledgement; the next take tells the server. From any thread."""
         if self.held is not None and message.sutra_raw is not None:
             self.held.finish(message.sutra_raw)
-            self._wake()
+            self.wake()
 
     def forward(self, message: Any, device_id: str) -> None:
         """Pass a delivered message on to a device, exactly as it came, instead of handling it."""
@@ -144,7 +145,7 @@ class Channel(transport.Channel):
             weight=message.sutra_weight,
         )
         virtual.QoS.ack(self.qos, message.delivery_tag)
-        self._wake()
+        self.wake()
 
     def give_back(self, message: Any) -> None:
         """Return a message to the queue it belongs to, marked as redelivered; from any thread."""
@@ -160,7 +161,7 @@ class Channel(transport.Channel):
                 # Many threads at once may even want for connections.
                 logger.warning("a message goes back a little later: %s", error)
                 self._strays = True
-                self._wake()
+                self.wake()
         else:  # read with basic_get, which takes without recording
             info = message.delivery_info
             self._do_restore_message(
@@ -186,7 +187,8 @@ class Channel(transport.Channel):
         except (OSError, redis.RedisError) as error:
             logger.warning("held messages go back on reconnecting: %s", error)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have the loop look at once for what there is to tell and to take. From any thread."""
         # With a take under way its answer wakes the loop, IDLE_WAIT_S from now at the latest.
         listening = self._in_poll and not self.connection.cycle._paused_brpop  # noqa: SLF001
         if not listening and (loop := get_event_loop()) is not None:

@@ -71,6 +71,7 @@ def is_that(got: Any) -> bool:
 
 def test_letting_go_of_a_result_of_a_stopped_server_is_silent_and_quick(start, monkeypatch):
     raised: list[Any] = []
+    gc.collect()  # what other tests left behind
     monkeypatch.setattr(sys, "unraisablehook", raised.append)
     with start() as address:
         backend = ResultBackend(app=app, url=address)

@@ -19,7 +19,7 @@ ENVIRONMENT_FOR_CHILDREN = {"fleet/local.py", "fleet/supervisor.py"}  # handed o
 HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 
 BASE = ("errors.py", "keys.py", "settings.py", "calls.py", "vectors.py", "configuration.py")
-CLIENT = ("__init__.py", "app.py", "tasks.py", "bulk.py", "admission.py", "results.py")
+CLIENT = ("__init__.py", "app.py", "tasks.py", "bulk.py", "admission.py", "results.py", "transport.py")
 FORBIDDEN = {
     **dict.fromkeys(BASE, ("app", "tasks", "bulk", "testing", "encoding", "fleet", "cli")),
     **dict.fromkeys(CLIENT, ("testing", "encoding", "fleet", "cli")),
