@@ -1,0 +1,215 @@
+"""A worker takes what it has room for, tells what it did meanwhile, and lets no lane starve."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from kombu.asynchronous import Hub, set_event_loop
+
+from sutra_tasks.fleet.channel import OTHER_END
+from sutra_tasks.fleet.queues import lane
+from tests.redis.flow import message, numbers, send
+from tests.redis.peers import Receiver, waiting
+
+if TYPE_CHECKING:
+    import redis
+    from kombu import Message
+
+    from sutra_tasks.fleet.held import HeldMessages
+
+Receive = Callable[..., Receiver]
+
+
+@pytest.fixture(autouse=True)
+def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
+    """What a test leaves waiting is its own business."""
+    yield
+    client.flushdb()
+
+
+@pytest.fixture
+def receive(open_receiver: Receive, held: HeldMessages) -> Receive:
+    """Open a connection of this one process over our transport."""
+
+    def open_held(*queues: str, **options: object) -> Receiver:
+        return open_receiver(*queues, held=held, **options)
+
+    return open_held
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """Celery's event loop, as a worker runs it."""
+    loop = Hub()
+    set_event_loop(loop)
+    yield loop
+    loop.close()
+    set_event_loop(None)
+
+
+def ids(messages: list[Message]) -> list[int]:
+    return [int(one.headers["id"]) for one in messages]
+
+
+def test_a_worker_without_room_takes_nothing(
+    receive: Receive, client: redis.Redis, held: HeldMessages
+) -> None:
+    held.may_take = lambda _: False
+    for number in range(20):
+        send(client, message(number, priority=number % 10), queue="q")
+    assert receive("q").take_all() == []
+    assert len(waiting(client, "q")) == 20
+    assert not client.exists(held.key)
+
+
+def test_a_worker_without_room_tells_what_it_did(
+    receive: Receive, client: redis.Redis, held: HeldMessages
+) -> None:
+    send(client, *(message(number) for number in range(5)), queue="q")
+    receiver = receive("q", prefetch=3)
+    finished, forwarded, kept = receiver.take_all()
+    held.may_take = lambda _: False
+    finished.ack()
+    receiver.channel.forward(forwarded, "gpu0")
+    assert receiver.take_all() == []
+    assert numbers(client.lrange(held.key, 0, -1)) == ids([kept])  # type: ignore[arg-type]  # not async
+    assert numbers(waiting(client, "sutra.device.gpu0")) == ids([forwarded])
+    assert not held.has_news
+    assert numbers(waiting(client, "q")) == [3, 4]
+
+
+def test_a_worker_with_room_again_takes_what_waited(
+    receive: Receive, client: redis.Redis, held: HeldMessages
+) -> None:
+    held.may_take = lambda _: False
+    receiver = receive("q")
+    send(client, *(message(number) for number in range(5)), queue="q")
+    assert receiver.take_all() == []
+    held.may_take = lambda _: True
+    assert ids(receiver.take(5)) == [0, 1, 2, 3, 4]
+
+
+def test_a_worker_without_room_for_one_queue_takes_from_the_others(
+    receive: Receive, client: redis.Redis, held: HeldMessages
+) -> None:
+    held.may_take = lambda queue: queue != "closed"
+    receiver = receive("closed", "open")
+    for turn in range(3):
+        for number, queue in enumerate(("closed", "open")):
+            send(client, message(10 * turn + number, priority=3 * turn), queue=queue)
+        assert ids(receiver.take_all()) == [10 * turn + 1]
+    held.may_take = lambda _: True
+    assert ids(receiver.take(3)) == [0, 10, 20]
+
+
+def test_what_was_to_be_told_over_a_dropped_connection_is_told_without_room_too(
+    receive: Receive, client: redis.Redis, held: HeldMessages
+) -> None:
+    send(client, message(0), queue="q")
+    receiver = receive("q")
+    [done] = receiver.take(1)
+    held.may_take = lambda _: False
+    receiver.take_all()  # the take that was under way
+    done.ack()
+    client.client_pause(500)  # what is told does not reach the server
+    receiver.channel.connection.cycle.on_poll_start()
+    receiver.channel.client.connection.disconnect()
+    receiver.take_all()
+    assert not client.exists(held.key)
+
+
+def test_a_worker_with_nothing_to_tell_and_no_room_asks_nothing(
+    receive: Receive, client: redis.Redis, held: HeldMessages
+) -> None:
+    held.may_take = lambda _: False
+    receiver = receive("q")
+    receiver.take_all()
+    assert not receiver.channel._in_poll
+    before = client.info("stats")["total_commands_processed"]
+    receiver.take_all()
+    assert client.info("stats")["total_commands_processed"] == before + 1  # the question itself
+
+
+@pytest.mark.parametrize("how", ["ack", "drop", "requeue"])
+def test_who_makes_room_takes_the_next_message_at_once(
+    receive: Receive, client: redis.Redis, held: HeldMessages, hub: Hub, how: str
+) -> None:
+    poll, slept, had_room = hub.poller.poll, [], []
+
+    def listen(timeout: float) -> list[object]:
+        events: list[object] = poll(timeout) or []
+        if not events:
+            slept.append(timeout)  # for a second: nobody woke the loop
+        return events
+
+    hub.poller.poll = listen
+    send(client, *(message(number) for number in range(20)), queue="q")
+    held.may_take = lambda _: held.credit < 1
+    arrived: list[int] = []
+    threads: list[threading.Thread] = []
+
+    def finish_elsewhere(one: Message) -> None:
+        assert client.llen(held.key) == 1
+        end = one.ack
+        if how == "drop":
+            end = one.reject
+        elif how == "requeue" and "redelivered" not in one.headers:
+            end = one.requeue
+        arrived.extend(ids([one]))
+        threads.append(threading.Thread(target=end))
+        threads[-1].start()
+
+    receiver = receive("q", prefetch=1, on_message=finish_elsewhere)
+    channel, wake = receiver.channel, receiver.channel.wake
+
+    def note_and_wake() -> None:
+        had_room.append(channel.qos.can_consume())
+        wake()
+
+    channel.wake = note_and_wake
+    receiver.connection.register_with_event_loop(hub)
+    while client.llen("q") or client.llen(held.key):
+        hub.run_once()
+    assert slept == []
+    assert all(had_room)  # when it was woken: else it may look, and sleep again, before there is
+    for thread in threads:
+        thread.join()
+    assert sorted(set(arrived)) == list(range(20))
+
+
+# --- no lane starves -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [9, 6, 3])
+def test_the_last_lane_has_a_turn_however_much_waits_in_the_first(
+    receive: Receive, client: redis.Redis, last: int
+) -> None:
+    urgent, late = range(200), range(1000, 1003)
+    send(client, *(message(number, priority=last) for number in late), queue="q")
+    send(client, *(message(number) for number in urgent), queue="q")
+    receiver = receive("q", prefetch=1)
+    arrived = []
+    for _ in range(4 * OTHER_END):
+        [one] = receiver.take(1)
+        arrived += ids([one])
+        one.ack()
+    assert [arrived.index(number) for number in late] == [turn * OTHER_END - 1 for turn in (1, 2, 3)]
+    assert [number for number in arrived if number < 1000] == list(range(4 * OTHER_END - 3))
+
+
+def test_urgent_messages_that_come_one_by_one_do_not_keep_others_waiting(
+    receive: Receive, client: redis.Redis
+) -> None:
+    receiver = receive("q")
+    receiver.drain_until(lambda: receiver.channel._idle)  # it waits on its first lane next
+    arrived: list[int] = []
+    while -1 not in arrived and len(arrived) < 1000:
+        if len(arrived) == 5:
+            send(client, message(-1, priority=9), queue="q")
+        if not client.llen(lane("q", 0)):
+            send(client, message(len(arrived)), queue="q")
+        arrived += ids(receiver.take(1))
+    assert len(arrived) < 1000
