@@ -16,7 +16,7 @@ from sutra_tasks import keys
 from sutra_tasks.errors import UnsupportedVersionError
 from sutra_tasks.fleet.balancing import Device, Fleet
 from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.queues import lanes
+from sutra_tasks.fleet.queues import MOST_CREDIT, lanes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -193,7 +193,8 @@ def sightings(client: redis.Redis) -> list[Sighting]:
                 record=readable,
                 backlog_messages=max(0, messages) + past,
                 backlog_tokens=max(0, dispatched - completed) + past_tokens,
-                credit_used=max(0, credit) + past_tokens,
+                # Not known one by one: at most so much.
+                credit_used=max(0, credit) + min(past_tokens, past * MOST_CREDIT),
             )
         )
     return sorted(found, key=lambda one: one.id)

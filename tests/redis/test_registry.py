@@ -12,7 +12,7 @@ import pytest
 from sutra_tasks import keys
 from sutra_tasks.fleet.balancing import Device, Fleet
 from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.queues import lane
+from sutra_tasks.fleet.queues import MOST_CREDIT, lane
 from sutra_tasks.fleet.registry import (
     Sighting,
     beat,
@@ -201,11 +201,17 @@ def test_a_load_is_never_less_than_nothing(client: redis.Redis) -> None:
     assert (seen.backlog_messages, seen.backlog_tokens, seen.credit_used) == (0, 0, 0)
 
 
-def test_work_that_came_past_the_router_is_part_of_a_backlog(client: redis.Redis) -> None:
-    beat(client, replace(RECORD, uncounted_messages=2, uncounted_tokens=70))
+@pytest.mark.parametrize(
+    ("messages", "tokens", "credit"), [(2, 70, 70), (1, 100_000, MOST_CREDIT), (0, 0, 0)]
+)
+def test_work_that_came_past_the_router_is_part_of_a_backlog_and_uses_bounded_credit(
+    client: redis.Redis, messages: int, tokens: int, credit: int
+) -> None:
+    beat(client, replace(RECORD, uncounted_messages=messages, uncounted_tokens=tokens))
     load(client, "gpu0", messages=1, credit=10, tokens_dispatched=30, tokens_completed=20)
     [seen] = sightings(client)
-    assert (seen.backlog_messages, seen.backlog_tokens, seen.credit_used) == (3, 80, 80)
+    assert (seen.backlog_messages, seen.backlog_tokens) == (1 + messages, 10 + tokens)
+    assert seen.credit_used == 10 + credit
 
 
 # --- a heartbeat and the load of its device ------------------------------------------------------
