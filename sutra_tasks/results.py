@@ -43,6 +43,7 @@ def _time_may_mend() -> Iterator[None]:
 class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untyped
     """Celery's reader of results, but an outage ends no wait: only the caller's timeout does."""
 
+    _pubsub: Any
     _away = _told = False
 
     def _reconnect(self) -> None:
