@@ -27,7 +27,7 @@ from celery.worker.request import Request
 
 from sutra_tasks import keys
 from sutra_tasks.admission import Backlog
-from sutra_tasks.calls import HEADER, demand_of
+from sutra_tasks.calls import HEADER, Demand, demand_of
 from sutra_tasks.errors import NoHealthyWorkersError, PoisonMessageError, SutraError
 from sutra_tasks.fleet.balancing import Fleet, choose
 from sutra_tasks.fleet.dead_letters import bury
@@ -39,7 +39,6 @@ from sutra_tasks.fleet.returning import attempts_of
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
-    from sutra_tasks.calls import Demand
     from sutra_tasks.settings import Settings
 
 __all__ = ["ReaperStep", "Router", "RouterStep", "strategy", "waited_s"]
@@ -63,6 +62,10 @@ class _Waiting:
     task: Any
     demand: Demand
     since: float
+
+
+_NO_DEMAND: Final = Demand(texts=1, bytes=0, sent_at=None, strategy=None)
+"""Of a message that was not looked at: it will be again."""
 
 
 def waited_s(demand: Demand, *, seen_at: float, now: float) -> float:
@@ -116,6 +119,14 @@ class Router:
 
     def route(self, message: Any, task: Any) -> None:
         """Pass a message on, keep it until a device lives, or fail its task."""
+        try:
+            self._route(message, task)
+        except Exception:
+            # It is still held; whatever is wrong (the results' server is away) must end no worker.
+            logger.exception("a message could not be handled, trying again")
+            self._waiting.append(_Waiting(message, task, _NO_DEMAND, self._now()))
+
+    def _route(self, message: Any, task: Any) -> None:
         headers = message.headers
         if attempts_of(headers) >= self._options.max_attempts:
             self._give_up(message, task)
@@ -142,7 +153,8 @@ class Router:
         else:
             self._ticket += 1
             self._fleet = self._fleet.sent(device, demand.tokens)
-            self._mean_tokens += (demand.tokens - self._mean_tokens) / RECENT_MESSAGES
+            recent = min(self._ticket - self._first_ticket, RECENT_MESSAGES)
+            self._mean_tokens += (demand.tokens - self._mean_tokens) / recent
             message.channel.forward(message, device.id)
 
     def may_take(self, queue: str) -> bool:

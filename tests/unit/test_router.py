@@ -1,6 +1,7 @@
 """The router: every message is passed on, kept until a device lives, failed or revoked."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -8,12 +9,23 @@ from uuid import uuid4
 
 import fakeredis
 import pytest
+import redis
+from celery.exceptions import Reject
 
 from sutra_tasks import keys
+from sutra_tasks.admission import Backlog
 from sutra_tasks.app import app
 from sutra_tasks.calls import Demand
-from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError, UnsupportedVersionError
+from sutra_tasks.errors import (
+    InvalidOptionError,
+    NoHealthyWorkersError,
+    PoisonMessageError,
+    UnsupportedVersionError,
+)
 from sutra_tasks.fleet import router as module
+from sutra_tasks.fleet.dead_letters import dead_letters
+from sutra_tasks.fleet.health import State
+from sutra_tasks.fleet.queues import lane
 from sutra_tasks.fleet.registry import DeviceRecord, Sighting
 from sutra_tasks.fleet.router import Router, waited_s
 from sutra_tasks.settings import Settings
@@ -274,3 +286,227 @@ def test_a_router_reports_what_it_does_and_for_how_long_that_holds(world: World)
     record = world.stored(keys.router("router1"))
     assert 5000 < world.client.pttl(keys.router("router1")) <= 6000
     assert {"v": 1, "routed": 0, "waiting": 1, "incarnation": "~.1"}.items() <= record.items()
+
+
+# --- what workers died of ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_message_that_killed_its_workers_is_kept_and_its_task_fails(world: World, alive: bool) -> None:
+    if alive:
+        world.add("a")
+    message = Message(world, sutra_attempts=3)
+    world.route(message)
+    error = world.failed[message.headers["id"]]
+    assert isinstance(error, PoisonMessageError)
+    assert error.attempts == 3
+    assert message.acknowledged == 1
+    assert not world.forwarded
+    [letter] = dead_letters(world.client)
+    assert (letter.task_id, letter.attempts, letter.at) == (message.headers["id"], 3, START)
+    assert (letter.reason, letter.message.encode()) == (error.reason, message.sutra_raw)
+
+
+@pytest.mark.parametrize(
+    ("most", "attempts", "given_up"), [(3, 2, False), (3, 4, True), (1, 1, True), (1, 0, False)]
+)
+def test_a_message_may_kill_so_many_workers(
+    make_world: Callable[..., World], most: int, attempts: int, given_up: bool
+) -> None:
+    world = make_world(max_attempts=most)
+    world.add("a")
+    world.route(Message(world, sutra_attempts=attempts))
+    assert len(world.forwarded) == (not given_up)
+    assert len(dead_letters(world.client)) == given_up
+
+
+def test_a_message_that_cannot_be_kept_is_not_failed_and_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise redis.ConnectionError
+
+    world.add("a")
+    message, other = Message(world, sutra_attempts=3), Message(world)
+    with monkeypatch.context() as away:
+        away.setattr(module, "bury", refuse)
+        world.route(message, other)
+        world.tick()
+    assert (world.failed, message.acknowledged) == ({}, 0)
+    assert [one for one, _ in world.forwarded] == [other]
+    world.tick()
+    assert message.acknowledged == 1
+    assert len(dead_letters(world.client)) == 1
+
+
+def test_a_task_whose_failure_cannot_be_stored_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Reject("the results' server is away")
+
+    world.add("a")
+    message, other = Message(world, sutra={"v": 99}), Message(world)
+    with monkeypatch.context() as away:
+        away.setattr(world.task.backend, "mark_as_failure", refuse)
+        world.route(message, other)
+        world.tick()
+    assert message.acknowledged == 0
+    assert [one for one, _ in world.forwarded] == [other]
+    world.tick()
+    assert list(world.failed) == [message.headers["id"]]
+    world.tick()
+    assert message.acknowledged == 1
+
+
+# --- between two looks at the fleet --------------------------------------------------------------
+
+
+def sized(world: World, tokens: int) -> Message:
+    return Message(world, sutra={"v": 1, "texts": 0, "bytes": 4 * tokens})
+
+
+def test_a_burst_is_spread_by_what_was_sent_since_the_last_look(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world(strategy="shortest_finish")
+    world.add("a", tokens_per_s=3000.0, credit_tokens=10**6)
+    world.add("b", tokens_per_s=1000.0, credit_tokens=10**6)
+    world.route(*(sized(world, 100) for _ in range(40)))
+    shares = Counter(world.devices)
+    assert shares["a"] + shares["b"] == 40
+    assert 28 <= shares["a"] <= 32
+
+
+def test_the_next_look_knows_better(make_world: Callable[..., World]) -> None:
+    world = make_world(strategy="shortest_finish")
+    world.add("a", credit_tokens=10**6)
+    world.add("b", load=(9, 900, 900), credit_tokens=10**6)
+    world.route(*(sized(world, 100) for _ in range(6)))
+    assert world.devices == ["a"] * 6
+    world.add("a", load=(9, 900, 900), credit_tokens=10**6)
+    world.add("b", credit_tokens=10**6)
+    world.now += 0.125
+    world.route(*(sized(world, 100) for _ in range(6)))
+    assert world.devices == ["a"] * 6 + ["b"] * 6
+
+
+def test_a_burst_keeps_to_the_credit_of_each_device(world: World) -> None:
+    world.add("a", credit_tokens=300)
+    world.add("b", credit_tokens=1000)
+    world.route(*(sized(world, 100) for _ in range(13)))
+    assert Counter(world.devices) == {"a": 3, "b": 10}
+
+
+# --- whether to take more ------------------------------------------------------------------------
+
+FULL = (1, 1000, 1000)
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ({}, True),  # it waits, or fails, where somebody sees it
+        ({"a": {}}, True),
+        ({"a": {"load": FULL}}, False),
+        ({"a": {"load": (1, 999, 999)}}, True),
+        ({"a": {"load": FULL}, "b": {"load": FULL}}, False),
+        ({"a": {"load": FULL}, "b": {}}, True),
+        ({"a": {"load": FULL}, "b": {"state": State.DEGRADED}}, True),
+        # Who is unhealthy gets no work while others stand.
+        ({"a": {"load": FULL}, "b": {"state": State.UNHEALTHY}}, False),
+        ({"a": {"load": FULL}, "b": {"state": State.PROBING}}, False),
+        ({"a": {"state": State.UNHEALTHY}}, True),
+        ({"a": {"state": State.UNHEALTHY, "load": FULL}}, False),
+        ({"a": {"state": State.STARTING, "load": FULL}}, True),
+        ({"a": {"state": State.REFUSED, "load": FULL}}, True),
+    ],
+)
+def test_texts_are_taken_unless_every_device_that_stands_has_enough(
+    world: World, devices: dict[str, Any], expected: bool
+) -> None:
+    for name, facts in devices.items():
+        world.add(name, **facts)
+    assert world.router.may_take(keys.EMBED_QUEUE) == expected
+    assert world.router.may_take(keys.CONTROL_QUEUE)
+
+
+def test_a_device_that_died_keeps_no_texts_out(world: World) -> None:
+    world.add("a", load=FULL)
+    world.ages["a"] = 7.0
+    assert world.router.may_take(keys.EMBED_QUEUE)
+
+
+def test_a_device_of_another_version_keeps_no_texts_out(world: World) -> None:
+    world.add("a", load=FULL)
+    world.ages["b"] = 0.0
+    assert world.router.may_take(keys.EMBED_QUEUE)
+
+
+def test_what_was_sent_since_the_last_look_counts_against_credit(world: World) -> None:
+    world.add("a", credit_tokens=300)
+    for _ in range(3):
+        assert world.router.may_take(keys.EMBED_QUEUE)
+        world.route(sized(world, 100))
+    assert not world.router.may_take(keys.EMBED_QUEUE)
+    world.now += 0.125  # it has done all that
+    assert world.router.may_take(keys.EMBED_QUEUE)
+
+
+def test_without_a_server_to_ask_texts_are_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> list[Sighting]:
+        raise redis.ConnectionError
+
+    monkeypatch.setattr(module, "sightings", fail)
+    assert world.router.may_take(keys.EMBED_QUEUE)
+
+
+# --- what the fleet has to do --------------------------------------------------------------------
+
+
+def wait_in_queue(world: World, *priorities: int) -> None:
+    for priority in priorities:
+        world.client.lpush(lane(keys.EMBED_QUEUE, priority), "message")
+
+
+def backlog(world: World) -> Backlog | None:
+    found: Any = world.client.get(keys.BACKLOG)
+    return Backlog.from_json(found)
+
+
+def test_a_router_tells_clients_what_waits_and_how_fast_it_is_worked_off(world: World) -> None:
+    world.add("a", load=(3, 300, 300), tokens_per_s=1000.0)
+    world.add("b", load=(1, 50, 50), tokens_per_s=None)
+    world.add("c", load=(1, 7000, 1024), tokens_per_s=9000.0, state=State.UNHEALTHY)
+    world.route(*(sized(world, 100) for _ in range(3)))
+    world.now += 0.125
+    world.router.may_take(keys.EMBED_QUEUE)
+    wait_in_queue(world, 0, 0, 3, 6, 9)
+    world.tick(0)
+    # What waits is taken to be like what came before.
+    assert backlog(world) == Backlog(tokens=5 * 100 + 350, tokens_per_s=1000.0)
+    assert 0 < world.client.ttl(keys.BACKLOG) <= keys.BACKLOG_S
+
+
+def test_what_waits_is_judged_by_what_came_lately(world: World) -> None:
+    world.add("a", credit_tokens=10**9)
+    world.route(*(sized(world, 1000) for _ in range(300)))
+    world.route(*(sized(world, 100) for _ in range(1500)))
+    world.now += 0.125
+    world.router.may_take(keys.EMBED_QUEUE)
+    wait_in_queue(world, *[0] * 10)
+    world.tick()
+    found = backlog(world)
+    assert found is not None
+    assert 1000 <= found.tokens < 1100
+
+
+def test_a_router_reports_once_a_second(world: World) -> None:
+    world.tick()
+    wait_in_queue(world, 0)
+    world.add("a", load=(1, 50, 50))
+    world.router.may_take(keys.EMBED_QUEUE)
+    world.tick(0.875)
+    assert backlog(world) == Backlog(0, 0.0)
+    world.tick(0.125)
+    assert backlog(world) == Backlog(50, 1000.0)
