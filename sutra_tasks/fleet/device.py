@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -30,13 +30,14 @@ from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.encoding.golden import Golden
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.errors import EncodingError
+from sutra_tasks.fleet.floor import Floor
 from sutra_tasks.fleet.heartbeat import Heartbeat
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.memory import device_memory
 from sutra_tasks.fleet.monitor import Monitor
 from sutra_tasks.fleet.registry import DeviceRecord
 from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
-from sutra_tasks.fleet.returning import attempts_of
+from sutra_tasks.fleet.returning import SUSPECT_AFTER, attempts_of
 from sutra_tasks.fleet.statistics import Statistics
 from sutra_tasks.settings import settings
 from sutra_tasks.tasks import serve
@@ -49,9 +50,6 @@ if TYPE_CHECKING:
 __all__ = ["DevicePool", "strategy", "warm_up"]
 
 logger = get_logger(__name__)
-
-SUSPECT_AFTER: Final = 2
-"""Deaths with a message after which it runs alone, so that the next one is blamed on nobody else."""
 
 ROOM_BATCHES: Final = 2
 """Work taken ahead, in full batches: one computes, the next one gathers."""
@@ -88,7 +86,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         )
         self._statistics = Statistics()
         self._current = threading.local()
-        self._alone = threading.Lock()
+        self._floor = Floor()
         self._started_at = time.time()
         self._encoder: Encoder | None = None
         self._batcher: Batcher | None = None
@@ -195,13 +193,13 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def _answer(self, call: Call) -> Vectors | Embeddings:
         request = self._current.request
         attempts = attempts_of(request.message.headers)
-        suspected = attempts >= min(SUSPECT_AFTER, self._options.max_attempts - 1)
+        suspected = attempts > 0 and attempts >= min(SUSPECT_AFTER, self._options.max_attempts - 1)
         try:
-            with self._marked(request.id) if attempts and suspected else nullcontext():
+            with self._marked(request.id) if suspected else self._floor.shared():
                 return self._service.answer(
                     call,
                     submitted=self._arrived,
-                    alone=bool(attempts and suspected),
+                    alone=suspected,
                     wanted=lambda: request.id not in revoked and not request.maybe_expire(),
                 )
         except Unwanted:
@@ -217,9 +215,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     @contextmanager
     def _marked(self, task_id: str) -> Iterator[None]:
-        """Name the suspect while it runs; one at a time, so that there is no doubt."""
+        """Name the suspect while it runs, and nothing else does, so that there is no doubt."""
         mark = keys.suspect(self._incarnation)
-        with self._alone:
+        with self._floor.alone():
             self._client.set(mark, task_id, ex=keys.FORGET_AFTER_S)
             try:
                 yield

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ATTEMPTS",
+    "SUSPECT_AFTER",
     "attempts_of",
     "give_back",
     "give_back_all",
@@ -38,6 +39,16 @@ logger = get_logger(__name__)
 
 ATTEMPTS: Final = "sutra_attempts"
 """A message's header: how many workers have died of it."""
+
+NEAR: Final = "sutra_near"
+"""A message's header: how many workers have died near it since it became suspect."""
+
+SUSPECT_AFTER: Final = 2
+"""Attempts after which a message runs alone, so that the next death is blamed on nobody else, and counts
+only for the one that did run."""
+
+MOST_NEAR: Final = 8
+"""So many deaths near a suspect count as one of it: it may end workers before it can be run alone."""
 
 RETURN: Final = """#!lua flags=allow-oom
 local moved, messages, tokens, credit = 0, 0, 0, 0
@@ -96,8 +107,23 @@ class _Going:
 
 def attempts_of(headers: Mapping[str, Any] | None) -> int:
     """Return how many workers have died of a message, as far as is known."""
-    found = (headers or {}).get(ATTEMPTS)
+    return _count(headers, ATTEMPTS)
+
+
+def _count(headers: Mapping[str, Any] | None, name: str) -> int:
+    found = (headers or {}).get(name)
     return found if type(found) is int and found > 0 else 0
+
+
+def _blame(headers: dict[str, Any], *, alone: bool) -> None:
+    """Count a death for a message: it ran ``alone`` when its worker died, or was one of several."""
+    attempts = attempts_of(headers)
+    near = 0 if alone or attempts < SUSPECT_AFTER else _count(headers, NEAR) + 1
+    if near in (0, MOST_NEAR):
+        headers[ATTEMPTS] = attempts + 1
+        headers.pop(NEAR, None)
+    else:
+        headers[NEAR] = near
 
 
 def _returned(
@@ -122,7 +148,7 @@ def _returned(
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
     if died and suspect in ("", headers.get("id")):
-        headers[ATTEMPTS] = attempts_of(headers) + 1
+        _blame(headers, alone=suspect != "")
     try:
         priority = int(properties.get("priority") or 0)
     except (TypeError, ValueError):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 OF_THE_FLEET = (b"_kombu.binding", b"sutra:fleet", b"sutra:queues", b"sutra:leases")
 """What lasts by design, bounded by the number of devices; a router cleans it."""
 
-BRISK: dict[str, object] = {
+BRISK: dict[str, Any] = {
     "engine": "simulated", "heartbeat_s": 0.2, "device_ttl_s": 2.0, "lease_s": 3.0,
 }  # fmt: skip
 """What a test's fleet differs in from the defaults: silence is noticed soon."""
@@ -95,9 +96,9 @@ def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..
         host: str = "t",
         faults: Path | None = None,
         environs: Mapping[str, Mapping[str, str]] | None = None,
-        **options: object,
+        **options: Any,
     ) -> Iterator[LocalFleet]:
-        chosen = replace(Settings(broker_url=server), **(BRISK | options))  # type: ignore[arg-type]
+        chosen = replace(Settings(broker_url=server), **(BRISK | options))
         with local_fleet(
             chosen, client, tmp_path, devices=devices, routers=routers, host=host,
             faults=faults, environs=environs, await_live=await_live,

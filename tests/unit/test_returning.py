@@ -13,6 +13,9 @@ from sutra_tasks import keys
 from sutra_tasks.calls import demand_of, estimated_tokens
 from sutra_tasks.fleet.returning import (
     ATTEMPTS,
+    MOST_NEAR,
+    NEAR,
+    SUSPECT_AFTER,
     _returned,
     attempts_of,
     give_back_all,
@@ -53,7 +56,7 @@ def attempts_after(headers: dict[str, Any], **how: Any) -> int:
     properties=FIELDS,
     info=FIELDS,
     body=st.text(max_size=20),
-    priority=st.none() | st.integers(0, 9) | st.text(max_size=2),
+    priority=st.none() | st.integers(0, 9) | st.sampled_from(["", "x", "é9"]),
 )
 def test_redelivering_marks_a_message_and_changes_nothing_else(
     headers: dict[str, Any] | None,
@@ -87,15 +90,26 @@ def test_what_no_worker_has_taken_goes_back_as_it_came() -> None:
     assert going.message == sent
 
 
-def test_each_death_counts_one_attempt() -> None:
+def test_each_death_counts_one_attempt_until_a_message_is_suspect() -> None:
     assert attempts_after({}) == 0
     assert attempts_after({}, died=True) == 1
-    assert attempts_after({ATTEMPTS: 4}, died=True) == 5
+    assert attempts_after({ATTEMPTS: 1}, died=True) == SUSPECT_AFTER
     assert attempts_after({ATTEMPTS: 4}) == 4
+
+
+def test_a_death_near_a_suspect_counts_little() -> None:
+    # Two messages that end their workers took innocent ones with them: these shared three deaths.
+    message_: Any = raw(message(**{ATTEMPTS: SUSPECT_AFTER}))
+    for deaths in range(1, 2 * MOST_NEAR + 1):
+        going = _returned(message_, died=True)
+        assert going is not None
+        message_ = going.message
+        assert attempts_of(json.loads(message_)["headers"]) == SUSPECT_AFTER + deaths // MOST_NEAR
 
 
 def test_if_a_suspect_is_named_only_it_is_to_blame() -> None:
     assert attempts_after({"id": "it", ATTEMPTS: 2}, died=True, suspect="it") == 3
+    assert attempts_after({"id": "it", ATTEMPTS: 2, NEAR: 5}, died=True, suspect="it") == 3
     assert attempts_after({"id": "other", ATTEMPTS: 2}, died=True, suspect="it") == 2
     assert attempts_after({}, died=True, suspect="it") == 0
 

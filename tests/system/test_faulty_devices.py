@@ -1,0 +1,67 @@
+"""Devices whose engine fails, with 2,000 tasks under way: each task ends as it must."""
+
+import pytest
+
+from sutra_tasks import EncodingError, PoisonMessageError
+from sutra_tasks.fleet.dead_letters import dead_letters, drop, retry
+from sutra_tasks.fleet.health import State
+from tests.system.work import LOADED, Work, frozen
+
+
+@pytest.fixture
+def faults(tmp_path):
+    folder = tmp_path / "faults"
+    folder.mkdir()
+    return folder
+
+
+def test_a_text_that_cannot_be_embedded_fails_alone(start_fleet, client, faults):
+    with start_fleet(2, faults=faults, **LOADED) as fleet:
+        work = Work(client)
+        work.send((f"!raise {n}" for n in range(10)), error=EncodingError)
+        work.fill(fleet)
+        work.send((f"!raise {n}" for n in range(10, 20)), error=EncodingError)
+        work.check()
+        assert {device.state for device in fleet.status().devices} == {State.HEALTHY}
+        assert fleet.reports == []
+
+
+def test_a_device_that_begins_to_give_no_numbers_gets_no_work(start_fleet, client, faults, wait_until):
+    with start_fleet(2, faults=faults, **LOADED) as fleet:
+        work = Work(client)
+        work.fill(fleet)
+        work.send(["!once-nan it goes wrong here"])
+        work.check()
+        wait_until(lambda: State.UNHEALTHY in {device.state for device in fleet.status().devices})
+        broken = next(one for one in fleet.status().devices if one.state is State.UNHEALTHY)
+        assert "known texts" in broken.record.reason
+        assert broken.record.tasks < len(work.sent)
+        before = broken.record.tasks
+        work.send(f"afterwards {n}" for n in range(100))
+        work.check()
+        assert fleet.device(broken.id).record.tasks == before
+
+
+def test_a_device_that_hangs_is_ended_and_its_work_goes_on(start_fleet, client, faults):
+    with start_fleet(2, faults=faults, batch_timeout_s=1.0, **LOADED) as fleet:
+        work = Work(client)
+        work.fill(fleet)
+        work.send(["!once-hang for good"])
+        work.check()
+        assert [line for line in fleet.reports if "ended with status 1" in line]
+        assert "Timeout (0:00:01)!" in fleet.log.read_text()  # with the stacks, for who debugs it
+
+
+def test_texts_that_end_their_process_become_dead_letters_and_nothing_else_does(
+    start_fleet, client, faults
+):
+    deadly = ["!die of this", "!die of that"]
+    with start_fleet(2, faults=faults, **LOADED) as fleet:
+        work = Work(client)
+        work.fill(fleet)
+        work.send(deadly, error=PoisonMessageError)
+        work.check()
+        letters = dead_letters(client)
+        assert {one.task_id for one in letters} == {work.sent[text].id for text in deadly}
+        assert {one.attempts for one in letters} == {fleet.options.max_attempts}
+        drop(client, letters)
