@@ -3,9 +3,9 @@
 import pytest
 
 from sutra_tasks import EncodingError, PoisonMessageError
-from sutra_tasks.fleet.dead_letters import dead_letters, drop, retry
+from sutra_tasks.fleet.dead_letters import dead_letters, drop
 from sutra_tasks.fleet.health import State
-from tests.system.work import LOADED, Work, frozen
+from tests.system.work import LOADED, Work
 
 
 @pytest.fixture
