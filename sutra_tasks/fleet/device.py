@@ -54,6 +54,9 @@ logger = get_logger(__name__)
 ROOM_BATCHES: Final = 2
 """Work taken ahead, in full batches: one computes, the next one gathers."""
 
+HEARD_S: Final = 0.2
+"""By then every router knows that a device is broken, and sends what comes back from it elsewhere."""
+
 WARM_UP_WORDS: Final = 30
 WARM_UP_TEXTS: Final = (1, 8, 32)
 
@@ -211,6 +214,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             if attempts + 1 >= self._options.max_attempts:
                 raise EncodingError(self._device_id, error.position, "the device is broken") from None
             request.message.sutra_failed = True
+            time.sleep(HEARD_S)
             raise Reject(f"device {self._device_id} is broken", requeue=True) from None
 
     @contextmanager
