@@ -42,6 +42,14 @@ UNASKED_S: Final = 1.5
 PROBE_EVERY_S: Final = 5.0
 """An unhealthy device shows this often whether it is well again."""
 
+SAY: Final = """#!lua flags=allow-oom
+local said = redis.call('GET', KEYS[1])
+if not said then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end
+return said
+"""
+"""KEYS: the golden vectors. ARGV: these, seconds they are kept. Allowed on a full server: whoever cannot
+join does not work it empty."""
+
 Exercise = Callable[[], "Future[Golden]"]
 """Has the model embed the golden texts, between two batches."""
 
@@ -81,7 +89,7 @@ class Monitor:
         self._golden: Golden | None = None
         self._exercise: Exercise | None = None
         self._exercised: Future[Golden] | None = None
-        self._asked = self._asked_memory = False
+        self._asked = self._asked_memory = self._suspected = False
         self._evaluated_at = self._exercised_at = clock()
         self._memory_at = -float("inf")
         self._worked = 0
@@ -130,9 +138,7 @@ class Monitor:
         if reason is not None:
             reason = "its vectors are no directions: not a number, infinite or zero"
         else:
-            theirs: Any = self._client.set(
-                keys.GOLDEN, golden.to_json(), nx=True, ex=self._golden_ttl_s, get=True
-            )
+            theirs = self._say(golden)
             try:
                 reason = golden.disagreement(Golden.from_json(theirs)) if theirs else None
             except SutraError as error:
@@ -144,10 +150,17 @@ class Monitor:
 
     def _keep_golden(self, golden: Golden) -> None:
         if not self._client.expire(keys.GOLDEN, self._golden_ttl_s):
-            self._client.set(keys.GOLDEN, golden.to_json(), nx=True, ex=self._golden_ttl_s)
+            self._say(golden)
+
+    def _say(self, golden: Golden) -> bytes | None:
+        """Say what the fleet computes if nobody has; else return what was said."""
+        said: Any = self._client.eval(SAY, 1, keys.GOLDEN, golden.to_json(), str(self._golden_ttl_s))
+        return said  # type: ignore[no-any-return]  # nothing decodes
 
     def _look(self, now: float) -> None:
         checked = self._finished_check(now)
+        if self._suspected:
+            self._suspected = checked = False
         if self._asked_memory or now - self._memory_at >= UNASKED_S * MEMORY_EVERY_S:
             self._asked_memory, self._memory_at = False, now
             self._decide(memory=self._read_memory())
@@ -174,17 +187,17 @@ class Monitor:
         if ended is not None:
             self._exercised_at = now
             return ended.exception() is None and self.agrees(ended.result())
-        worked = self._statistics.batches
-        if worked != self._worked:
-            self._worked, self._exercised_at = worked, max(self._exercised_at, now)
         on_trial = self._verdict.state in (State.UNHEALTHY, State.PROBING)
+        worked, self._worked = self._worked, self._statistics.batches
+        if worked != self._worked and not on_trial:  # work proves nothing of one on trial
+            self._exercised_at = now
         if now - self._exercised_at >= (PROBE_EVERY_S if on_trial else self._idle_s):
             self._exercised = self.exercise()
         return None
 
     def suspect(self) -> None:
-        """Note that the model just failed on known texts, outside of any look."""
-        self._decide(state=State.UNHEALTHY, reason="its vectors of known texts changed")
+        """Note that the model just failed on known texts; the next step draws the conclusion."""
+        self._suspected = True
 
     def _decide(self, **changed: Any) -> None:
         self._verdict = Verdict(
