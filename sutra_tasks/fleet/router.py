@@ -109,21 +109,16 @@ class Router:
         self._consumer = consumer
         self._waiting.clear()
 
-    def receive(self, message: Any, task: Any) -> None:
-        """Route a message that arrived, or keep it while the server cannot be told what became of it."""
-        try:
-            self.route(message, task)
-        except (NotStored, redis.RedisError) as error:
-            logger.warning("task %s waits for the server: %s", message.headers.get("id"), error)
-            self._waiting.append(_Waiting(message, task, demand_of(None, 0), self._now()))
-
     def route(self, message: Any, task: Any) -> None:
         """Pass a message on, keep it until a device lives, or fail its task."""
         try:
             self._route(message, task)
-        except Exception:
-            # It is still held; whatever is wrong (the results' server is away) must end no worker.
-            logger.exception("a message could not be handled, trying again")
+        except Exception as error:
+            # It is still held; whatever is wrong must end no worker, and cost the others no turn.
+            if isinstance(error, NotStored | redis.RedisError):
+                logger.warning("task %s waits for the server: %s", message.headers.get("id"), error)
+            else:
+                logger.exception("a message could not be handled, trying again")
             self._waiting.append(_Waiting(message, task, _NO_DEMAND, self._now()))
 
     def _route(self, message: Any, task: Any) -> None:
@@ -307,7 +302,7 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:  # noqa
     router: Router = consumer.controller.sutra_router
 
     def handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:  # noqa: ARG001
-        router.receive(message, task)
+        router.route(message, task)
 
     return handler
 
