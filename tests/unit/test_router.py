@@ -10,7 +10,6 @@ from uuid import uuid4
 import fakeredis
 import pytest
 import redis
-from celery.exceptions import Reject
 
 from sutra_tasks import keys
 from sutra_tasks.admission import Backlog
@@ -27,6 +26,7 @@ from sutra_tasks.fleet.dead_letters import dead_letters
 from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.queues import lane
 from sutra_tasks.fleet.registry import DeviceRecord, Sighting
+from sutra_tasks.fleet.results import NotStored
 from sutra_tasks.fleet.router import Router, waited_s
 from sutra_tasks.settings import Settings
 from tests.records import record
@@ -339,11 +339,12 @@ def test_a_message_that_cannot_be_kept_is_not_failed_and_tried_again(
     assert len(dead_letters(world.client)) == 1
 
 
+@pytest.mark.parametrize("error", [NotStored("away"), redis.ConnectionError(), TypeError()])
 def test_a_task_whose_failure_cannot_be_stored_is_tried_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(*_: Any, **__: Any) -> None:
-        raise Reject("the results' server is away")
+        raise error
 
     world.add("a")
     message, other = Message(world, sutra={"v": 99}), Message(world)
