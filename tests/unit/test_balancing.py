@@ -90,7 +90,7 @@ RANKS = {State.HEALTHY: 0, State.DEGRADED: 0, State.PROBING: 1, State.UNHEALTHY:
 # Who may get a message.
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=40, deadline=None)
 @given(found=FUZZED, ticket=TICKETS, name=st.sampled_from(STRATEGIES))
 def test_work_goes_to_the_healthiest_that_stand_and_to_idle_ones_on_probation(
     found: Fleet, ticket: int, name: str
@@ -106,7 +106,7 @@ def test_work_goes_to_the_healthiest_that_stand_and_to_idle_ones_on_probation(
     assert RANKS[device.state] == min(ranks) or on_probation
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=40, deadline=None)
 @given(found=FUZZED, ticket=TICKETS, name=st.sampled_from(STRATEGIES))
 def test_credit_is_kept_where_there_is_any(found: Fleet, ticket: int, name: str) -> None:
     standing = [one for one in found.devices if one in found.standing]
@@ -195,7 +195,7 @@ def test_an_idle_device_without_a_measurement_gets_work_to_be_measured(
     assert shares(Fleet((best, busy, *known)), name)[busy.id] == 0
 
 
-@laws(max_examples=50, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(found=FUZZED.filter(lambda found: found.standing), ticket=TICKETS)
 def test_the_same_snapshot_and_ticket_give_the_same_device(found: Fleet, ticket: int) -> None:
     for name in STRATEGIES:
@@ -205,7 +205,7 @@ def test_the_same_snapshot_and_ticket_give_the_same_device(found: Fleet, ticket:
 # What each strategy prefers.
 
 
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(healthy=st.integers(1, 12), degraded=st.integers(0, 6), start=TICKETS, rounds=st.integers(1, 3))
 def test_round_robin_gives_each_the_same_share_and_a_degraded_one_half(
     healthy: int, degraded: int, start: int, rounds: int
@@ -242,14 +242,14 @@ def test_draws_are_those_of_splitmix64() -> None:
     assert [balancing._draw(ticket) for ticket in range(3)] == expected
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=40, deadline=None)
 @given(found=fleets(), ticket=TICKETS)
 def test_least_loaded_chooses_among_the_shortest_queues(found: Fleet, ticket: int) -> None:
     shortest = min(one.backlog_messages for one in found.devices)
     assert strategy("least_loaded")(found.devices, ticket).backlog_messages == shortest
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=40, deadline=None)
 @given(found=fleets(latency_s=POSITIVE, latency_per_token_s=st.none() | POSITIVE), ticket=TICKETS)
 def test_performance_based_chooses_the_specifications_highest_score(found: Fleet, ticket: int) -> None:
     def score(device: Device) -> float:
@@ -269,7 +269,7 @@ def finish_s(device: Device) -> float:
     return (device.backlog_tokens + PLAIN.tokens) / device.tokens_per_s
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=40, deadline=None)
 @given(found=fleets(tokens_per_s=POSITIVE), ticket=TICKETS)
 def test_shortest_finish_chooses_where_this_message_is_done_first(found: Fleet, ticket: int) -> None:
     first = min(map(finish_s, found.devices))
@@ -317,7 +317,7 @@ def test_devices_that_tie_take_turns(name: str, alike: int, start: int) -> None:
         ("performance_based", "latency_per_token_s"),
     ],
 )
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(found=fleets(), data=st.data(), ticket=TICKETS)
 def test_an_unmeasured_device_counts_as_the_median(
     name: str, fact: str, found: Fleet, data: st.DataObject, ticket: int
@@ -356,7 +356,7 @@ def test_a_degraded_device_costs_double(name: str) -> None:
 # The snapshot between two looks.
 
 
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(found=FUZZED, data=st.data(), tokens=st.integers(1, 10**6))
 def test_a_dispatch_is_seen_on_its_device_alone(found: Fleet, data: st.DataObject, tokens: int) -> None:
     device = data.draw(st.sampled_from(found.devices))
@@ -424,7 +424,7 @@ def test_every_strategy_that_may_be_asked_for_is_there() -> None:
 # Where devices come from.
 
 
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(ages=AGES, ttl_s=st.floats(0, 100))
 def test_a_device_lives_while_its_heartbeat_is_young(ages: dict[str, float], ttl_s: float) -> None:
     found = fleet_of([Sighting(name, age, None) for name, age in sorted(ages.items())], ttl_s)
