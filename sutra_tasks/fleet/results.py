@@ -77,13 +77,13 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
             NotStored: it is not the task's but the server's, or the server did not take it.
             LeaseEnded: others do this process's work by now; nobody was told.
         """
-        if store_result:
-            if isinstance(exc, OF_THE_SERVER):
-                raise NotStored(exc)
-            with _told():
-                ended = self.client.exists(self._mark)
-            if ended:
-                raise LeaseEnded
+        # Also of a task whose result nobody wants: its chord and its callbacks hear of it.
+        if isinstance(exc, OF_THE_SERVER):
+            raise NotStored(exc)
+        with _told():
+            ended = self.client.exists(self._mark)
+        if ended:
+            raise LeaseEnded
         return super().mark_as_failure(task_id, exc, traceback, request, store_result, **options)
 
     def _store_result(
