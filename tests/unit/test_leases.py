@@ -73,7 +73,7 @@ GAPS = st.lists(
 )
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=100, deadline=None)
 @given(looks=GAPS)
 def test_a_lease_is_over_if_and_only_if_an_unbroken_look_saw_no_beat(
     looks: list[tuple[float, bool]],
