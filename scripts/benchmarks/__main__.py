@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmarks import balancing, embed, overhead, scaling
+from scripts.benchmarks import balancing, chaos, embed, overhead, scaling
 from scripts.benchmarks.report import document, show
 
 BENCHMARKS = {
@@ -14,6 +14,7 @@ BENCHMARKS = {
     "embed": embed.run,
     "balancing": balancing.run,
     "scaling": scaling.run,
+    "chaos": chaos.run,
 }
 PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot}
 

@@ -35,6 +35,7 @@ from sutra_tasks.fleet.heartbeat import Heartbeat
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.memory import device_memory
 from sutra_tasks.fleet.monitor import Monitor
+from sutra_tasks.fleet.queues import MOST_CREDIT
 from sutra_tasks.fleet.registry import DeviceRecord
 from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
 from sutra_tasks.fleet.returning import SUSPECT_AFTER, attempts_of
@@ -269,7 +270,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             reason=verdict.reason,
             warnings=verdict.health.warnings,
             waiting_texts=self._batcher.waiting_texts if self._batcher is not None else 0,
-            credit_tokens=max(options.batch_tokens, round(options.credit_s * speed)),
+            credit_tokens=max(MOST_CREDIT, round(options.credit_s * speed)),
             uncounted_messages=uncounted_messages,
             uncounted_tokens=uncounted_tokens,
             memory_bytes=verdict.memory.used_bytes,

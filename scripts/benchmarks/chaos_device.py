@@ -1,0 +1,41 @@
+"""A device worker whose engine can be made to fail: what ``bench chaos`` starts as devices.
+
+A text that begins with ``raise`` or ``die`` does so. A file ``<device>.nan`` in ``CHAOS_FOLDER`` turns
+all vectors into NaN for as long as it exists, and ``<device>.hang`` hangs one call.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.fleet.worker import main
+
+_encode = SimulatedEncoder.encode
+_FOLDER = Path(os.environ.get("CHAOS_FOLDER", "."))
+_DEVICE = os.environ.get("SUTRA_DEVICE_ID", "")
+
+
+def _failing(self: SimulatedEncoder, batch: Sequence[Any]) -> Any:
+    if any(text.content.startswith("die") for text in batch):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if any(text.content.startswith("raise") for text in batch):
+        raise ValueError("a text asked for it")
+    hang = _FOLDER / f"{_DEVICE}.hang"
+    if hang.exists():
+        hang.unlink()
+        threading.Event().wait()
+    vectors = _encode(self, batch)
+    return np.full_like(vectors, np.nan) if (_FOLDER / f"{_DEVICE}.nan").exists() else vectors
+
+
+if __name__ == "__main__":
+    SimulatedEncoder.encode = _failing  # type: ignore[method-assign]
+    main(["device", "--loglevel", "warning", "--without-heartbeat"])
