@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from celery.utils.log import get_logger
-from kombu.asynchronous import get_event_loop
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
@@ -191,8 +190,13 @@ class Channel(transport.Channel):
         """Have the loop look at once for what there is to tell and to take. From any thread."""
         # With a take under way its answer wakes the loop, IDLE_WAIT_S from now at the latest.
         listening = self._in_poll and not self.connection.cycle._paused_brpop  # noqa: SLF001
-        if not listening and (loop := get_event_loop()) is not None:
+        if not listening and (loop := self._loop) is not None:
             loop.call_soon(_nothing)
+
+    @property
+    def _loop(self) -> Any:
+        """The event loop of this connection, if it has one."""
+        return self.connection and self.connection.cycle.loop
 
     def close(self) -> None:
         """Give back what is held while there is still a connection to do it on."""
@@ -344,7 +348,7 @@ class Channel(transport.Channel):
         self._idle = False
         self._refused_until_s = monotonic() + REFUSED_PAUSE_S
         logger.error("the server refuses to give messages: %s", error)
-        if (loop := get_event_loop()) is not None:
+        if (loop := self._loop) is not None:
             loop.call_later(REFUSED_PAUSE_S, _nothing)
 
     def _deliver(self, source: bytes | str, raw: bytes) -> None:
@@ -376,11 +380,14 @@ class Channel(transport.Channel):
 class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu is half typed
     """kombu's poller, without a system call for each socket at each turn of the loop."""
 
+    # Kept here: kombu forgets its current loop when Celery resets it, at the first lost connection.
+    loop: Any = None
+
     @property
     def fds(self) -> dict[int, Any]:
         """The sockets the event loop does not listen to yet; without a loop, all of them."""
         found: dict[int, Any] = super().fds
-        loop = get_event_loop()
+        loop = self.loop
         return found if loop is None else {fd: c for fd, c in found.items() if fd not in loop.readers}
 
 
@@ -392,6 +399,11 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        """Serve a connection from ``loop``."""
+        self.cycle.loop = loop
+        super().register_with_event_loop(connection, loop)
 
     def _reject_inbound_message(self, raw_message: dict[str, Any]) -> None:
         # A message of a queue whose consumer was just cancelled: it is held, so it goes back.

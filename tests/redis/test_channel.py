@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -393,6 +394,23 @@ def test_the_loop_never_holds_more_than_the_prefetch_limit(
         message.ack()
     while client.keys():
         hub.run_once()
+
+
+def test_an_acknowledgement_wakes_the_loop_also_after_the_loop_was_reset(
+    hub: Hub, put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis
+) -> None:
+    # Celery resets it at each lost connection; after the first, acknowledgements waited for a timer.
+    put("q", "text")
+    hub.reset()
+    receiver = open_receiver("q", held=held, prefetch=1)
+    receiver.connection.register_with_event_loop(hub)
+    while not receiver.messages:
+        hub.run_once()
+    began = time.monotonic()
+    threading.Timer(0.2, receiver.messages[0].ack).start()
+    while client.keys():
+        hub.run_once()
+    assert time.monotonic() - began < 0.7  # unwoken, it sleeps a second
 
 
 def test_one_take_stops_at_a_megabyte(
