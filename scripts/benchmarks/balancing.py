@@ -344,7 +344,7 @@ class Worker:
         self._backlog_tokens = self._backlog_messages = self._credit_used = 0
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_MESSAGES)
         self._latency_s = self._latency_per_token_s = 0.0
-        self._told = Device("", "", credit_tokens=OPTIONS.batch_tokens)
+        self._told = Device("", "", credit_tokens=MOST_CREDIT)
         self.served: list[Served] = []
         env.process(self._serve())
         env.process(self._beat(first_beat_s))
@@ -397,7 +397,7 @@ class Worker:
                 speed = noise * tokens / seconds
                 self._told = replace(
                     self._told,
-                    credit_tokens=max(OPTIONS.batch_tokens, round(OPTIONS.credit_s * speed)),
+                    credit_tokens=max(MOST_CREDIT, round(OPTIONS.credit_s * speed)),
                     tokens_per_s=speed,
                     latency_s=self._latency_s,
                     latency_per_token_s=self._latency_per_token_s,

@@ -211,7 +211,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         plan = [name for name, count in chosen.items() for _ in range(count)]
         chaos.draw.shuffle(plan)
         plan.sort(key=lambda name: name != "hang_device")  # it takes longest to be noticed
-        over = threading.Event()
+        over, finished = threading.Event(), threading.Event()
         failed: list[BaseException] = []
 
         def disturb() -> None:
@@ -222,12 +222,16 @@ def run(*, quick: bool) -> dict[str, Any]:
                 failed.append(error)
             finally:
                 over.set()
+            finished.wait()  # a server ends with the thread that started it
 
         began = time.monotonic()
         disturbing = threading.Thread(target=disturb)
         disturbing.start()
-        found = _work(chaos, tasks, over)
-        disturbing.join()
+        try:
+            found = _work(chaos, tasks, over)
+        finally:
+            finished.set()
+            disturbing.join()
         if failed:
             raise failed[0]
         recovery = chaos.recovery_s
