@@ -370,6 +370,21 @@ def test_a_process_reclaims_nothing_that_one_of_its_consumers_has(
     assert client.lrange(held.key, 0, -1) == [had]
 
 
+def test_what_could_not_be_given_back_is_reclaimed_to_its_own_queue(
+    hold: Hold, held: HeldMessages, client: redis.Redis, unreachable: redis.Redis, leaves: set[str]
+) -> None:
+    [raw] = hold("text")
+    held.delivered(raw, "its own", tokens=1, weight=0)
+    with pytest.raises(redis.ConnectionError):
+        held.give_back(unreachable, raw, "its own")
+    assert held.credit == 0
+    assert held.reclaim(client, "q") == 1
+    assert held.reclaim(client, "q") == 0
+    leaves.add("its own")
+    assert [unmarked(one) for one in waiting(client, "its own")] == [json.loads(raw)]
+    assert not client.exists(held.key)
+
+
 def test_what_a_dead_process_held_goes_back_to_the_router(
     hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
 ) -> None:

@@ -331,6 +331,24 @@ def test_what_was_finished_is_told_when_the_connection_is_closed(
     assert client.keys() == []
 
 
+def test_what_could_not_be_given_back_goes_back_a_little_later(
+    receive: Receive, put: Put, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Many threads at once may want for connections, while that of the loop is fine.
+    put("q", *range(2))
+    receiver = receive("q")
+    kept, refused = receiver.take(2)
+    with monkeypatch.context() as away:
+        away.setitem(receiver.channel.__dict__, "_commands", absent_server())
+        refused.requeue()
+    [again] = receiver.take(1)
+    assert again.payload == refused.payload
+    assert again.headers["redelivered"]
+    for message in (kept, again):
+        message.ack()
+    receiver.drain_until(lambda: not client.keys())
+
+
 class SometimesAway(redis.Redis):
     """A client whose server can go away."""
 
