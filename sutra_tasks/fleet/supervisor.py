@@ -29,8 +29,8 @@ __all__ = ["Supervisor", "WorkerSpec", "restart_delay_s", "worker_specs"]
 
 logger = get_logger(__name__)
 
-STABLE_S: Final = 60.0
-"""A process that lived this long has recovered: its next crash is its first."""
+STABLE_S: Final = 10.0
+"""A process that lived this long is in no crash loop: its next crash is its first."""
 
 LONGEST_DELAY_S: Final = 10.0
 POLL_S: Final = 0.2
