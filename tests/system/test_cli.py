@@ -60,7 +60,7 @@ def test_a_fleet_starts_serves_and_stops_without_a_trace(up):
     assert len(children) == 5  # server, router, two devices, beat
     shown = sutra("status", SUTRA_BROKER_URL=address)
     assert shown.returncode == 0
-    assert shown.stdout.count("live") == 2
+    assert shown.stdout.count("healthy") == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 0
     assert not [child for child in children if child.is_running()]

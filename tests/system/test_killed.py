@@ -47,7 +47,7 @@ def test_a_device_is_killed_while_it_idles_before_a_full_queue(start_fleet, clie
         with frozen(pid):
             work.send((f"past the router {n}" for n in range(500)), queue=keys.device_queue(victim))
             work.fill(fleet)
-            assert fleet.device(victim).queued > 500
+            wait_until(lambda: fleet.device(victim).queued > 500)
             os.kill(pid, signal.SIGKILL)
         work.check()
         fleet.await_another(victim, pid)
