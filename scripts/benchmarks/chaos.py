@@ -1,8 +1,8 @@
 """Faults at random under load: nothing is lost, nothing is wrong, and how long the rescue takes.
 
-Four simulated devices, a router and a server with an append-only file run with default settings, while a
-client keeps hundreds of tasks in flight and compares every vector. ``recovery_s`` is the time from the
-kill of devices to the last stored result of what they held.
+Four simulated devices, two routers and a server with an append-only file run with default settings,
+while a client keeps 2,000 tasks in flight and compares every vector. ``recovery_s`` is the time from the
+kill of devices to the client's last answer to what they held, their queues included.
 """
 
 from __future__ import annotations
@@ -17,44 +17,201 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import psutil
 import redis
-from celery.exceptions import TimeoutError as WaitedTooLong
-from kombu.exceptions import OperationalError
+from celery.exceptions import TimeoutError as NotYet
 
 from scripts.benchmarks.report import percentile
-from sutra_tasks import EncodingError, PoisonMessageError, ServerUnavailableError, embed, keys
+from sutra_tasks import EncodingError, FleetSaturated, PoisonMessageError, embed, keys
 from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.errors import ServerUnavailableError
+from sutra_tasks.fleet.dead_letters import dead_letters
 from sutra_tasks.fleet.hardware import plan_devices
+from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.local import await_devices, fleet
+from sutra_tasks.fleet.queues import lanes
+from sutra_tasks.fleet.registry import Sighting, sightings
 from sutra_tasks.fleet.server import embedded_server, free_port
 from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings
 
 DEVICES: Final = 4
-IN_FLIGHT: Final = 600
-TASKS: Final = 21_000
-SEED: Final = 3
-PAUSE_S: Final = 2.0
-"""Between the end of a fault and the next."""
+ROUTERS: Final = ("router", "router2")
+IN_FLIGHT: Final = 2_000
+TASKS: Final = 20_000
+PER_TOKEN_S: Final = 0.0003
+WORDS: Final = 40
+"""42 tokens a task with the special ones: some 80 tasks a second and device."""
 
-LONGEST_S: Final = 150.0
+RAISING: Final = 200
+"""One task in so many holds a text that cannot be embedded."""
+
+LOST_S: Final = 180.0
 """A task that takes longer is lost; a hung device is found out after 120."""
 
+AGREEMENT: Final = 0.99999
 FAULTS: Final = {
-    "kill_device": 12, "kill_router": 4, "kill_all_devices": 3, "stop_device": 2, "restart_server": 2,
-    "pause_server": 1, "nan_device": 2, "hang_device": 1, "raise": 3, "die": 1, "full_memory": 2,
+    "kill_device": 15, "kill_device_before_a_full_queue": 2, "kill_all_devices": 2, "kill_router": 3,
+    "kill_all_routers": 1, "terminate_device": 3, "stop_device_past_its_lease": 2,
+    "stop_device_briefly": 2, "restart_server": 3, "pause_server": 2, "fill_memory": 2,
+    "give_no_numbers": 2, "hang": 1, "end_the_process": 2,
 }  # fmt: skip
+QUICK: Final = {
+    "kill_device": 2, "kill_router": 1, "terminate_device": 1, "restart_server": 1, "fill_memory": 1,
+}  # fmt: skip
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Run the benchmark; ``CHAOS_SEED`` in the environment repeats the choices of an earlier run."""
+    seed = int(os.environ.get("CHAOS_SEED") or time.time())
+    print(f"seed {seed}", flush=True)
+    draw = random.Random(seed)  # noqa: S311 - it draws faults
+    chosen = QUICK if quick else FAULTS
+    plan = [name for name, count in chosen.items() for _ in range(count)]
+    draw.shuffle(plan)
+    with _running(draw) as chaos, _loaded(chaos.load, 500 if quick else TASKS):
+        began = time.monotonic()
+        for number, name in enumerate(plan):
+            chaos.rest(draw.uniform(0.5, 2.0))
+            at_s, answered = time.monotonic() - began, chaos.load.answered
+            print(f"{at_s:5.0f} s {answered:6} answered; {number + 1:2}: {name}", flush=True)
+            getattr(chaos, name)()
+        chaos.end()
+        load = chaos.load
+        load.finish()
+        lasting = chaos.left()
+        seconds = time.monotonic() - began
+    recovery_s = chaos.recovery_s
+    return {
+        "tasks": load.answered,
+        "faults": len(plan),
+        "lost": load.lost + lasting,
+        "wrong": load.wrong,
+        "recovery_s": {
+            "p50": percentile(recovery_s, 0.5),
+            "p95": percentile(recovery_s, 0.95),
+            "max": max(recovery_s),
+        },
+        "kills": len(recovery_s),
+        "recovered_tasks": chaos.recovered,
+        "errors_of_their_own": load.failed,
+        "refused_calls": load.refused,
+        "tasks_per_s": load.answered / seconds,
+        "seconds": seconds,
+        "seed": seed,
+        "faults_by_name": dict(sorted(Counter(plan).items())),
+    }
+
+
+class Load:
+    """The client: it keeps tasks in flight, and compares each answer as it comes."""
+
+    def __init__(self) -> None:
+        self.answered = self.failed = self.lost = self.wrong = self.refused = 0
+        self.tasks = 0
+        self._numbers = 0
+        self._special: deque[tuple[str, str]] = deque()
+        self._pending: dict[str, tuple[str, Any, float, type[Exception] | None]] = {}
+        self._arrived: deque[str] = deque()
+        self._broken: BaseException | None = None
+        self._last, self._ended = threading.Event(), threading.Event()
+
+    def inject(self, text: str) -> str:
+        """Send a text soon, to be given up as a dead letter; return its task's id."""
+        task_id = f"special-{text.replace(' ', '-')}"
+        self._special.append((task_id, text))
+        return task_id
+
+    def is_pending(self, task_ids: Sequence[str]) -> bool:
+        """Say whether any of these tasks has no answer yet."""
+        specials = {task_id for task_id, _ in self._special.copy()}
+        return any(one in self._pending or one in specials for one in task_ids)
+
+    def run(self) -> None:
+        """Send until :meth:`finish`, and then receive what is left."""
+        try:
+            while not (self._last.is_set() and self.answered >= self.tasks):
+                self._send()
+                if self._pending:
+                    self._receive()
+            while self._pending:
+                self._receive()
+        except BaseException as error:
+            self._broken = error
+            raise
+        finally:
+            self._ended.set()
+
+    def finish(self) -> None:
+        """Let it end, and wait until it has."""
+        self._last.set()
+        self._ended.wait()
+        if self._broken is not None:
+            raise self._broken
+
+    def _send(self) -> None:
+        while len(self._pending) < IN_FLIGHT and not self._arrived:
+            task_id: str | None = None
+            expected: type[Exception] | None = None
+            if self._special:
+                task_id, text = self._special[0]
+                expected = PoisonMessageError
+            elif self._numbers % RAISING == RAISING - 1:
+                text, expected = f"raise {self._numbers}", EncodingError
+            else:
+                text = f"text {self._numbers} " + "word " * (WORDS - 2)
+            try:
+                result = embed.apply_async((text,), task_id=task_id)
+            except (ServerUnavailableError, FleetSaturated, redis.ResponseError):
+                self.refused += 1  # away, or full: the caller was told
+                return
+            self._pending[result.id] = (text, result, time.monotonic(), expected)
+            result.then(lambda one: self._arrived.append(one.id))
+            if task_id is None:
+                self._numbers += 1
+            else:
+                self._special.popleft()
+
+    def _receive(self) -> None:
+        """Take in what arrives within a moment."""
+        oldest, (text, result, sent_at, _) = next(iter(self._pending.items()))
+        with suppress(NotYet):
+            result.get(timeout=0.1, propagate=False)
+        if oldest not in self._arrived and time.monotonic() - sent_at > LOST_S:
+            self.lost += 1
+            print(f"  lost: {text[:20]} {oldest}", flush=True)
+            del self._pending[oldest]
+        while self._arrived:
+            self._check(self._arrived.popleft())
+
+    def _check(self, task_id: str) -> None:
+        if task_id not in self._pending:
+            return  # it was told twice
+        text, result, _, expected = self._pending.pop(task_id)
+        self.answered += 1
+        got = result.get(timeout=0, propagate=False)
+        if isinstance(got, Exception):
+            right = expected is not None and isinstance(got, expected)
+            self.failed += right
+        else:
+            cosine = float(np.dot(got, vectors_of([text], len(got))[0]))
+            right = expected is None and cosine >= AGREEMENT
+        if not right:
+            self.wrong += 1
+            print(f"  wrong: {text[:20]} {task_id} {got!r}", flush=True)
+        with suppress(redis.RedisError):
+            result.forget()
 
 
 @dataclass
 class Chaos:
-    """One run: the processes, what was sent, and what was found."""
+    """The processes, and what may befall them; each method named in ``FAULTS`` is a fault."""
 
     options: Settings
     client: redis.Redis
@@ -63,84 +220,200 @@ class Chaos:
     supervisor: Supervisor
     devices: Sequence[str]
     draw: random.Random
-    faults: Counter[str] = field(default_factory=Counter)
+    load: Load = field(default_factory=Load)
     recovery_s: list[float] = field(default_factory=list)
-    special: deque[str] = field(default_factory=deque)
-    """Texts that fail, for the client to send next."""
-
-    def pid(self, name: str) -> int:
-        """Return a process's id, once it runs."""
-        while (pid := self.supervisor.pids.get(name)) is None:
-            time.sleep(0.05)
-        return pid
+    recovered: int = 0
+    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _away: set[str] = field(default_factory=set)
+    _deadly: int = 0
 
     def kill_device(self) -> None:
         """Kill one device, whatever it does."""
-        self._kill([self.draw.choice(self.devices)])
+        self._kill([self._victim()])
+
+    def kill_device_before_a_full_queue(self) -> None:
+        """Kill a device that has stood still while its queue filled."""
+        self._kill([self._victim()], still_s=2.0)
 
     def kill_all_devices(self) -> None:
         """Kill all devices at once."""
         self._kill(self.devices)
+        self._away.clear()
 
-    def _kill(self, names: Sequence[str]) -> None:
-        pids = [self.pid(name) for name in names]
+    def kill_router(self) -> None:
+        """Kill a router, and with it a reaper."""
+        self._end_router(self.draw.choice(ROUTERS))
+
+    def kill_all_routers(self) -> None:
+        """Kill all routers, and with them all reapers."""
+        for name in ROUTERS:
+            self._end_router(name)
+
+    def terminate_device(self) -> None:
+        """Ask a device to end in order."""
+        os.kill(self._pid(self._victim()), signal.SIGTERM)
+
+    def stop_device_past_its_lease(self) -> None:
+        """Stop a device until others do its work; let it go on some time later."""
+        self._stop(self.options.lease_s + 4)
+
+    def stop_device_briefly(self) -> None:
+        """Stop a device for a moment."""
+        self._stop(self.draw.uniform(1, 5))
+
+    def restart_server(self) -> None:
+        """Have no server for a moment."""
+        self.server.stop()
+        time.sleep(self.draw.uniform(0, 2))
+        self.server.start()
+
+    def pause_server(self) -> None:
+        """Have the server answer nobody for ten seconds."""
+        self.client.client_pause(10_000)
+        self.client.ping()
+
+    def fill_memory(self) -> None:
+        """Leave the server no memory for three seconds."""
+        self.client.config_set("maxmemory", 1)
+        time.sleep(3)
+        self.client.config_set("maxmemory", 0)
+
+    def give_no_numbers(self) -> None:
+        """Have a device compute nonsense, until somebody replaces it."""
+        name = self._victim()
+        (self.folder / f"{name}.nan").touch()
+        self._await(lambda: self._state(name) is State.UNHEALTHY, 20, "nonsense was not noticed")
+
+        def replace_it() -> None:
+            (self.folder / f"{name}.nan").unlink()
+            _send_signal(self._pid(name), signal.SIGTERM)
+
+        self._at(3, replace_it)
+
+    def hang(self) -> None:
+        """Hang one call of an engine."""
+        name = self._victim()
+        (self.folder / f"{name}.hang").touch()
+        self._away.add(name)
+        self._at(self.options.batch_timeout_s + 10, lambda: self._away.discard(name))
+
+    def end_the_process(self) -> None:
+        """Send a text that ends whoever computes it, until it is a dead letter."""
+        self._deadly += 1
+        task_id = self.load.inject(f"die {self._deadly}")
+        self._await(lambda: not self.load.is_pending([task_id]), LOST_S, "it is no dead letter")
+
+    def rest(self, seconds: float) -> None:
+        """Do what is due meanwhile."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            for one in [one for one in self._later if one[0] <= time.monotonic()]:
+                self._later.remove(one)
+                one[1]()
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        """Do what is still to be done, however late."""
+        while self._later:
+            self.rest(0.1)
+
+    def left(self) -> int:
+        """Count what lies about though every task is answered."""
+        patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.held(""))
+        letters = {one.task_id for one in dead_letters(self.client)}
+        assert len(letters) == self._deadly, letters
+
+        def lists() -> list[bytes]:
+            return [name for one in patterns for name in self.client.scan_iter(f"{one}*", count=1000)]
+
+        deadline = time.monotonic() + 20  # what was computed twice may still be acknowledged
+        while (found := lists()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return sum(int(self.client.llen(name)) for name in found)
+
+    def _kill(self, names: Sequence[str], *, still_s: float = 0.0) -> None:
+        pids = [self._pid(name) for name in names]
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)  # so that what is read next is what dies with it
+            _send_signal(pid, signal.SIGSTOP)  # so that what is read next is what dies with it
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                while psutil.Process(pid).status() not in (
+                    psutil.STATUS_STOPPED,
+                    psutil.STATUS_ZOMBIE,
+                ):
+                    time.sleep(0.001)
+        time.sleep(still_s)
         held = [task for name in names for task in self._held(name)]
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
+            _send_signal(pid, signal.SIGKILL)
         began = time.monotonic()
-        results = [f"celery-task-meta-{task}" for task in held]
-        while results and self.client.exists(*results) < len(results):
-            time.sleep(0.02)
-            assert time.monotonic() - began < LONGEST_S, "what a device held did not come back"
-        if results:
+        self._await(lambda: not self.load.is_pending(held), LOST_S, "what it held is lost")
+        if held:
             self.recovery_s.append(time.monotonic() - began)
+            self.recovered += len(held)
+            print(f"       {len(held)} tasks back after {self.recovery_s[-1]:.1f} s", flush=True)
 
     def _held(self, name: str) -> list[str]:
         record: Any = self.client.get(keys.device(name))
         if record is None:
             return []
-        messages: Any = self.client.lrange(keys.held(json.loads(record)["incarnation"]), 0, -1)
+        lists = [keys.held(json.loads(record)["incarnation"]), *lanes(keys.device_queue(name))]
+        messages = [message for one in lists for message in self.client.lrange(one, 0, -1)]
         return [json.loads(message)["headers"]["id"] for message in messages]
 
-    def kill_router(self) -> None:
-        """Kill the router, and with it the reaper."""
-        os.kill(self.pid("router"), signal.SIGKILL)
+    def _end_router(self, name: str) -> None:
+        os.kill(self._pid(name), signal.SIGKILL)
 
-    def stop_device(self) -> None:
-        """Stop a device past its lease, then let it go on."""
-        pid = self.pid(self.draw.choice(self.devices))
+    def _stop(self, seconds: float) -> None:
+        name = self._victim()
+        pid = self._pid(name)
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(self.options.lease_s + 3)
-        os.kill(pid, signal.SIGCONT)
+        self._away.add(name)
 
-    def restart_server(self) -> None:
-        """Stop the server for a second."""
-        self.server.restart()
+        def go_on() -> None:
+            self._away.discard(name)
+            _send_signal(pid, signal.SIGCONT)
 
-    def pause_server(self) -> None:
-        """Have the server answer nobody for ten seconds."""
-        self.client.client_pause(10_000)
-        time.sleep(10)
+        self._at(seconds, go_on)
 
-    def nan_device(self) -> None:
-        """Have a device give no numbers for three seconds."""
-        file = self.folder / f"{self.draw.choice(self.devices)}.nan"
-        file.touch()
-        time.sleep(3)
-        file.unlink()
+    def _victim(self) -> str:
+        """Return a device that works, when most do: one fault at a time is enough to be hard."""
+        self._await(
+            lambda: len(self._working()) >= DEVICES - 1 - len(self._away), 60, "devices stay away"
+        )
+        return self.draw.choice(self._working())
 
-    def hang_device(self) -> None:
-        """Hang one call of an engine."""
-        (self.folder / f"{self.draw.choice(self.devices)}.hang").touch()
+    def _working(self) -> list[str]:
+        return [
+            one.id
+            for one in self._seen()
+            if one.heartbeat_age_s <= self.options.device_ttl_s
+            and one.record is not None
+            and one.record.state is State.HEALTHY
+            and one.record.pid == self.supervisor.pids.get(one.id)
+            and one.id not in self._away
+        ]
 
-    def full_memory(self) -> None:
-        """Leave the server no memory for three seconds."""
-        info: Any = self.client.info("memory")
-        self.client.config_set("maxmemory", info["used_memory"])
-        time.sleep(3)
-        self.client.config_set("maxmemory", 0)
+    def _state(self, name: str) -> State | None:
+        found = [one.record for one in self._seen() if one.id == name]
+        return found[0].state if found and found[0] else None
+
+    def _seen(self) -> list[Sighting]:
+        return sightings(self.client)
+
+    def _pid(self, name: str) -> int:
+        self._await(lambda: name in self.supervisor.pids, 60, f"{name} does not start")
+        return self.supervisor.pids[name]
+
+    def _at(self, seconds: float, action: Callable[[], None]) -> None:
+        self._later.append((time.monotonic() + seconds, action))
+
+    def _await(self, condition: Callable[[], bool], within_s: float, otherwise: str) -> None:
+        deadline = time.monotonic() + within_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError(otherwise)
+            self.rest(0.01)
 
 
 class Server:
@@ -155,35 +428,47 @@ class Server:
         options = ("--appendonly", "yes", "--appendfsync", "no", "--dir", str(self._folder))
         return self._running.enter_context(embedded_server(self.port, *options))
 
-    def restart(self) -> None:
-        """Stop, and start again a second later."""
-        self._running.close()
-        time.sleep(1)
-        self.start()
-
     def stop(self) -> None:
-        """Stop for good."""
+        """Stop, in order."""
         self._running.close()
+
+
+def _send_signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # something else ended it
+        os.kill(pid, number)
 
 
 @contextmanager
-def _running() -> Iterator[Chaos]:
+def _loaded(load: Load, tasks: int) -> Iterator[None]:
+    """Run the client in a thread of its own."""
+    load.tasks = tasks
+    running = threading.Thread(target=load.run, daemon=True)
+    running.start()
+    yield
+    running.join()
+
+
+@contextmanager
+def _running(draw: random.Random) -> Iterator[Chaos]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-chaos-")))
         server = Server(folder)
         stack.callback(server.stop)
-        # 14 tokens a task: some 60 tasks a second and device.
-        options = Settings(engine="simulated", simulated_per_token_s=0.0012, broker_url=server.start())
+        options = Settings(
+            engine="simulated", simulated_per_token_s=PER_TOKEN_S, broker_url=server.start()
+        )
         os.environ["SUTRA_BROKER_URL"] = options.broker_url or ""
         settings.cache_clear()
         devices = plan_devices(host="chaos", engine="simulated", gpus=(), cores=2, wanted=DEVICES)
+        router, *others = worker_specs(options, devices)
         faulty = [sys.executable, "-m", "scripts.benchmarks.chaos_device"]
         specs = [
-            replace(spec, command=faulty, environ={**spec.environ, "CHAOS_FOLDER": str(folder)})
-            if spec.device_id
-            else spec
-            for spec in worker_specs(options, devices)
-        ]
+            # Each router has a node name of its own, as on hosts of their own.
+            *(replace(router, name=name, command=[*router.command, "--hostname", f"{name}@chaos"])
+              for name in ROUTERS),
+            *(replace(one, command=faulty, environ={**one.environ, "CHAOS_FOLDER": str(folder)})
+              for one in others),
+        ]  # fmt: skip
         log = stack.enter_context((folder / "workers.log").open("ab"))
         output = {spec.name: log for spec in specs}
         supervisor = stack.enter_context(fleet(options, specs, report=lambda _: None, output=output))
@@ -198,108 +483,6 @@ def _running() -> Iterator[Chaos]:
         looking.start()
         stack.callback(looking.join)
         stack.callback(ended.set)
-        client = redis.Redis(port=server.port, socket_timeout=30, retry_on_timeout=True)
+        client = redis.Redis(port=server.port, socket_timeout=30)
         names = [device.id for device in devices]
-        yield Chaos(options, client, folder, server, supervisor, names, random.Random(SEED))  # noqa: S311
-
-
-def run(*, quick: bool) -> dict[str, Any]:
-    """Run the benchmark."""
-    chosen = {"kill_device": 2, "kill_router": 1, "raise": 1} if quick else FAULTS
-    tasks = 500 if quick else TASKS
-    with _running() as chaos:
-        plan = [name for name, count in chosen.items() for _ in range(count)]
-        chaos.draw.shuffle(plan)
-        plan.sort(key=lambda name: name != "hang_device")  # it takes longest to be noticed
-        over, finished = threading.Event(), threading.Event()
-        failed: list[BaseException] = []
-
-        def disturb() -> None:
-            try:
-                for name in plan:
-                    _disturb(chaos, name)
-            except BaseException as error:  # noqa: BLE001 - raised below, in the main thread
-                failed.append(error)
-            finally:
-                over.set()
-            finished.wait()  # a server ends with the thread that started it
-
-        began = time.monotonic()
-        disturbing = threading.Thread(target=disturb)
-        disturbing.start()
-        try:
-            found = _work(chaos, tasks, over)
-        finally:
-            finished.set()
-            disturbing.join()
-        if failed:
-            raise failed[0]
-        recovery = chaos.recovery_s
-        return {
-            **found,
-            "faults": sum(chaos.faults.values()),
-            "faults_by_name": dict(chaos.faults),
-            "recovery_s": {
-                "p50": percentile(recovery, 0.5),
-                "p95": percentile(recovery, 0.95),
-                "max": max(recovery),
-            },
-            "seconds": time.monotonic() - began,
-            "seed": SEED,
-        }
-
-
-def _disturb(chaos: Chaos, name: str) -> None:
-    print(f"  fault {sum(chaos.faults.values()) + 1}: {name}", flush=True)
-    if name in ("raise", "die"):
-        chaos.special.append(f"{name} {sum(chaos.faults.values())}")
-    else:
-        action: Callable[[], None] = getattr(chaos, name)
-        action()
-    chaos.faults[name] += 1
-    time.sleep(PAUSE_S)
-
-
-def _work(chaos: Chaos, tasks: int, over: threading.Event) -> dict[str, int]:
-    """Keep tasks in flight until there were enough faults and tasks; compare every answer."""
-    sent: deque[tuple[str, Any]] = deque()
-    found = {"tasks": 0, "lost": 0, "wrong": 0}
-    number = 0
-    while not over.is_set() or number < tasks:
-        if len(sent) >= IN_FLIGHT:
-            _receive(*sent.popleft(), found)
-        number += 1
-        text = chaos.special.popleft() if chaos.special else f"text {number} " + "w " * 10
-        sent.append((text, _send(text)))
-    while sent:
-        _receive(*sent.popleft(), found)
-    return found
-
-
-def _send(text: str) -> Any:
-    while True:
-        try:
-            return embed.delay(text)
-        except (ServerUnavailableError, OperationalError, redis.RedisError):
-            time.sleep(0.2)  # away, or full: the caller was told, and tries again
-
-
-def _receive(text: str, result: Any, found: dict[str, int]) -> None:
-    found["tasks"] += 1
-    expected: type[Exception] | None = {"raise": EncodingError, "die": PoisonMessageError}.get(
-        text.split(maxsplit=1)[0]
-    )
-    try:
-        vector = result.get(timeout=LONGEST_S)
-    except WaitedTooLong:
-        found["lost"] += 1
-        print(f"  lost: {text[:20]}", flush=True)
-    except Exception as error:  # noqa: BLE001 - any error but the text's own is wrong
-        if expected is None or not isinstance(error, expected):
-            found["wrong"] += 1
-            print(f"  wrong: {text[:20]} {error!r}", flush=True)
-    else:
-        cosine = float(np.dot(vector, vectors_of([text], len(vector))[0]))
-        if expected is not None or not cosine >= 0.99999:
-            found["wrong"] += 1
-            print(f"  wrong: {text[:20]} cosine {cosine}", flush=True)
+        yield Chaos(options, client, folder, server, supervisor, names, draw)

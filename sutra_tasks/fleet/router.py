@@ -192,7 +192,11 @@ class Router:
             if not self._request(one.message, one.task).revoked():  # the clock stepped back
                 self._waiting.append(one)
         elif fleet.devices:
-            self.route(one.message, one.task)
+            # Not all at once to the first device that comes back: the others follow in a moment.
+            if self._fleet.has_credit:
+                self.route(one.message, one.task)
+            else:
+                self._waiting.append(one)
         elif self._gave_up(one, now):
             waited = round(waited_s(one.demand, seen_at=one.since, now=now), 1)
             error = NoHealthyWorkersError(fleet.known, fleet.oldest_heartbeat_s, waited)

@@ -56,9 +56,12 @@ class _Child:
     due_at: float = 0.0
 
 
-def restart_delay_s(crashes: int) -> float:
-    """Return the pause before a restart: none after the first crash, then doubling from a second."""
-    return 0.0 if crashes <= 1 else min(2.0 ** (crashes - 2), LONGEST_DELAY_S)
+def restart_delay_s(crashes: int, lived_s: float) -> float:
+    """Return the pause before a restart: none after the first crash, then doubling from a second.
+
+    The time for which the process lived counts: starts, not lives, are what is to be rare.
+    """
+    return 0.0 if crashes <= 1 else max(0.0, min(2.0 ** (crashes - 2), LONGEST_DELAY_S) - lived_s)
 
 
 def worker_specs(
@@ -144,12 +147,13 @@ class Supervisor:
     def _bury(self, child: _Child, now: float) -> None:
         assert child.process is not None
         status = child.process.wait()
-        child.crashes = 1 if now - child.started_at >= STABLE_S else child.crashes + 1
-        delay_s = restart_delay_s(child.crashes)
+        lived_s = now - child.started_at
+        child.crashes = 1 if lived_s >= STABLE_S else child.crashes + 1
+        delay_s = restart_delay_s(child.crashes, lived_s)
         child.due_at = now + delay_s
         child.process = None
         how = f"signal {-status}" if status < 0 else f"status {status}"
-        when = f"in {delay_s:g} s" if delay_s else "now"
+        when = f"in {delay_s:.1f} s" if delay_s else "now"
         returned = self._return_work(child, died=True)
         self._report(
             f"{child.spec.name} ended with {how}; {returned} messages went back; restarting {when}"
