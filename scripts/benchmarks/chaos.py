@@ -75,6 +75,9 @@ def run(*, quick: bool) -> dict[str, Any]:
     chosen = QUICK if quick else FAULTS
     plan = [name for name, count in chosen.items() for _ in range(count)]
     draw.shuffle(plan)
+    # What takes longest to be noticed comes early, so that other faults go on meanwhile.
+    plan.sort(key=lambda name: name != "hang")
+    plan.insert(draw.randrange(len(plan) // 4 + 1), plan.pop(0))
     with _running(draw) as chaos, _loaded(chaos.load, 500 if quick else TASKS):
         began = time.monotonic()
         for number, name in enumerate(plan):
