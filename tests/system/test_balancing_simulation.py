@@ -76,10 +76,10 @@ def test_waiting_lasts_until_those_in_front_are_served() -> None:
 
 
 def test_what_no_device_has_credit_for_waits_at_the_router() -> None:
-    # Until it is measured a device has credit for one batch: 8 messages, large ones count as 1,024.
+    # Until it is measured a device has credit for 1,024 tokens, which a large message uses up.
     run = Simulation(ALONE, "round_robin", messages(*[0.0] * 20, tokens=2048), seed=0)
     run._env.run(until=1.5 * SNAPSHOT_S)
-    assert len(run._waiting) == 12
+    assert len(run._waiting) == 19
     assert not run._fleet.has_credit
 
 

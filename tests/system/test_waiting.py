@@ -57,11 +57,11 @@ def test_interactive_work_goes_before_a_bulk_backlog(start_fleet, client):
 def test_bulk_gets_its_turn_in_a_permanent_stream_of_interactive_work(start_fleet, client):
     with start_fleet(1, **SLOW) as fleet:
         bulk, interactive = Work(client), Work(client)
-        interactive.send((f"interactive {n}" for n in range(100)), priority=0)
+        interactive.send((f"interactive {n}" for n in range(300)), priority=0)
         under_way = deque(interactive.sent.values())
         bulk.send((f"bulk {n}" for n in range(30)), priority=9)
         while not all(result.ready() for result in bulk.sent.values()):
-            assert len(interactive.sent) < 1500
+            assert len(interactive.sent) < 2000
             under_way.popleft().get(timeout=30)
             text = f"interactive {len(interactive.sent)}"
             interactive.send([text], priority=0)
