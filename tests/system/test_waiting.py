@@ -19,18 +19,21 @@ from tests.system.work import Work
 
 SUTRA = Path(sys.executable).with_name("sutra")
 LONG = "word " * 500
-SLOW = {"simulated_per_token_s": 0.003, "batch_tokens": 256, "credit_s": 0.25}
-"""A device that does some 80 short texts a second, and is given few ahead of time."""
+WORDS = " and so on and on" * 4
+"""Makes a text weigh some thirty tokens."""
+
+SLOW = {"simulated_per_token_s": 0.0005}
+"""A device that does some ninety of those a second, and is given forty ahead of time."""
 
 
 def test_what_is_revoked_or_expires_in_the_batcher_is_not_computed(
     start_fleet, client, tmp_path, wait_until
 ):
-    with start_fleet(1, faults=tmp_path, simulated_per_token_s=0.005) as fleet:
+    with start_fleet(1, faults=tmp_path, simulated_per_token_s=0.003) as fleet:
         (device,) = fleet.device_ids
         computed = tmp_path / COMPUTED
         work = Work(client)
-        work.send([f"first {LONG}"])  # two seconds, in which the others wait
+        work.send([f"first {LONG}"])  # 1.5 seconds, in which the others wait
         wait_until(lambda: "first" in computed.read_text())
         work.send((f"revoked {n}" for n in range(20)), error=TaskRevokedError)
         work.send((f"expired {n}" for n in range(20)), error=TaskRevokedError, expires=1.0)
@@ -46,8 +49,8 @@ def test_what_is_revoked_or_expires_in_the_batcher_is_not_computed(
 def test_interactive_work_goes_before_a_bulk_backlog(start_fleet, client):
     with start_fleet(1, **SLOW) as fleet:
         bulk, interactive = Work(client), Work(client)
-        bulk.send((f"bulk {n}" for n in range(300)), priority=9)
-        interactive.send((f"interactive {n}" for n in range(20)), priority=0)
+        bulk.send((f"bulk {n}{WORDS}" for n in range(300)), priority=9)
+        interactive.send((f"interactive {n}{WORDS}" for n in range(20)), priority=0)
         interactive.check()
         assert sum(result.ready() for result in bulk.sent.values()) < 150
         bulk.check()
@@ -57,13 +60,13 @@ def test_interactive_work_goes_before_a_bulk_backlog(start_fleet, client):
 def test_bulk_gets_its_turn_in_a_permanent_stream_of_interactive_work(start_fleet, client):
     with start_fleet(1, **SLOW) as fleet:
         bulk, interactive = Work(client), Work(client)
-        interactive.send((f"interactive {n}" for n in range(300)), priority=0)
+        interactive.send((f"interactive {n}{WORDS}" for n in range(300)), priority=0)
         under_way = deque(interactive.sent.values())
-        bulk.send((f"bulk {n}" for n in range(30)), priority=9)
+        bulk.send((f"bulk {n}{WORDS}" for n in range(16)), priority=9)
         while not all(result.ready() for result in bulk.sent.values()):
             assert len(interactive.sent) < 2000
             under_way.popleft().get(timeout=30)
-            text = f"interactive {len(interactive.sent)}"
+            text = f"interactive {len(interactive.sent)}{WORDS}"
             interactive.send([text], priority=0)
             under_way.append(interactive.sent[text])
             assert client.llen(keys.EMBED_QUEUE) > 0  # it never runs dry
@@ -78,7 +81,7 @@ def test_a_fleet_with_too_much_to_do_refuses_calls(start_fleet, client, server, 
         with environment(SUTRA_BROKER_URL=server, SUTRA_MAX_QUEUE_S="1"):
             accepted = Work(client)
             with pytest.raises(FleetSaturated) as refused:
-                accepted.send(f"text {n}" for n in range(1000))
+                accepted.send(f"text {n}{WORDS}" for n in range(1000))
             assert refused.value.backlog_tokens > 0
             assert refused.value.retry_after_s >= 0
             assert len(accepted.sent) < 500  # a second's work, and what was sent unnoticed
