@@ -13,7 +13,7 @@ from sutra_tasks.errors import (
     TooLargeError,
     UnsupportedVersionError,
 )
-from sutra_tasks.settings import STRATEGIES
+from sutra_tasks.settings import METHODS, STRATEGIES
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
@@ -29,7 +29,15 @@ BYTES_PER_TOKEN: Final = 4
 TOKENS_PER_TEXT: Final = 2
 """Special tokens."""
 
-OPTIONS: Final = ("prompt", "dimensions", "normalize", "details")
+OPTIONS: Final = (
+    "prompt",
+    "dimensions",
+    "normalize",
+    "details",
+    "chunk_vectors",
+    "truncate",
+    "aggregation_method",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,9 @@ class Call:
     dimensions: int | None = None
     normalize: bool = True
     details: bool = False
+    chunk_vectors: bool = False
+    truncate: bool = False
+    aggregation_method: str | None = None
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any], limits: Settings) -> Call:
@@ -94,7 +105,7 @@ class Call:
         if not single and not isinstance(texts, list | tuple):
             raise InvalidTextError(0, f"a str or a list of str is needed, not {_kind(texts)}")
         checked = (texts,) if single else tuple(texts)
-        return cls(
+        call = cls(
             texts=checked,
             single=single,
             bytes=_checked_size(checked, limits),
@@ -102,7 +113,13 @@ class Call:
             dimensions=_checked_dimensions(options.get("dimensions")),
             normalize=_checked_flag("normalize", options.get("normalize", True)),
             details=_checked_flag("details", options.get("details", False)),
+            chunk_vectors=_checked_flag("chunk_vectors", options.get("chunk_vectors", False)),
+            truncate=_checked_flag("truncate", options.get("truncate", False)),
+            aggregation_method=_checked_method(options.get("aggregation_method")),
         )
+        if call.chunk_vectors and not call.details:
+            raise InvalidOptionError("chunk_vectors", "True", "details=True beside it")
+        return call
 
     @property
     def tokens(self) -> int:
@@ -209,6 +226,12 @@ def _checked_dimensions(dimensions: Any) -> int | None:
     if dimensions < 1:
         raise InvalidOptionError("dimensions", str(dimensions), "1 or more")
     return dimensions
+
+
+def _checked_method(method: Any) -> str | None:
+    if method is not None and method not in METHODS:
+        raise InvalidOptionError("aggregation_method", repr(method)[:50], f"one of {', '.join(METHODS)}")
+    return str(method) if method is not None else None
 
 
 def _checked_flag(name: str, value: Any) -> bool:

@@ -11,10 +11,12 @@
     ├── ServerUnavailableError      the server does not answer; nothing was sent (ConnectionError)
     ├── UnsupportedVersionError     written by another version of this package
     ├── CorruptResultError          stored vectors do not decode
+    ├── CorruptMessageError         a message between workers does not decode
     ├── NoHealthyWorkersError       no device to send work to
     ├── FleetSaturated              more work waits than may; nothing was sent
     ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
+    ├── IncompleteDocumentError     parts of a long text were lost
     └── ModelError                  a model cannot be loaded or served
 
 Facts are positional and JSON-ready: Celery stores ``args`` and rebuilds the exception from them, so
@@ -26,9 +28,11 @@ from __future__ import annotations
 __all__ = [
     "BrokerNotConfiguredError",
     "CallbackQueueError",
+    "CorruptMessageError",
     "CorruptResultError",
     "EncodingError",
     "FleetSaturated",
+    "IncompleteDocumentError",
     "InvalidInputError",
     "InvalidOptionError",
     "InvalidTextError",
@@ -167,6 +171,17 @@ class CorruptResultError(SutraError):
         return f"stored vectors do not decode: {self.reason}"
 
 
+class CorruptMessageError(SutraError):
+    """What one worker sent another does not decode: it is not what this package wrote."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.what = what
+
+    def __str__(self) -> str:
+        return f"{self.what} does not decode. Do all workers run the same release and model?"
+
+
 class NoHealthyWorkersError(SutraError):
     """No live device took the work in time."""
 
@@ -223,6 +238,21 @@ class EncodingError(SutraError):
 
     def __str__(self) -> str:
         return f"device {self.device} could not embed texts[{self.position}]: {self.reason}"
+
+
+class IncompleteDocumentError(SutraError):
+    """Parts of a long text were lost, and again when they were sent anew."""
+
+    def __init__(self, missing: int, parts: int, waited_s: float) -> None:
+        super().__init__(missing, parts, waited_s)
+        self.missing, self.parts, self.waited_s = missing, parts, waited_s
+
+    def __str__(self) -> str:
+        return (
+            f"{self.missing} of {self.parts} parts of a long text were not embedded after "
+            f"{self.waited_s:.0f} s, though they were sent again. Were queues emptied by hand? "
+            "Send the text again."
+        )
 
 
 class ModelError(SutraError):

@@ -26,6 +26,11 @@ key                             type    lifetime
 ``sutra:backlog``               string  JSON: what waits in the fleet and how fast it is worked off,
                                         :data:`BACKLOG_S`
 ``sutra:dead-letters``          hash    task id -> JSON: a message given up; never expires (it is work)
+``sutra:document:<task>``        hash    on the results' server: the parts of a long text that was
+                                        spread over the fleet, and their vectors; gone with its
+                                        result, :data:`DOCUMENT_S` at most
+``sutra:documents``             zset    on the results' server: task id -> when its missing parts are
+                                        overdue; members leave with their document
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
 ``sutra:router:<name>``         string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
 ``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``
@@ -41,9 +46,12 @@ from typing import Final
 __all__ = [
     "BACKLOG",
     "BACKLOG_S",
+    "COMBINE_TASK",
     "CONTROL_QUEUE",
     "DEAD_LETTERS",
     "DEVICE_QUEUE_PREFIX",
+    "DOCUMENTS",
+    "DOCUMENT_S",
     "EMBED_QUEUE",
     "EMBED_TASK",
     "FLEET",
@@ -53,14 +61,17 @@ __all__ = [
     "LEASES",
     "MEMORY_TASK",
     "OWN_TASK_PREFIX",
+    "PART_TASK",
     "QUEUES",
     "REAPED_S",
     "REMEMBER_S",
     "device",
     "device_queue",
+    "document",
     "held",
     "load",
     "reaped",
+    "result",
     "router",
     "suspect",
     "worker",
@@ -68,6 +79,8 @@ __all__ = [
 
 OWN_TASK_PREFIX: Final = "sutra."
 EMBED_TASK: Final = "sutra.embed"
+PART_TASK: Final = "sutra.part"
+COMBINE_TASK: Final = "sutra.combine"
 EMBED_QUEUE: Final = "sutra.embed"
 DEVICE_QUEUE_PREFIX: Final = "sutra.device."
 CONTROL_QUEUE: Final = "sutra.control"
@@ -80,12 +93,16 @@ LEASES: Final = "sutra:leases"
 GOLDEN: Final = "sutra:golden"
 BACKLOG: Final = "sutra:backlog"
 DEAD_LETTERS: Final = "sutra:dead-letters"
+DOCUMENTS: Final = "sutra:documents"
 
 FORGET_AFTER_S: Final = 3600
 """Seconds a dead device stays visible in ``sutra status`` before its record goes."""
 
 REAPED_S: Final = 24 * 3600
 """Seconds a worker that lost its lease, and does not know yet, can store no errors."""
+
+DOCUMENT_S: Final = 7 * 24 * 3600
+"""Seconds the parts of a long text are kept while a fleet does not get to them."""
 
 BACKLOG_S: Final = 5
 """Seconds clients believe what a router last said of the backlog."""
@@ -122,6 +139,16 @@ def router(name: str) -> str:
 def load(device_id: str) -> str:
     """Tokens dispatched to a device and completed by it."""
     return f"sutra:load:{device_id}"
+
+
+def document(task_id: str) -> str:
+    """Parts of a long text, and their vectors."""
+    return f"sutra:document:{task_id}"
+
+
+def result(task_id: str) -> str:
+    """Celery's key of a result."""
+    return f"celery-task-meta-{task_id}"
 
 
 def reaped(incarnation: str) -> str:

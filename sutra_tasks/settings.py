@@ -15,13 +15,25 @@ from typing import TYPE_CHECKING, Any, Final, get_type_hints
 from sutra_tasks.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = ["PREFIX", "Settings", "settings"]
 
 PREFIX: Final = "SUTRA_"
 ENGINES: Final = ("torch", "simulated")
 STRATEGIES: Final = ("shortest_finish", "least_loaded", "performance_based", "random", "round_robin")
+METHODS: Final = ("overlap_aware", "mean", "positional", "max")
+CHUNKINGS: Final = ("plain", "late")
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+ATTENTIONS: Final = ("auto", "eager", "sdpa", "flash_attention_2")
+KNOWN: Final = {
+    "engine": ENGINES,
+    "strategy": STRATEGIES,
+    "aggregation_method": METHODS,
+    "chunking": CHUNKINGS,
+    "dtype": DTYPES,
+    "attention": ATTENTIONS,
+}
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
@@ -41,6 +53,35 @@ class Settings:
     max_text_chars: int = _option(8_000_000, "characters in one text", least=1)
     max_texts: int = _option(10_000, "texts in one message", least=1)
     max_message_bytes: int = _option(16_777_216, "UTF-8 bytes of text in one message", least=1)
+
+    sequence_threshold: int | None = _option(
+        None,
+        "tokens up to which a text is embedded whole; min(512, the model's window) if not set",
+        least=1,
+    )
+    block_size: int | None = _option(
+        None,
+        "tokens in a chunk of a longer text, special tokens and prompt included; "
+        "min(512, the model's window) if not set",
+        least=1,
+    )
+    overlap_tokens: int = _option(50, "tokens two neighbouring chunks share", least=0)
+    aggregation_method: str = _option(
+        "overlap_aware",
+        "how the vectors of chunks become one: overlap_aware, mean, positional or max",
+    )
+    seed_exact: bool = _option(
+        False, "weigh chunks by the specification's formulas to the letter, for audits"
+    )
+    chunking: str = _option(
+        "plain", "plain: chunks are embedded apart; late: pooled from one pass over the whole"
+    )
+    fanout_chunks: int = _option(
+        32, "chunks from which on the long texts of a call are spread over the fleet", least=1
+    )
+    overdue_s: float = _option(
+        60.0, "seconds without progress after which missing parts of a long text are sent again", least=1
+    )
 
     strategy: str = _option("shortest_finish", "how the router chooses a device")
     queue_penalty_factor: float = _option(
@@ -87,6 +128,13 @@ class Settings:
     gpu_memory_share: float = _option(
         1.0, "share of a GPU's memory this worker may allocate", least=0.01, most=1
     )
+    dtype: str = _option(
+        "auto",
+        "precision: auto, float32, bfloat16 or float16; auto is the fastest that stays faithful",
+    )
+    attention: str = _option(
+        "auto", "auto, eager, sdpa or flash_attention_2; what cannot run gives way to the next best"
+    )
     torch_threads: int = _option(1, "torch threads of one CPU worker", least=1)
     task_threads: int = _option(64, "tasks one device worker holds at once", least=1)
     batch_tokens: int = _option(8192, "padded tokens in one batch", least=1)
@@ -109,7 +157,7 @@ class Settings:
             url = getattr(self, name)
             if url is not None and not url.startswith(("redis://", "rediss://")):
                 raise _refused(name, _scheme(url), "must be a redis:// or rediss:// address")
-        for name, known in (("engine", ENGINES), ("strategy", STRATEGIES)):
+        for name, known in KNOWN.items():
             if getattr(self, name) not in known:
                 raise _refused(name, getattr(self, name), f"must be one of {', '.join(known)}")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
@@ -123,6 +171,8 @@ class Settings:
         for option in fields(self):
             value = getattr(self, option.name)
             least, most = option.metadata["least"], option.metadata["most"]
+            if value is None:
+                continue
             if least is not None and not least <= value < float("inf"):
                 raise _refused(option.name, value, f"must be a finite number, {least} or more")
             if most is not None and value > most:
@@ -152,11 +202,10 @@ class Settings:
             name = variable.removeprefix(PREFIX).lower()
             if name not in types:
                 raise SettingsError(variable, "...", "there is no such setting")
-            kind = types[name]
+            parse, what = _PARSERS[types[name]]
             try:
-                values[name] = kind(text) if kind in (int, float) else text
-            except ValueError:
-                what = "a whole number" if kind is int else "a number"
+                values[name] = parse(text)
+            except (ValueError, KeyError):
                 raise SettingsError(variable, text, f"must be {what}") from None
         return cls(**values)
 
@@ -167,6 +216,16 @@ class Settings:
             for option in fields(self)
             if getattr(self, option.name) is not None
         }
+
+
+_PARSERS: Final[dict[Any, tuple[Callable[[str], Any], str]]] = {
+    str: (str, "text"),
+    str | None: (str, "text"),
+    int: (int, "a whole number"),
+    int | None: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (lambda text: {"true": True, "false": False}[text.lower()], "true or false"),
+}
 
 
 def _refused(name: str, value: object, reason: str) -> SettingsError:

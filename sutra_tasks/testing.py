@@ -22,6 +22,7 @@ from sutra_tasks.encoding.batcher import Batcher
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.encoding.simulated import SimulatedEncoder, vectors_of
+from sutra_tasks.settings import Settings
 from sutra_tasks.tasks import serve
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def local_fleet(*, width: int = 384, batch_s: float = 0.0) -> Iterator[None]:
     """
     encoder = SimulatedEncoder(width=width, fixed_s=batch_s)
     batcher = Batcher(encoder, Limits(max_tokens=8192, max_texts=128, max_wait_s=0))
-    service = EmbeddingService(encoder, batcher, "test")
+    service = EmbeddingService(encoder, batcher, "test", Settings())
 
     def answer(call: Call) -> Vectors | Embeddings:
-        travelled: Vectors | Embeddings = kombu_json.loads(kombu_json.dumps(service.answer(call)))
+        travelled: Vectors | Embeddings = kombu_json.loads(
+            kombu_json.dumps(service.answer(service.prepare(call)))
+        )
         return travelled
 
     before = app.conf.task_always_eager

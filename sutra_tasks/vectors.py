@@ -29,6 +29,7 @@ except ModuleNotFoundError:
 __all__ = ["VERSION", "Embeddings", "Floats", "Vectors", "finish", "register"]
 
 VERSION: Final = 1
+EMBEDDINGS_VERSION: Final = 2
 MOST: Final = 2**31
 VECTORS_TYPE: Final = "sutra.vectors"
 EMBEDDINGS_TYPE: Final = "sutra.embeddings"
@@ -79,9 +80,13 @@ class Embeddings:
         space: name of the embedding space. Vectors of two spaces must not be compared.
         model: the model's name as the fleet was given it.
         tokens: tokens embedded of each text, special tokens and prompt included.
-        chunks: pieces each text was embedded in.
-        truncated: whether text was cut off at the model's window, for each text.
-        device: the device that computed them.
+        chunks: pieces each text was embedded in; 1 for a text within the threshold.
+        truncated: whether text was cut off at the model's window, as ``truncate=True`` asks.
+        spans: for each text, where each of its chunks begins and ends in it, in characters.
+        weights: for each text, what the vector of each chunk counts in its own; they add up to 1.
+        chunk_vectors: with ``chunk_vectors=True`` the vectors of all chunks, in the order of ``spans``:
+            shape (sum(chunks), dim).
+        device: the device that computed them, or the devices.
         queue_s: seconds the texts waited on the device while none of them was computed.
         compute_s: seconds the batches that held these texts took.
     """
@@ -92,13 +97,16 @@ class Embeddings:
     tokens: tuple[int, ...]
     chunks: tuple[int, ...]
     truncated: tuple[bool, ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    weights: tuple[tuple[float, ...], ...]
+    chunk_vectors: Vectors | None
     device: str
     queue_s: float
     compute_s: float
 
     def __json__(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in self.__slots__}
-        return _typed(EMBEDDINGS_TYPE, {"v": VERSION, **value})
+        return _typed(EMBEDDINGS_TYPE, {"v": EMBEDDINGS_VERSION, **value})
 
 
 def finish(rows: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
@@ -120,16 +128,16 @@ def _typed(name: str, value: dict[str, Any]) -> dict[str, Any]:
     return {"__type__": name, "__value__": value}
 
 
-def _versioned(name: str, value: Any) -> dict[str, Any]:
+def _versioned(name: str, value: Any, version: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CorruptResultError(f"{name} is not an object")
-    if value.get("v") != VERSION:
-        raise UnsupportedVersionError(name, str(value.get("v"))[:20], VERSION)
+    if value.get("v") != version:
+        raise UnsupportedVersionError(name, str(value.get("v"))[:20], version)
     return value
 
 
 def _vectors_from_json(value: Any) -> Vectors:
-    record = _versioned(VECTORS_TYPE, value)
+    record = _versioned(VECTORS_TYPE, value, VERSION)
     shape, data = record.get("shape"), record.get("data")
     if (
         not isinstance(shape, list)
@@ -148,15 +156,17 @@ def _vectors_from_json(value: Any) -> Vectors:
 
 
 def _embeddings_from_json(value: Any) -> Embeddings:
-    record = dict(_versioned(EMBEDDINGS_TYPE, value))
+    record = dict(_versioned(EMBEDDINGS_TYPE, value, EMBEDDINGS_VERSION))
     del record["v"]
     try:
         for name in ("tokens", "chunks", "truncated"):
             record[name] = tuple(record[name])
+        record["spans"] = tuple(tuple((start, end) for start, end in spans) for spans in record["spans"])
+        record["weights"] = tuple(tuple(weights) for weights in record["weights"])
         found = Embeddings(**record)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CorruptResultError(f"{EMBEDDINGS_TYPE}: {error}") from None
-    if not isinstance(found.vectors, Vectors):
+    if not isinstance(found.vectors, Vectors) or not isinstance(found.chunk_vectors, Vectors | None):
         raise CorruptResultError(f"{EMBEDDINGS_TYPE} holds no vectors")
     return found
 

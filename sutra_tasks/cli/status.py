@@ -19,8 +19,9 @@ from sutra_tasks.fleet.registry import DeviceRecord, Sighting, queue_lengths, si
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["DeviceStatus", "FleetStatus", "read", "run", "table"]
+__all__ = ["DeviceStatus", "FleetStatus", "precisions", "read", "run", "table"]
 
+MOST_NAMED: Final = 4
 COLOURS: Final = {State.HEALTHY: "green"} | dict.fromkeys(
     (State.DEAD, State.REFUSED, State.UNHEALTHY), "red"
 )
@@ -113,6 +114,21 @@ def table(fleet: FleetStatus) -> Table:
     return drawn
 
 
+def precisions(fleet: FleetStatus) -> list[str]:
+    """Say how devices compute, and why not better; a line for those that do alike."""
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for device in fleet.devices:
+        record = device.record
+        if record is not None and record.dtype:
+            how = (record.attention, record.dtype, record.attention_reason)
+            alike.setdefault(how, []).append(device.id)
+    return [
+        f"{', '.join(ids) if len(ids) <= MOST_NAMED else f'{len(ids)} devices'}: "
+        f"{path} attention in {dtype}{f' ({reason})' if reason else ''}"
+        for (path, dtype, reason), ids in alike.items()
+    ]
+
+
 def run(options: Settings, *, as_json: bool) -> None:
     """Print the fleet; exit status 1 when no device lives."""
     if options.broker_url is None:
@@ -131,6 +147,8 @@ def run(options: Settings, *, as_json: bool) -> None:
         for device in fleet.devices:
             if device.record is not None and device.record.reason:
                 console.print(f"[yellow]{device.id}[/]: {device.record.reason}", highlight=False)
+        for line in precisions(fleet):
+            console.print(line, style="dim", highlight=False, markup=False)
         waiting = sum(router["waiting"] for router in fleet.routers)
         console.print("queue: estimated tokens sent and not finished / taken ahead at most", style="dim")
         console.print(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,10 +25,10 @@ from sutra_tasks.encoding.batching import (
 from sutra_tasks.encoding.watchdog import watched
 
 if TYPE_CHECKING:
-    from sutra_tasks.encoding.encoder import Encoder, TokenizedText
+    from sutra_tasks.encoding.encoder import Card, TokenizedText
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "TextError", "Unwanted"]
+__all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "Encodes", "TextError", "Unwanted"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,15 @@ class TextError(Exception):
     def __init__(self, position: int, cause: Exception) -> None:
         super().__init__(position, cause)
         self.position, self.cause = position, cause
+
+
+class Encodes(Protocol):
+    """What the batcher asks of an engine."""
+
+    card: Card
+
+    def encode(self, batch: Sequence[TokenizedText]) -> Floats:
+        """Return float32 rows of shape (len(batch), width)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +105,7 @@ class Batcher:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encodes,
         limits: Limits,
         *,
         on_batch: Callable[[Batch], None] = lambda _: None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sutra_tasks.errors import InvalidOptionError
 
 if TYPE_CHECKING:
+    from sutra_tasks.documents.chunking import Offsets
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Card", "Encoder", "TokenizedText", "check_options"]
@@ -35,26 +36,72 @@ class Card:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TokenizedText:
-    """One text, ready for an engine; ``content`` is the engine's own form of it."""
+    """A text, or a window of one, ready for an engine.
+
+    Attributes:
+        tokens: how many it has, special tokens and prompt included.
+        content: the engine's own form of it.
+    """
 
     tokens: int
-    truncated: bool
     content: Any
 
 
 class Encoder(Protocol):
     """One model on one device.
 
-    ``tokenize`` is called from many threads at once; ``encode`` only from one.
+    ``encode`` is called from one thread only, everything else from many at once.
     """
 
     card: Card
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        """Prepare texts under a named prompt, cutting each at the window."""
+        """Prepare texts under a named prompt; they are whole, however long."""
+
+    def offsets(self, text: TokenizedText) -> Offsets:
+        """Return where the tokens of a whole text stand in it, prompt and special tokens left out."""
+
+    def windows(
+        self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
+    ) -> list[TokenizedText]:
+        """Return the tokens of a whole text from each start to before each end, by its ``offsets``.
+
+        Each window gets the special tokens and the prompt of the whole.
+        """
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        """Return float32 rows of shape (len(batch), width), as the model gives them."""
+        """Return float32 rows of shape (len(batch), width), as the model gives them.
+
+        No text of ``batch`` has more tokens than the model's window.
+        """
+
+    def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
+        """Return float32 rows of shape (len(spans), width) from one pass over a text.
+
+        Each is pooled from the states of its tokens, which have seen all others: late chunking
+        (Günther and others, 2024, arXiv:2409.04701). On the thread of ``encode``.
+
+        Args:
+            text: a window.
+            spans: first and behind the last token of each, special tokens and prompt not counted.
+        """
+
+    def check_pool(self) -> None:
+        """Refuse a model for which :meth:`pool` means nothing.
+
+        Raises:
+            ModelError: it does not take the mean of its tokens' states.
+        """
+
+    def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        """Return ``batch`` as JSON, for another worker of the same embedding space."""
+
+    def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
+        """Return what was packed.
+
+        Raises:
+            CorruptMessageError: it was not packed by this engine, or not for this model.
+        """
 
 
 def check_options(card: Card, prompt: str | None, dimensions: int | None) -> None:

@@ -38,4 +38,6 @@ def load_engine(options: Settings) -> Encoder:
         device=options.torch_device,
         threads=options.torch_threads,
         memory_share=options.gpu_memory_share,
+        attention=options.attention,
+        dtype=options.dtype,
     )

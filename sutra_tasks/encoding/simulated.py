@@ -8,13 +8,16 @@ It lets a laptop drive a fleet of sixteen "GPUs" through the real broker, router
 from __future__ import annotations
 
 import hashlib
+import re
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from sutra_tasks.documents.chunking import Offsets
 from sutra_tasks.encoding.encoder import Card, TokenizedText
+from sutra_tasks.errors import CorruptMessageError, ModelError
 
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
@@ -60,15 +63,27 @@ class SimulatedEncoder:
         self._sleep, self._clock = sleep, clock
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        """Count words as tokens; the whole text decides the vector, so a cut one differs."""
+        """Count words as tokens; the whole text decides the vector."""
         prefix = self.card.prompts[prompt] if prompt else ""
-        prepared = []
-        for text in texts:
-            tokens = len(text.split()) + SPECIAL_TOKENS
-            cut = tokens > WINDOW
-            content = " ".join(text.split()[: WINDOW - SPECIAL_TOKENS]) if cut else text
-            prepared.append(TokenizedText(min(tokens, WINDOW), cut, prefix + content))
-        return prepared
+        return [TokenizedText(len(text.split()) + SPECIAL_TOKENS, prefix + text) for text in texts]
+
+    def offsets(self, text: TokenizedText) -> Offsets:
+        """Return where its words stand."""
+        spans = [found.span() for found in re.finditer(r"\S+", text.content)]
+        starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+        return Offsets(starts, ends)
+
+    def windows(
+        self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
+    ) -> list[TokenizedText]:
+        """Return slices of the text, from a word's start to another's end."""
+        return [
+            TokenizedText(
+                stop - start + SPECIAL_TOKENS,
+                text.content[offsets.starts[start] : offsets.ends[stop - 1]],
+            )
+            for start, stop in spans
+        ]
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Answer after as long as the device would take; making up vectors is part of that."""
@@ -79,3 +94,30 @@ class SimulatedEncoder:
         if pause_s > 0:
             self._sleep(pause_s)
         return vectors
+
+    def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
+        """Refuse, as :meth:`check_pool` does."""
+        raise NotImplementedError
+
+    def check_pool(self) -> None:
+        """Refuse late chunking: there are no states of tokens.
+
+        Raises:
+            ModelError: always.
+        """
+        raise ModelError(self.card.model, "has no states of tokens to pool: SUTRA_CHUNKING=late")
+
+    def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        """Return the texts and their tokens."""
+        return {"texts": [[text.tokens, text.content] for text in batch]}
+
+    def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
+        """Return what was packed.
+
+        Raises:
+            CorruptMessageError: it is something else.
+        """
+        try:
+            return [TokenizedText(int(tokens), str(content)) for tokens, content in packed["texts"]]
+        except (KeyError, TypeError, ValueError):
+            raise CorruptMessageError("the texts of a part") from None

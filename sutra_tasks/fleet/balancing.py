@@ -19,7 +19,7 @@ from sutra_tasks.fleet.queues import MOST_CREDIT
 if TYPE_CHECKING:
     from sutra_tasks.calls import Demand
 
-__all__ = ["STRATEGIES", "UNLIMITED", "Device", "Fleet", "Strategy", "choose"]
+__all__ = ["STRATEGIES", "UNLIMITED", "Device", "Fleet", "Strategy", "assign", "choose"]
 
 UNLIMITED: Final = 2**63
 DEGRADED_COSTS: Final = 2
@@ -104,6 +104,23 @@ class Fleet:
                 return replace(self, devices=(*self.devices[:at], loaded, *self.devices[at + 1 :]))
         return self
 
+    def done(self, device_id: str, tokens: int) -> Fleet:
+        """Return the snapshot as it is after a device has finished a message."""
+        return replace(
+            self,
+            devices=tuple(
+                one
+                if one.id != device_id
+                else replace(
+                    one,
+                    backlog_tokens=max(0, one.backlog_tokens - tokens),
+                    backlog_messages=max(0, one.backlog_messages - 1),
+                    credit_used=max(0, one.credit_used - min(tokens, MOST_CREDIT)),
+                )
+                for one in self.devices
+            ),
+        )
+
 
 Strategy = Callable[[Sequence[Device], "Demand", int, float], Device]
 """``(candidates, demand, ticket, queue_penalty_s) -> Device``; there is always a candidate."""
@@ -181,6 +198,25 @@ def choose(fleet: Fleet, demand: Demand, ticket: int, *, default: str, queue_pen
         return tried
     candidates = [device for device in standing if device.has_credit] or standing
     return STRATEGIES[name](candidates, demand, ticket, queue_penalty_s)
+
+
+def assign(
+    fleet: Fleet, demands: Sequence[Demand], ticket: int, *, default: str, queue_penalty_s: float
+) -> list[Device | None]:
+    """Choose devices for what is sent together; None where no device has credit left.
+
+    Raises:
+        InvalidOptionError: a demand names an unknown strategy.
+    """
+    chosen: list[Device | None] = []
+    for number, demand in enumerate(demands):
+        if not fleet.has_credit:
+            chosen.append(None)
+            continue
+        device = choose(fleet, demand, ticket + number, default=default, queue_penalty_s=queue_penalty_s)
+        chosen.append(device)
+        fleet = fleet.sent(device, demand.tokens)
+    return chosen
 
 
 def _trial(fleet: Fleet, name: str, draw: int) -> Device | None:

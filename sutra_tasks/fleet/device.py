@@ -13,30 +13,34 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import redis
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, TaskRevokedError
 from celery.utils.log import get_logger
 from celery.worker.state import revoked
 from celery.worker.strategy import default as default_strategy
 
 from sutra_tasks import keys
+from sutra_tasks.documents.attention import AttentionChoice
 from sutra_tasks.encoding.batcher import Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.encoding.golden import Golden
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.errors import EncodingError
+from sutra_tasks.fleet import parts
+from sutra_tasks.fleet.fanout import documents
 from sutra_tasks.fleet.floor import Floor
 from sutra_tasks.fleet.heartbeat import Heartbeat
 from sutra_tasks.fleet.held import held_by
+from sutra_tasks.fleet.long_texts import LongTexts
 from sutra_tasks.fleet.memory import device_memory
 from sutra_tasks.fleet.monitor import Monitor
 from sutra_tasks.fleet.queues import MOST_CREDIT
-from sutra_tasks.fleet.registry import DeviceRecord
+from sutra_tasks.fleet.registry import DeviceRecord, fleet_of, sightings
 from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
 from sutra_tasks.fleet.returning import SUSPECT_AFTER, attempts_of
 from sutra_tasks.fleet.statistics import Statistics
@@ -49,6 +53,8 @@ if TYPE_CHECKING:
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["DevicePool", "strategy", "warm_up"]
+
+Answer = TypeVar("Answer")
 
 logger = get_logger(__name__)
 
@@ -122,12 +128,20 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self._encoder, self._batcher = encoder, batcher
         batcher.start()
         self._service = EmbeddingService(
-            encoder, batcher, self._device_id, on_answer=self._statistics.answer
+            encoder, batcher, self._device_id, options, on_answer=self._statistics.answer
         )
         held = held_by(self._incarnation)
         room = ROOM_BATCHES * options.batch_tokens
         held.may_take = lambda _: self.monitor.serves and held.credit < room
         serve(self._answer)
+        self._long_texts = LongTexts(
+            self._service,
+            documents(options),
+            self._device_id,
+            options,
+            self._computed,
+        )
+        parts.serve(self._long_texts)
 
     def on_ready(self) -> None:
         """Join the fleet, now that the worker consumes."""
@@ -195,20 +209,35 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self._batcher.arrived()
 
     def _answer(self, call: Call) -> Vectors | Embeddings:
+        prepared = self._service.prepare(call)
+        if prepared.can_spread and prepared.planned.plan.chunks >= self._options.fanout_chunks:
+            fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
+            self._long_texts.spread(prepared, self._current.request.message, fleet)
+            raise Ignore
+        return self._computed(lambda **how: self._service.answer(prepared, **how))
+
+    def _computed(self, compute: Callable[..., Answer], *, task_id: str | None = None) -> Answer:
+        """Compute for the task of this thread, and see to what is neither an answer nor its failure.
+
+        Args:
+            compute: how; it gets what it passes on to the batcher.
+            task_id: the task whose caller may give it up, if that is another one.
+        """
         request = self._current.request
+        wanted_id = task_id or request.id
         attempts = attempts_of(request.message.headers)
         suspected = attempts > 0 and attempts >= min(SUSPECT_AFTER, self._options.max_attempts - 1)
         try:
             with self._marked(request.id) if suspected else self._floor.shared():
-                return self._service.answer(
-                    call,
+                return compute(
                     submitted=self._arrived,
                     alone=suspected,
-                    wanted=lambda: request.id not in revoked and not request.maybe_expire(),
+                    wanted=lambda: wanted_id not in revoked and not request.maybe_expire(),
                 )
         except Unwanted:
-            request.revoked()  # says so to its caller
-            raise Ignore from None
+            if request.revoked():  # says so to its caller, or its chord
+                raise Ignore from None
+            raise TaskRevokedError("revoked") from None
         except Drained:
             raise Reject(f"device {self._device_id} is stopping", requeue=True) from None
         except DeviceBroken as error:
@@ -251,6 +280,8 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def _describe(self) -> DeviceRecord:
         options, verdict = self._options, self.monitor.step()
         card = self._encoder.card if self._encoder is not None else None
+        # An engine that makes its vectors up has none, and one that loads has none yet.
+        attention = getattr(self._encoder, "attention", AttentionChoice("none" if card else "", ""))
         summary = self._statistics.summary()
         speed = summary["tokens_per_s"] or 0.0
         uncounted_messages, uncounted_tokens = held_by(self._incarnation).uncounted
@@ -265,6 +296,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             space=card.space if card is not None else "",
             width=card.width if card is not None else 0,
             window=card.window if card is not None else 0,
+            attention=attention.path,
+            dtype=attention.dtype,
+            attention_reason=attention.reason,
             started_at=self._started_at,
             state=verdict.state,
             reason=verdict.reason,

@@ -35,7 +35,7 @@ __all__ = [
     "sightings",
 ]
 
-VERSION: Final = 2
+VERSION: Final = 3
 
 BEAT: Final = """#!lua flags=allow-oom
 local now = redis.call('TIME')
@@ -89,6 +89,7 @@ class DeviceRecord:
     """What one device worker says of itself; stored as JSON with a version.
 
     Speeds and latencies are in estimated tokens (:attr:`sutra_tasks.calls.Demand.tokens`), as loads are.
+    ``attention`` and ``dtype`` are how it computes, ``attention_reason`` why it does not do so better.
     """
 
     id: str
@@ -102,6 +103,9 @@ class DeviceRecord:
     width: int
     window: int
     started_at: float
+    attention: str = ""
+    dtype: str = ""
+    attention_reason: str = ""
     state: State = State.STARTING
     reason: str = ""
     warnings: tuple[str, ...] = ()

@@ -27,6 +27,8 @@ from sutra_tasks.fleet.returning import give_back_all, give_back_queue
 if TYPE_CHECKING:
     import redis
 
+    from sutra_tasks.fleet.fanout import Documents
+
 __all__ = ["Leases", "Reaper", "end_if_replaced", "rescue", "rescue_queues"]
 
 logger = get_logger(__name__)
@@ -162,11 +164,13 @@ class Reaper:
         results: redis.Redis,
         incarnation: str,
         *,
+        documents: Documents,
         lease_s: float,
         device_ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client, self._results, self._incarnation = client, results, incarnation
+        self._documents = documents
         self._lease_s, self._device_ttl_s, self._clock = lease_s, device_ttl_s, clock
         self._own = Lease(lambda: end_if_replaced(results, incarnation))
         self._leases = Leases()
@@ -186,6 +190,7 @@ class Reaper:
             return POLL_S
         if moved := rescue_queues(self._client, ttl_s=self._device_ttl_s):
             logger.warning("%d messages waited for devices that are gone and went back", moved)
+        self._documents.sweep()
         return POLL_S
 
     def run(self) -> None:

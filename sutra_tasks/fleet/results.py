@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any, Final
 
 import redis
@@ -18,8 +19,10 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from sutra_tasks import keys
+from sutra_tasks.fleet.fanout import Documents, documents
+from sutra_tasks.settings import settings
 
-__all__ = ["LeaseEnded", "NotStored", "ResultBackend"]
+__all__ = ["LeaseEnded", "NotStored", "ResultBackend", "as_not_stored"]
 
 OF_THE_SERVER: Final = (redis.RedisError, OperationalError)
 """What goes wrong with the server, or with sending a callback through it; never with a text."""
@@ -63,6 +66,11 @@ class LeaseEnded(NotStored):
 class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     """``result_backend`` of the workers."""
 
+    @cached_property
+    def _documents(self) -> Documents:
+        # Made when the first part ends: most workers' backends never need it.
+        return documents(settings())
+
     @property
     def _mark(self) -> str:
         return keys.reaped(self.app.conf.broker_transport_options.get("incarnation", ""))
@@ -70,7 +78,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     def mark_as_failure(
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None,
         store_result: bool = True, **options: Any,
-    ) -> Any:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Store an error and let its chord know.
 
         Raises:
@@ -80,11 +88,60 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         # Also of a task whose result nobody wants: its chord and its callbacks hear of it.
         if isinstance(exc, OF_THE_SERVER):
             raise NotStored(exc)
-        with _told():
+        self._check_lease()
+        super().mark_as_failure(task_id, exc, traceback, request, store_result, **options)
+        self._finish(task_id, request)
+
+    def mark_as_done(
+        self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **options: Any
+    ) -> None:
+        """Store a success, and let its chord know.
+
+        Raises:
+            NotStored: the server did not take it.
+        """
+        super().mark_as_done(task_id, result, request, store_result, **options)
+        self._finish(task_id, request)
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True,
+        **options: Any,
+    ) -> None:  # fmt: skip
+        """Store that a task was given up, and let its chord know.
+
+        Raises:
+            NotStored: the server did not take it.
+            LeaseEnded: others do this process's work by now; nobody was told.
+        """
+        self._check_lease()
+        super().mark_as_revoked(task_id, reason, request, store_result, **options)
+        self._finish(task_id, request)
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
+        """Join a chord: the parts of a long text in their document, others as Celery does.
+
+        Raises:
+            NotStored: the server did not take it.
+        """
+        if getattr(request, "task", None) != keys.PART_TASK:
+            super().on_chord_part_return(request, state, result, **options)
+            return
+        with as_not_stored():
+            if state == states.SUCCESS:
+                self._documents.join(request.group, request.group_index, result)
+            else:
+                self._documents.fail(request.group, result)
+
+    def _check_lease(self) -> None:
+        with as_not_stored():
             ended = self.client.exists(self._mark)
         if ended:
             raise LeaseEnded
-        return super().mark_as_failure(task_id, exc, traceback, request, store_result, **options)
+
+    def _finish(self, task_id: str, request: Any) -> None:
+        if getattr(request, "task", None) == keys.COMBINE_TASK:
+            with as_not_stored():
+                self._documents.finish(task_id)
 
     def _store_result(
         self,
@@ -99,7 +156,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         meta["task_id"] = task_id
         expires = self.failure_expires if state == states.FAILURE else self.expires
         names = (self.get_key_for_task(task_id), self._mark)
-        with _told():
+        with as_not_stored():
             stored = self.ensure(
                 self.client.eval, (STORE, 2, *names, self.encode(meta), int(expires), state)
             )
@@ -109,7 +166,8 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def as_not_stored() -> Iterator[None]:
+    """Raise what goes wrong with the server as :class:`NotStored`, so that the message goes back."""
     try:
         yield
     except (*OF_THE_SERVER, OSError) as error:

@@ -31,6 +31,7 @@ from sutra_tasks.calls import HEADER, Demand, demand_of
 from sutra_tasks.errors import NoHealthyWorkersError, PoisonMessageError, SutraError
 from sutra_tasks.fleet.balancing import Fleet, choose
 from sutra_tasks.fleet.dead_letters import bury
+from sutra_tasks.fleet.fanout import documents
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.registry import fleet_of, queue_lengths, sightings
 from sutra_tasks.fleet.rescue import Reaper
@@ -351,6 +352,7 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
             redis.Redis.from_url(options.broker_url or "", socket_timeout=timeout_s),
             redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
             worker.app.conf.broker_transport_options["incarnation"],
+            documents=documents(options),
             lease_s=options.lease_s,
             device_ttl_s=options.device_ttl_s,
         )

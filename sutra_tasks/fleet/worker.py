@@ -21,6 +21,7 @@ from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
 from sutra_tasks.fleet import control as _control  # noqa: F401 - registers tasks and commands
+from sutra_tasks.fleet import parts
 from sutra_tasks.fleet.queues import new_incarnation
 from sutra_tasks.fleet.rescue import rescue
 from sutra_tasks.fleet.router import ReaperStep, RouterStep
@@ -54,7 +55,7 @@ def router_app() -> Celery:
             "worker_prefetch_multiplier": ROUTER_PREFETCH,
         },
     )
-    embed.Strategy = "sutra_tasks.fleet.router:strategy"
+    _handle_with("sutra_tasks.fleet.router:strategy")
     app.steps["consumer"].add(RouterStep)
     app.steps["worker"].add(ReaperStep)
     return app
@@ -80,9 +81,14 @@ def device_app() -> Celery:
             "worker_prefetch_multiplier": 1,
         },
     )
-    embed.Strategy = "sutra_tasks.fleet.device:strategy"
+    _handle_with("sutra_tasks.fleet.device:strategy")
     worker_ready.connect(_join_fleet, weak=False)
     return app
+
+
+def _handle_with(strategy: str) -> None:
+    for task in (embed, parts.part, parts.combine):
+        task.Strategy = strategy
 
 
 def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None:

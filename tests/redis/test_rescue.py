@@ -14,6 +14,7 @@ import redis
 from sutra_tasks import keys
 from sutra_tasks.fleet import rescue as module
 from sutra_tasks.fleet import returning
+from sutra_tasks.fleet.fanout import Documents
 from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.queues import MOST_CREDIT, lane, lanes
 from sutra_tasks.fleet.registry import beat, sightings
@@ -498,7 +499,10 @@ def reap(client: redis.Redis, results: redis.Redis, clock: Time) -> OpenReaper:
     """Open a reaper of a router of its own."""
 
     def open_reaper(client: redis.Redis = client, name: str = "~.1") -> Reaper:
-        return Reaper(client, results, name, lease_s=LEASE_S, device_ttl_s=TTL_S, clock=clock)
+        documents = Documents(client, results, overdue_s=60, result_ttl_s=600)
+        return Reaper(
+            client, results, name, documents=documents, lease_s=LEASE_S, device_ttl_s=TTL_S, clock=clock
+        )
 
     return open_reaper
 

@@ -39,6 +39,8 @@ def results(vectors: Vectors, details: Embeddings) -> None:
     assert_type(details.space, str)
     assert_type(details.tokens, tuple[int, ...])
     assert_type(details.truncated, tuple[bool, ...])
+    assert_type(details.spans, tuple[tuple[tuple[int, int], ...], ...])
+    assert_type(details.chunk_vectors, Vectors | None)
     assert_type(details.compute_s, float)
     details.device = "gpu0"  # type: ignore[misc]
 

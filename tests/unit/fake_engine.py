@@ -39,9 +39,6 @@ class FakeEncoder:
         self.memory = memory
         self._bad, self._odd, self._before = bad, odd, before
 
-    def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        raise NotImplementedError
-
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         numbers = [text.content for text in batch]
         self.batches.append(numbers)
@@ -56,7 +53,7 @@ class FakeEncoder:
 
 
 def texts(*numbers: int, tokens: int = 5) -> list[TokenizedText]:
-    return [TokenizedText(tokens, truncated=False, content=n) for n in numbers]
+    return [TokenizedText(tokens, content=n) for n in numbers]
 
 
 def numbers_of(future: Future[Encoded]) -> list[float]:

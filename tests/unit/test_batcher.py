@@ -40,9 +40,7 @@ def test_rows_come_back_in_the_order_they_were_submitted(
     seen: list[Batch] = []
     encoder = FakeEncoder()
     with running(encoder, Limits(max_tokens, max_texts, 0), on_batch=seen.append) as batcher:
-        futures = [
-            batcher.submit([TokenizedText(n, truncated=False, content=n) for n in job]) for job in jobs
-        ]
+        futures = [batcher.submit([TokenizedText(n, content=n) for n in job]) for job in jobs]
         assert [numbers_of(future) for future in futures] == jobs
         assert batcher.waiting_texts == 0
     assert sum(batch.texts for batch in seen) == sum(map(len, jobs))

@@ -60,7 +60,7 @@ def test_an_error_is_that_of_a_text_by_itself_and_all_others_have_their_rows(
     lengths: list[int], bad: set[int], odd: set[int], memory: int
 ) -> None:
     encoder = FakeEncoder(bad=bad, odd=odd, memory=memory)
-    batch = [TokenizedText(tokens, truncated=False, content=n) for n, tokens in enumerate(lengths)]
+    batch = [TokenizedText(tokens, content=n) for n, tokens in enumerate(lengths)]
     outcome = encode_by_halves(encoder.encode, batch, 2)
 
     expected: dict[int, type[Exception]] = {}

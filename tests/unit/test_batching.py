@@ -31,7 +31,7 @@ DEFAULT = Limits(max_tokens=8192, max_texts=128, max_wait_s=0.005)
 LONGEST = 512
 
 
-TEXTS = [TokenizedText(tokens, truncated=False, content=None) for tokens in range(LONGEST + 1)]
+TEXTS = [TokenizedText(tokens, content=None) for tokens in range(LONGEST + 1)]
 
 
 def job(lengths: Sequence[int], *, alone: bool = False) -> Job:

@@ -20,9 +20,11 @@ json: Any = kombu_json  # untyped
 FACTS: dict[str, tuple[Any, ...]] = {
     "BrokerNotConfiguredError": (),
     "CallbackQueueError": ("project.tasks.save", "link"),
+    "CorruptMessageError": ("the rows of a part",),
     "CorruptResultError": ("data is not base64",),
     "EncodingError": ("gpu0", 3, "RuntimeError"),
     "FleetSaturated": (1_200_000, 61.0),
+    "IncompleteDocumentError": (3, 40, 420.0),
     "InvalidInputError": ("embed() needs texts",),
     "InvalidOptionError": ("dimensions", "0", "1 or more"),
     "InvalidTextError": (7, "a str is needed, not None"),

@@ -41,7 +41,7 @@ def batcher() -> Iterator[Batcher]:
 
 @pytest.fixture
 def service(batcher: Batcher) -> EmbeddingService:
-    return EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0")
+    return EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0", Settings())
 
 
 def call(texts: Any, **options: Any) -> Call:
@@ -65,7 +65,7 @@ def call(texts: Any, **options: Any) -> Call:
 def test_one_text_gives_a_vector_and_a_list_gives_rows(
     service: EmbeddingService, texts: Any, dimensions: int | None, shape: Any, details: bool
 ) -> None:
-    found = service.answer(call(texts, dimensions=dimensions, details=details))
+    found = service.answer(service.prepare(call(texts, dimensions=dimensions, details=details)))
     if details:
         assert isinstance(found, Embeddings)
         found = found.vectors
@@ -77,23 +77,27 @@ def test_one_text_gives_a_vector_and_a_list_gives_rows(
 
 def test_rows_are_those_of_the_texts_in_order(service: EmbeddingService) -> None:
     texts = ["a much longer text than", "b", "c d", "b"]
-    found = service.answer(call(texts, normalize=False))
+    found = service.answer(service.prepare(call(texts, normalize=False)))
     np.testing.assert_array_equal(found, vectors_of(texts, WIDTH))
 
 
 def test_details_are_those_of_the_texts(service: EmbeddingService) -> None:
-    found = service.answer(call(["one", "word " * WINDOW, "b c"], details=True, dimensions=4))
+    found = service.answer(
+        service.prepare(call(["one", "word " * WINDOW, "b c"], details=True, dimensions=4))
+    )
     assert isinstance(found, Embeddings)
     assert (found.model, found.space, found.device) == ("simulated", "simulated-1:4", "gpu0")
-    assert found.tokens == (3, WINDOW, 4)
-    assert found.truncated == (False, True, False)
-    assert found.chunks == (1, 1, 1)
+    assert found.tokens == (3, WINDOW + 2, 4)
+    assert found.truncated == (False, False, False)
+    assert found.chunks == (1, 2, 1)
+    assert found.spans[0] == ((0, 3),)
+    assert found.weights[0] == (1,)
     assert found.queue_s >= 0
     assert found.compute_s > 0
 
 
 def test_details_of_nothing_are_empty(service: EmbeddingService) -> None:
-    found = service.answer(call([], details=True))
+    found = service.answer(service.prepare(call([], details=True)))
     assert isinstance(found, Embeddings)
     assert (found.tokens, found.truncated, found.chunks) == ((), (), ())
     assert (found.space, found.queue_s, found.compute_s) == ("simulated-1:8", 0, 0)
@@ -108,13 +112,13 @@ def test_what_the_model_cannot_give_is_refused(
     service: EmbeddingService, texts: Any, option: str, value: Any, said: str
 ) -> None:
     with pytest.raises(InvalidOptionError, match=said) as refused:
-        service.answer(call(texts, **{option: value}))
+        service.answer(service.prepare(call(texts, **{option: value})))
     assert refused.value.option == option
 
 
 def test_a_failure_names_device_and_position_and_tells_no_text(service: EmbeddingService) -> None:
     with pytest.raises(EncodingError) as failed:
-        service.answer(call(["a", "b", SECRET]))
+        service.answer(service.prepare(call(["a", "b", SECRET])))
     error = failed.value
     assert (error.device, error.position, error.reason) == ("gpu0", 2, "ValueError")
     assert SECRET not in "".join(traceback.format_exception(error))
@@ -123,7 +127,7 @@ def test_a_failure_names_device_and_position_and_tells_no_text(service: Embeddin
 @pytest.mark.parametrize("texts", ["one", ["a", "b"], []])
 def test_submitted_is_said_once(service: EmbeddingService, texts: Any) -> None:
     said: list[None] = []
-    service.answer(call(texts), submitted=lambda: said.append(None))
+    service.answer(service.prepare(call(texts)), submitted=lambda: said.append(None))
     assert len(said) == 1
 
 
@@ -133,9 +137,9 @@ def test_an_answer_is_counted_with_its_time(batcher: Batcher) -> None:
     def count(seconds: float, **work: float) -> None:
         counted.append((seconds, work))
 
-    service = EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0", on_answer=count)
+    service = EmbeddingService(Fragile(width=WIDTH), batcher, "gpu0", Settings(), on_answer=count)
     asked = call(["one", "two"])
-    service.answer(asked)
+    service.answer(service.prepare(asked))
     [(seconds, work)] = counted
     assert 0 < work.pop("compute_s") <= seconds
     assert work == {"tokens": 6, "estimated_tokens": estimated_tokens(2, asked.bytes)}
@@ -144,18 +148,18 @@ def test_an_answer_is_counted_with_its_time(batcher: Batcher) -> None:
 def test_a_stopping_device_gives_the_call_back(service: EmbeddingService, batcher: Batcher) -> None:
     batcher.drain()
     with pytest.raises(Drained):
-        service.answer(call("one"))
+        service.answer(service.prepare(call("one")))
 
 
 def test_a_call_that_is_given_up_is_not_answered(service: EmbeddingService) -> None:
     with pytest.raises(Unwanted):
-        service.answer(call(["one", "two"]), wanted=lambda: False)
+        service.answer(service.prepare(call(["one", "two"])), wanted=lambda: False)
 
 
 def test_a_broken_device_blames_no_text(batcher: Batcher, service: EmbeddingService) -> None:
     batcher._self_check = lambda: False
     with pytest.raises(DeviceBroken) as broken:
-        service.answer(call(["a", SECRET]))
+        service.answer(service.prepare(call(["a", SECRET])))
     assert broken.value.position == 1
     assert SECRET not in "".join(traceback.format_exception(broken.value))
 
@@ -171,5 +175,5 @@ def test_a_suspect_is_computed_alone(
         return submit(texts, **options)
 
     monkeypatch.setattr(batcher, "submit", spy)
-    service.answer(call("one"), alone=alone)
+    service.answer(service.prepare(call("one")), alone=alone)
     assert seen == [alone]

@@ -1,5 +1,8 @@
 """The simulated engine: the same vectors everywhere, and the time of a device."""
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +10,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.encoding.simulated import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
+from sutra_tasks.errors import CorruptMessageError
 
 WORDS = st.lists(st.text("abc é", max_size=8), min_size=2, max_size=6, unique=True)
 
@@ -35,26 +39,35 @@ def test_vectors_are_the_same_in_every_release() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("words", "tokens", "truncated"),
-    [
-        (0, SPECIAL_TOKENS, False),
-        (1, 1 + SPECIAL_TOKENS, False),
-        (WINDOW - SPECIAL_TOKENS, WINDOW, False),
-        (WINDOW - SPECIAL_TOKENS + 1, WINDOW, True),
-        (5 * WINDOW, WINDOW, True),
-    ],
-)
-def test_a_text_is_cut_at_the_window_and_says_so(words: int, tokens: int, truncated: bool) -> None:
-    (text,) = SimulatedEncoder().tokenize(["word " * words], None)
-    assert (text.tokens, text.truncated) == (tokens, truncated)
+@pytest.mark.parametrize("words", [0, 1, WINDOW - SPECIAL_TOKENS, 5 * WINDOW])
+def test_words_are_tokens_and_none_is_left_out(words: int) -> None:
+    encoder = SimulatedEncoder()
+    (text,) = encoder.tokenize(["word " * words], None)
+    assert text.tokens == words + SPECIAL_TOKENS
+    assert len(encoder.offsets(text)) == words
 
 
-def test_what_is_behind_the_window_changes_nothing() -> None:
-    encoder = SimulatedEncoder(width=8)
-    start = "word " * WINDOW
-    rows = encoder.encode(encoder.tokenize([start + "one", start + "other", "one"], None))
-    assert rows[0].tolist() == rows[1].tolist() != rows[2].tolist()
+def test_a_window_is_a_slice_of_the_text() -> None:
+    encoder = SimulatedEncoder()
+    (text,) = encoder.tokenize(["  one two\nthree  four "], None)
+    windows = encoder.windows(text, encoder.offsets(text), [(0, 2), (1, 4)])
+    assert [(one.content, one.tokens) for one in windows] == [
+        ("one two", 2 + SPECIAL_TOKENS),
+        ("two\nthree  four", 3 + SPECIAL_TOKENS),
+    ]
+
+
+def test_what_is_packed_is_what_is_unpacked() -> None:
+    encoder = SimulatedEncoder()
+    texts = encoder.tokenize(["one", "", "two three 🙂"], None)
+    packed = json.loads(json.dumps(encoder.pack(texts)))
+    assert encoder.unpack(packed) == texts
+
+
+@pytest.mark.parametrize("packed", [{}, {"texts": 1}, {"texts": [[1]]}, {"texts": [["a", "b"]]}])
+def test_what_was_not_packed_here_is_refused(packed: dict[str, Any]) -> None:
+    with pytest.raises(CorruptMessageError):
+        SimulatedEncoder().unpack(packed)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Texts longer than a model's window: chunking, weights, and what attention the hardware offers."""

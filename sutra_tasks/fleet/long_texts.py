@@ -1,0 +1,164 @@
+"""What a device does with a long text that is spread over the fleet."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from celery.exceptions import Ignore
+from celery.utils.log import get_logger
+
+from sutra_tasks.calls import HEADER, demand_of
+from sutra_tasks.documents.plan import Unaggregated, answer, parts_of
+from sutra_tasks.errors import EncodingError, ModelError
+from sutra_tasks.fleet.balancing import assign
+from sutra_tasks.fleet.chord import part_demand
+from sutra_tasks.fleet.fanout import Begun
+from sutra_tasks.fleet.results import as_not_stored
+from sutra_tasks.vectors import Vectors
+
+if TYPE_CHECKING:
+    from sutra_tasks.encoding.batcher import Encoded
+    from sutra_tasks.encoding.service import EmbeddingService, Prepared
+    from sutra_tasks.fleet.balancing import Fleet
+    from sutra_tasks.fleet.fanout import Documents
+    from sutra_tasks.settings import Settings
+    from sutra_tasks.vectors import Embeddings
+
+__all__ = ["LongTexts"]
+
+logger = get_logger(__name__)
+
+
+class LongTexts:
+    """One device's share in long texts; safe to use from many threads."""
+
+    def __init__(
+        self,
+        service: EmbeddingService,
+        documents: Documents,
+        device_id: str,
+        options: Settings,
+        computed: Callable[..., Encoded],
+    ) -> None:
+        """Use what the device has.
+
+        Args:
+            service: the device's.
+            documents: where long texts are kept.
+            device_id: its name.
+            options: the settings.
+            computed: runs a function that computes, given what it passes on to the service, and the id
+                of the task whose caller may give it up.
+        """
+        self._service, self._documents, self._device_id = service, documents, device_id
+        self._options, self._computed = options, computed
+
+    def spread(self, prepared: Prepared, message: Any, fleet: Fleet) -> None:
+        """Replace a call by a chord of its parts.
+
+        Args:
+            prepared: the call.
+            message: its message, as this device got it.
+            fleet: among whose devices the parts are divided.
+
+        Raises:
+            NotStored: the server did not take it.
+        """
+        encoder, rows = self._service.encoder, prepared.planned.rows
+        options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
+        # What the router took the call to cost this device it costs all of them.
+        fleet = fleet.done(self._device_id, message.sutra_weight)
+        tokens = [row.tokens for row in rows]
+        parts = parts_of(tokens, devices=len(fleet.standing), most_tokens=options.batch_tokens)
+        chosen = assign(
+            fleet,
+            [
+                part_demand(len(part), sum(tokens[part.start : part.stop]), sent.strategy)
+                for part in parts
+            ],
+            ticket=secrets.randbelow(2**32),
+            default=options.strategy,
+            queue_penalty_s=options.queue_penalty_factor,
+        )
+        begun = Begun(
+            call=prepared.call,
+            plan=prepared.planned.plan,
+            model=encoder.card.model,
+            space=encoder.card.space,
+            parts=[encoder.pack(rows[part.start : part.stop]) for part in parts],
+            tokens=[tokens[part.start : part.stop] for part in parts],
+            devices=[device.id if device is not None else None for device in chosen],
+        )
+        with as_not_stored():
+            self._documents.begin(message.sutra_raw, message.payload, begun)
+        logger.info(
+            "%d chunks are spread over the fleet in %d parts", prepared.planned.plan.chunks, len(parts)
+        )
+
+    def part(self, request: Any) -> dict[str, Any] | None:
+        """Return the vectors of a part, None if there is nothing to do.
+
+        Args:
+            request: Celery's context of the part.
+
+        Raises:
+            NotStored: the server does not say what to do.
+            ModelError: the text was begun in another embedding space.
+            CorruptMessageError: the rows do not decode.
+        """
+        began_at = time.monotonic()
+        with as_not_stored():
+            part = self._documents.part(request.group, request.group_index)
+        if part is None:
+            return None
+        card = self._service.encoder.card
+        if part.space != card.space:
+            raise ModelError(card.model, f"a long text was begun in another space, {part.space}")
+        encode = partial(
+            self._service.encode,
+            self._service.encoder.unpack(part.rows),
+            part.positions.__getitem__,
+            estimated_tokens=demand_of(request.get(HEADER), 0).tokens,
+            began_at=began_at,
+        )
+        encoded = self._computed(encode, task_id=request.group)
+        return {
+            "rows": Vectors.of(encoded.rows),
+            "device": self._device_id,
+            "queue_s": encoded.queue_s,
+            "compute_s": encoded.compute_s,
+        }
+
+    def combine(self, task_id: str) -> Vectors | Embeddings:
+        """Return the answer to a call whose parts are all there.
+
+        Raises:
+            NotStored: the server does not tell.
+            Ignore: its caller was told already.
+            SutraError: why it has none.
+        """
+        with as_not_stored():
+            found = self._documents.collect(task_id)
+        if found is None:
+            raise Ignore
+        if found.error is not None:
+            raise found.error
+        results = found.results
+        try:
+            return answer(
+                found.call,
+                found.plan,
+                np.concatenate([result["rows"] for result in results]),
+                model=found.model,
+                space=found.space,
+                device=",".join(sorted({result["device"] for result in results})),
+                queue_s=max(result["queue_s"] for result in results),
+                compute_s=sum(result["compute_s"] for result in results),
+            )
+        except Unaggregated as error:
+            raise EncodingError(self._device_id, error.position, error.reason) from None
