@@ -48,7 +48,11 @@ def run(*, quick: bool) -> dict[str, Any]:
     bulk, singles, plain, rounds = (128, 64, 16, 1) if quick else (1536, 512, 192, 5)
     cores = count_cores()
     texts = texts_of(bulk)
-    with running(Settings(), devices=cores) as here, _plain_celery(here, cores) as plain_task:
+    # In the precision of what it is compared with.
+    with (
+        running(Settings(dtype="float32"), devices=cores) as here,
+        _plain_celery(here, cores) as plain_task,
+    ):
         import torch  # noqa: PLC0415 - after the fleet, which needs the cores to start
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 

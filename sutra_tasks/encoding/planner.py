@@ -105,9 +105,8 @@ class Planner:
         passes: list[Pass] = []
         total = 0
         for words, text in zip(call.texts, texts, strict=True):
-            limit = self._encoder.card.window if call.truncate else self._threshold
-            if text.tokens <= limit:
-                one = PlannedText(text.tokens, ((0, len(words)),), (1.0,))
+            one = PlannedText(text.tokens, ((0, len(words)),), (1.0,))
+            if text.tokens <= (self._encoder.card.window if call.truncate else self._threshold):
                 rows.append(text)
             elif call.truncate:
                 one, row = self._cut(words, text)
@@ -115,11 +114,14 @@ class Planner:
             else:
                 offsets = self._encoder.offsets(text)
                 spans = self._chunker(text, offsets).spans(words, offsets)
-                one = _planned(words, text.tokens, offsets, spans, self._weights(spans, method))
-                if self._options.chunking == "late":
-                    passes += self._passes(words, text, offsets, spans, total)
+                if len(spans) <= 1:  # it fits a block, or is nothing beside its prompt
+                    rows.append(text)
                 else:
-                    rows += self._encoder.windows(text, offsets, spans)
+                    one = _planned(words, text.tokens, offsets, spans, self._weights(spans, method))
+                    if self._options.chunking == "late":
+                        passes += self._passes(words, text, offsets, spans, total)
+                    else:
+                        rows += self._encoder.windows(text, offsets, spans)
             texts_planned.append(one)
             total += len(one.spans)
         return Planned(Plan(tuple(texts_planned), method), rows, passes)

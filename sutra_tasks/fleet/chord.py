@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kombu.utils import json as kombu_json
+
 from sutra_tasks import keys
 from sutra_tasks.calls import BYTES_PER_TOKEN, HEADER, TOKENS_PER_TEXT, Demand
 from sutra_tasks.calls import VERSION as HEADER_VERSION
@@ -79,7 +81,8 @@ def part_message(body: Mapping[str, Any], index: int, parts: int, rows: int, tok
 
 def _sealed(message: dict[str, Any], callbacks: Mapping[str, Any]) -> str:
     """Return a message without arguments as it stands in a list."""
-    arguments = json.dumps([[], {}, callbacks]).encode()
+    # Callbacks may hold what only kombu's JSON knows, a moment in time, say.
+    arguments = kombu_json.dumps([[], {}, callbacks]).encode()
     properties = {
         **message["properties"],
         "body_encoding": "base64",

@@ -67,25 +67,35 @@ if ARGV[2] ~= '' and redis.call('HSETNX', KEYS[1], 'result:' .. ARGV[1], ARGV[2]
   redis.call('ZADD', KEYS[2], 'XX', redis.call('TIME')[1] + ARGV[4], ARGV[3])
   local done = redis.call('HINCRBY', KEYS[1], 'done', 1)
   if done < tonumber(parts) and redis.call('HEXISTS', KEYS[1], 'error') == 0 then
-    local progress = string.gsub(ARGV[5], '"DONE"', tostring(done))
-    progress = string.gsub(progress, '"PARTS"', parts)
-    redis.call('SETEX', KEYS[3], ARGV[6], progress)
-    redis.call('PUBLISH', KEYS[3], progress)
+    local told = redis.call('GET', KEYS[3])
+    if not told or string.find(told, '"status": "PROGRESS"', 1, true) then
+      local progress = string.gsub(ARGV[5], '"DONE"', tostring(done))
+      progress = string.gsub(progress, '"PARTS"', parts)
+      redis.call('SETEX', KEYS[3], ARGV[6], progress)
+      redis.call('PUBLISH', KEYS[3], progress)
+    end
   end
 end
-if redis.call('HGET', KEYS[1], 'done') == parts then return 1 end
-return redis.call('HEXISTS', KEYS[1], 'error')
+if redis.call('HGET', KEYS[1], 'done') ~= parts and redis.call('HEXISTS', KEYS[1], 'error') == 0 then
+  return 0
+end
+redis.call('HSETNX', KEYS[1], 'sender', ARGV[1])
+return redis.call('HGET', KEYS[1], 'sender') == ARGV[1] and 1 or 0
 """
 """KEYS: the document, the documents, the caller's result. ARGV: part, its result or nothing, task id,
-seconds until the rest is overdue, what the caller is told of progress, seconds that is kept. Returns 1
-when the document can be put together. The part's rows make room for it: allowed on a full server."""
+seconds until the rest is overdue, what the caller is told of progress, seconds that is kept. A result is
+not overwritten by progress: a message delivered twice may be computed again behind it. Returns 1 when
+the document can be put together, to the first part that ends then, however often it asks: two bodies at
+once would call the caller's callbacks twice. The part's rows make room for it: allowed on a full server.
+"""
 
 FAIL: Final = """#!lua flags=allow-oom
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSETNX', KEYS[1], 'error', ARGV[1])
-return 1
+redis.call('HSETNX', KEYS[1], 'error', ARGV[2])
+redis.call('HSETNX', KEYS[1], 'sender', ARGV[1])
+return redis.call('HGET', KEYS[1], 'sender') == ARGV[1] and 1 or 0
 """
-"""KEYS: the document. ARGV: why it has no vector. Returns whether there is such a document."""
+"""KEYS: the document. ARGV: part, why it has no vector. Returns 1 to the first part that ends then."""
 
 SEND: Final = """
 for i = 1, #KEYS, 2 do
@@ -111,8 +121,8 @@ return redis.call('DEL', KEYS[1])
 
 OVERDUE: Final = """#!lua flags=allow-oom
 local now = redis.call('TIME')[1]
-local found = {}
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[2])) do
+local found, until_s = {}, now - ARGV[4]
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', until_s, 'LIMIT', 0, ARGV[2])) do
   local document = ARGV[1] .. id
   if redis.call('EXISTS', document) == 0 then
     redis.call('ZREM', KEYS[1], id)
@@ -125,7 +135,8 @@ end
 return found
 """
 """KEYS: the documents. ARGV: what their keys begin with, how many at most, seconds until they are
-overdue once more. Returns the overdue ones, with how often that was, for this caller only."""
+overdue once more, seconds by which they may be late. Returns the overdue ones, with how often that was,
+for this caller only."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -223,7 +234,7 @@ class Documents:
         if new:
             self._send_parts(body, sizes, list(enumerate(begun.devices)))
         else:
-            self._send_missing(body, sizes, self._missing(task_id))
+            self._send_missing(task_id)  # parts as they were divided then, among other devices perhaps
 
     def part(self, task_id: str, index: int) -> Part | None:
         """Return a part's rows; None if it is done, or nobody wants it any more."""
@@ -260,10 +271,16 @@ class Documents:
         if complete:
             self._send_body(task_id)
 
-    def fail(self, task_id: str, error: Exception) -> None:
-        """Give a document up, for the first reason that is told, and have its caller told."""
+    def fail(self, task_id: str, index: int | None, error: Exception) -> None:
+        """Give a document up, for the first reason that is told, and have its caller told.
+
+        Args:
+            task_id: the document.
+            index: the part at fault; None: none in particular.
+            error: the reason.
+        """
         stored = json.dumps(app.backend.prepare_exception(error, "json"))
-        if self._results.eval(FAIL, 1, keys.document(task_id), stored):
+        if self._results.eval(FAIL, 1, keys.document(task_id), str(index), stored):
             self._send_body(task_id)
 
     def collect(self, task_id: str) -> Collected | None:
@@ -295,37 +312,42 @@ class Documents:
     def sweep(self) -> None:
         """Send what is missing of documents without progress, or give them up."""
         backlog: Any = self._client.get(keys.BACKLOG)
+        least_s = int(self._overdue_s)
+        late_s = overdue_s(Backlog.from_json(backlog), least_s) - least_s
         found: Any = self._results.eval(
             OVERDUE, 1, keys.DOCUMENTS,
-            keys.document(""), str(AT_ONCE), str(overdue_s(Backlog.from_json(backlog), self._overdue_s)),
+            keys.document(""), str(AT_ONCE), str(least_s), str(late_s),
         )  # fmt: skip
         for task_id, resends in found:
             self._resend(task_id.decode(), resends)
 
     def _resend(self, task_id: str, resends: int) -> None:
         missing = self._missing(task_id)
-        found: Any = self._results.hmget(keys.document(task_id), ["sizes", "body", "error"])
-        sizes, body, error = found
-        if not body:
+        found: Any = self._results.hmget(keys.document(task_id), ["parts", "error"])
+        parts, error = found
+        if parts is None:
             return
         if not missing or error is not None:
             self._send_body(task_id)
         elif resends > MOST_RESENDS:
-            parts = json.loads(sizes)
-            waited_s = self._overdue_s * (2**resends - 1)
-            lost = IncompleteDocumentError(len(missing), len(parts), waited_s)
+            waited_s = int(self._overdue_s) * (2**resends - 1)
+            lost = IncompleteDocumentError(len(missing), int(parts), waited_s)
             logger.error("task %s: %s", task_id, lost)
-            self.fail(task_id, lost)
+            self.fail(task_id, None, lost)
         else:
             logger.warning("task %s: %d overdue parts are sent again", task_id, len(missing))
-            self._send_missing(body, json.loads(sizes), missing)
+            self._send_missing(task_id)
 
     def _missing(self, task_id: str) -> list[int]:
         names: Any = self._results.hkeys(keys.document(task_id))
         return sorted(int(name[5:]) for name in names if name.startswith(b"rows:"))
 
-    def _send_missing(self, body: str | bytes, sizes: Sizes, missing: Sequence[int]) -> None:
-        self._send_parts(body, sizes, [(index, None) for index in missing])
+    def _send_missing(self, task_id: str) -> None:
+        missing = self._missing(task_id)
+        found: Any = self._results.hmget(keys.document(task_id), ["body", "sizes", "error"])
+        body, sizes, error = found
+        if body is not None and error is None:
+            self._send_parts(body, json.loads(sizes), [(index, None) for index in missing])
 
     def _send_parts(
         self, body: str | bytes, sizes: Sizes, parts: Sequence[tuple[int, str | None]]

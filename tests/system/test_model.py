@@ -35,7 +35,9 @@ def test_every_vector_is_sentence_transformers_own_however_it_was_batched(
     start_fleet, corpus, reference, wait_until
 ):
     expected, model = reference
-    with start_fleet(2, engine="torch", heartbeat_s=1.0, device_ttl_s=6.0, lease_s=12.0) as fleet:
+    with start_fleet(
+        2, engine="torch", dtype="float32", heartbeat_s=1.0, device_ttl_s=6.0, lease_s=12.0
+    ) as fleet:
         order = list(range(len(corpus)))
         random.Random(7).shuffle(order)
         parts, results = [], []

@@ -24,6 +24,7 @@ FORBIDDEN = {
     **dict.fromkeys(BASE, ("app", "tasks", "bulk", "testing", "encoding", "fleet", "cli")),
     **dict.fromkeys(CLIENT, ("testing", "encoding", "fleet", "cli")),
     "testing.py": ("fleet", "cli"),
+    "documents/": ("app", "tasks", "bulk", "testing", "encoding", "fleet", "cli"),
     "encoding/": ("app", "tasks", "bulk", "testing", "fleet", "cli"),
     "fleet/": ("testing", "cli"),
     "cli/": ("testing",),
@@ -84,13 +85,24 @@ def test_a_layer_imports_only_itself_and_those_below(layer: str, others: Sequenc
     assert offences == set()
 
 
-def test_only_the_torch_engine_imports_torch_with_its_module() -> None:
+def test_only_what_the_torch_engine_is_made_of_imports_torch_with_its_module() -> None:
     importers = {
         file
         for file, tree in TREES.items()
         if any(name.split(".")[0] in HEAVY for name in imports(tree, at_import=True))
     }
-    assert importers == {"encoding/torch_engine.py"}
+    assert importers == {"encoding/attention.py", "encoding/passes.py", "encoding/torch_engine.py"}
+
+
+def test_what_decides_about_documents_and_attention_knows_no_torch() -> None:
+    offences = {
+        (file, name)
+        for file, tree in TREES.items()
+        if file.startswith("documents/")
+        for name in imports(tree, at_import=False)
+        if name.split(".")[0] in HEAVY
+    }
+    assert offences == set()
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:

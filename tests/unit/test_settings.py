@@ -57,6 +57,8 @@ def test_the_environment_of_settings_reads_back_to_them(options: Settings) -> No
         ("SUTRA_", "1"),
         ("SUTRA___POST_INIT__", "1"),
         ("SUTRA_ENGINE", "onnx"),
+        ("SUTRA_DTYPE", "fp16"),
+        ("SUTRA_ATTENTION", "flash"),
         ("SUTRA_DEVICE_ID", "gpu 0"),
         ("SUTRA_DEVICE_ID", "-gpu0"),
         ("SUTRA_DEVICE_ID", "gpu0\n"),
