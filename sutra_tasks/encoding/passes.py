@@ -97,6 +97,19 @@ class Passes:
         # Plain SDPA is the last resort: a batch that its kernels refuse is slow, and no failure.
         return self._run(features, KERNELS.get(path), KERNELS.get(under_padding(path)), SDPBackend.MATH)
 
+    def pool(self, features: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what follows on the transformer, given the states of tokens it made."""
+        with torch.inference_mode(), self._precision():
+            found = dict(features)
+            for module in list(self._model)[1:]:
+                found = module(found)
+        return found
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(
+            self._device.type, self._dtype, enabled=self._autocast, cache_enabled=False
+        )
+
     def _plain(self, probes: Sequence[Mapping[str, Any]], dtype: str) -> list[Floats]:
         try:
             self._take(Candidate(Path.PLAIN, "float32"))
@@ -155,10 +168,7 @@ class Passes:
         """Run one pass, through the first of some SDPA kernels that takes it."""
         allowed = [kernel for kernel in kernels if kernel is not None]
         only: AbstractContextManager[Any] = sdpa_kernel(allowed) if allowed else nullcontext()
-        autocast = torch.autocast(
-            self._device.type, self._dtype, enabled=self._autocast, cache_enabled=False
-        )
-        with torch.inference_mode(), only, autocast:
+        with torch.inference_mode(), only, self._precision():
             given = self._unpadded(features) if self._unpads else features
             outputs: dict[str, Any] = self._model(
                 {

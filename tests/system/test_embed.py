@@ -26,15 +26,18 @@ def test_a_text_gives_its_vector_and_a_list_gives_rows(start_fleet):
 
 def test_details_say_where_and_how(start_fleet):
     with start_fleet() as fleet:
-        got = embed.delay(["a b c", "w " * 600], prompt="query", dimensions=256, details=True).get(
-            timeout=20
-        )
+        options = {"prompt": "query", "dimensions": 256, "details": True}
+        got = embed.delay(["a b c", "w " * 600], **options).get(timeout=20)
         assert isinstance(got, Embeddings)
         assert got.vectors.shape == (2, 256)
         assert np.allclose(np.linalg.norm(got.vectors, axis=1), 1, atol=1e-6)
-        assert got.tokens == (5, 512)
-        assert got.truncated == (False, True)
-        assert got.chunks == (1, 1)
+        assert got.tokens == (5, 602)
+        assert got.truncated == (False, False)
+        assert got.chunks == (1, 2)
+        assert got.spans[1][0][0] == 0
+        assert got.spans[1][-1][1] == len("w " * 600) - 1
+        cut = embed.delay("w " * 600, truncate=True, **options).get(timeout=20)
+        assert (cut.tokens, cut.truncated, cut.spans) == ((512,), (True,), (((0, 1019),),))
         assert got.device == fleet.device_ids[0]
         assert got.space == "simulated-1:256"
         assert got.compute_s >= 0

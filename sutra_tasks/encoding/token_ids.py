@@ -1,0 +1,148 @@
+"""Texts as token ids: tokenised once, whole, and cut into windows from there.
+
+The part of an engine that every model with a ``tokenizers`` tokenizer shares, whatever computes it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sutra_tasks.documents.chunking import Offsets
+from sutra_tasks.encoding.encoder import TokenizedText
+from sutra_tasks.errors import CorruptMessageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Encoding, Tokenizer
+
+__all__ = ["Row", "TokenIds", "WholeText"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What the model sees of a text; pooling leaves out the first ``prompt_tokens``.
+
+    In a window its own tokens begin at ``first``, behind special tokens and prompt.
+    """
+
+    ids: NDArray[np.int32]
+    prompt_tokens: int
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeText:
+    """A whole text, its prompt in front; as a row it is what the model sees."""
+
+    ids: NDArray[np.int32]
+    prompt_tokens: int
+    encoding: Encoding
+    prompt_chars: int
+
+
+class TokenIds:
+    """Tokenises for an engine; safe to use from many threads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompts: Mapping[str, str], window: int, *, pools_prompt: bool
+    ) -> None:
+        """Take a tokenizer that nobody reconfigures, and that neither pads nor truncates.
+
+        Args:
+            tokenizer: the model's.
+            prompts: the model's named prompts.
+            window: most tokens in a row.
+            pools_prompt: whether the states of a prompt's tokens count in the vector.
+        """
+        self._tokenizer, self._prompts, self._window = tokenizer, prompts, window
+        self._pools_prompt = pools_prompt
+        special = tokenizer.encode("a").special_tokens_mask
+        self._specials_before = special.index(0)
+        self._specials_after = special[::-1].index(0)
+        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
+        """Return the token ids of whole texts, as sentence-transformers makes them."""
+        prefix = self._prompts[prompt] if prompt else ""
+        # encode_batch is thread-safe on a tokenizer nobody reconfigures, and releases the GIL.
+        encoded = self._tokenizer.encode_batch([prefix + text for text in texts] if prefix else texts)
+        prompt_tokens = self._prompt_tokens(prefix) if prefix and not self._pools_prompt else 0
+        return [
+            TokenizedText(
+                len(item), WholeText(np.array(item.ids, np.int32), prompt_tokens, item, len(prefix))
+            )
+            for item in encoded
+        ]
+
+    def offsets(self, text: TokenizedText) -> Offsets:
+        """Return where the tokens of a whole text stand in it."""
+        whole: WholeText = text.content
+        first, end = self._first_token(whole), text.tokens - self._specials_after
+        spans = np.array(whole.encoding.offsets, dtype=np.int64)[first:end]
+        # A token may begin with the prompt's last characters.
+        starts, ends = np.maximum(spans - whole.prompt_chars, 0).reshape(-1, 2).T
+        return Offsets(starts, ends)
+
+    def windows(
+        self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
+    ) -> list[TokenizedText]:
+        """Return windows over the ids of a whole text, each with its special tokens and prompt."""
+        whole: WholeText = text.content
+        first = self._first_token(whole)
+        before, after = whole.ids[:first], whole.ids[first + len(offsets) :]
+        rows = []
+        for start, stop in spans:
+            ids = np.concatenate([before, whole.ids[first + start : first + stop], after])
+            rows.append(TokenizedText(len(ids), Row(ids, whole.prompt_tokens, first)))
+        return rows
+
+    def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        """Return the ids as base64 of little-endian int32, one row after the other."""
+        ids = np.concatenate([text.content.ids for text in batch]).astype("<i4")
+        return {
+            "tokens": [text.tokens for text in batch],
+            "prompt_tokens": [text.content.prompt_tokens for text in batch],
+            "ids": base64.b64encode(ids.tobytes()).decode("ascii"),
+        }
+
+    def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
+        """Return what was packed.
+
+        Raises:
+            CorruptMessageError: it is something else, or holds ids this model does not have.
+        """
+        try:
+            ids = np.frombuffer(base64.b64decode(packed["ids"], validate=True), dtype="<i4")
+            stops = np.cumsum(packed["tokens"])
+            rows = [
+                TokenizedText(len(part), Row(part, int(prompt_tokens)))
+                for part, prompt_tokens in zip(
+                    np.split(ids, stops[:-1]), packed["prompt_tokens"], strict=True
+                )
+            ]
+            known = len(ids) == stops[-1] and ids.min() >= 0 and ids.max() < self._vocabulary
+            fit = all(0 < row.tokens <= self._window for row in rows)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise CorruptMessageError("the token ids of a part") from None
+        if not (known and fit):
+            raise CorruptMessageError("the token ids of a part")
+        return rows
+
+    def _prompt_tokens(self, prefix: str) -> int:
+        # As sentence-transformers counts them: without the closing special token.
+        return len(self._tokenizer.encode(prefix).ids) - 1
+
+    def _first_token(self, whole: WholeText) -> int:
+        """Return where a text's own tokens begin, behind special tokens and prompt."""
+        at = self._specials_before
+        while whole.prompt_chars:
+            span = whole.encoding.token_to_chars(at)
+            if span is None or span[1] > whole.prompt_chars:
+                break
+            at += 1
+        return at
