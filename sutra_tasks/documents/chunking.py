@@ -131,6 +131,10 @@ def _boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
         before, after = befores[at - least], afters[at - least]
         if after < before:
             continue  # within a character
+        between = text[before : after + 1]
+        within_sentence = between.count("\n") < 2 and not between[-1:].isspace()  # noqa: PLR2004
+        if word and within_sentence and text[before - 1 : before].isalnum():
+            continue  # most places are such, and this is quick
         space = _space_around(text, before, after)
         if _ends_sentence(text, space):
             return at

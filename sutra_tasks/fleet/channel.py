@@ -28,7 +28,7 @@ from redis.retry import Retry
 
 from sutra_tasks import keys, transport
 from sutra_tasks.fleet.held import held_by
-from sutra_tasks.fleet.queues import home, lanes
+from sutra_tasks.fleet.queues import MOST_CREDIT, home, lanes
 from sutra_tasks.fleet.returning import tokens_of, weight_of
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ class Channel(transport.Channel):
         self._strays = False  # something may be held that nobody here has
         self._refused_until_s = 0.0
         self._takes = 0
+        self._identified: Any = None
+        self._connection_id: int | None = None
         super().__init__(*args, **kwargs)
 
     @cached_property
@@ -131,6 +133,8 @@ class Channel(transport.Channel):
         if self.held is not None and message.sutra_raw is not None:
             self.held.finish(message.sutra_raw)
             self.wake()
+            if message.sutra_weight >= MOST_CREDIT:
+                self._unblock()
 
     def forward(self, message: Any, device_id: str) -> None:
         """Pass a delivered message on to a device, exactly as it came, instead of handling it."""
@@ -193,6 +197,21 @@ class Channel(transport.Channel):
         if not listening and (loop := self._loop) is not None:
             loop.call_soon(_nothing)
 
+    def _unblock(self) -> None:
+        """End a take that waits: a large load must not outlast the work. From any thread."""
+        waits = bool(self._expected) and self._expected[-1] not in (TAKE, TELL)
+        if waits and self._connection_id is not None:
+            # If it has ended by itself, the server does nothing; if this fails, it will soon.
+            with suppress(redis.RedisError, OSError):
+                self.commands.client_unblock(self._connection_id)
+
+    def _identify(self, connection: Any) -> None:
+        """Learn how the server calls a new connection."""
+        if self._identified is not connection._sock:  # noqa: SLF001 - redis-py reconnects by itself
+            connection.send_command("CLIENT", "ID")
+            self._connection_id = connection.read_response()
+            self._identified = connection._sock  # noqa: SLF001 - as above
+
     @property
     def _loop(self) -> Any:
         """The event loop of this connection, if it has one."""
@@ -237,6 +256,7 @@ class Channel(transport.Channel):
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
         try:
+            self._identify(connection)
             connection.send_packed_command(connection.pack_commands(commands))
         except BaseException:
             self._forget_expected()

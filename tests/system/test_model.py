@@ -54,7 +54,7 @@ def test_every_vector_is_sentence_transformers_own_however_it_was_batched(
             assert got.truncated == tuple(n > 256 for n in whole)
             assert got.tokens == tuple(min(n, 256) for n in whole)
 
-        cut = embed.delay(corpus[:4], dimensions=128, prompt="query").get(timeout=60)
+        cut = embed.delay(corpus[:4], dimensions=128, prompt="query", truncate=True).get(timeout=60)
         matryoshka = model.encode(corpus[:4], truncate_dim=128, normalize_embeddings=True)
         assert (np.asarray(cut) * matryoshka).sum(axis=1).min() >= AGREEMENT
 

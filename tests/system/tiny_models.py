@@ -1,0 +1,200 @@
+"""Models of a few thousand weights, one for each way a model can treat special tokens and prompts.
+
+Their weights are random and their tokenizers trained here, so their vectors mean nothing; but two ways to
+compute one must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+WINDOW = 128
+HIDDEN = 32
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog. It costs 3.14, said Dr. Who! query: passage: text",
+    "Represent the sentence: Instruct: find what answers it. Query: running, jumped, represented.",
+    "Привет, мир! こんにちは世界。 हिन्दी में लिखा है। שלום עולם naïve façades 🙂",
+] * 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One model: how it tokenises, pools, and what follows."""
+
+    tokenizer: Callable[[], Tokenizer]
+    pooling: str = "mean"
+    include_prompt: bool = True
+    dense: int = 0
+    normalizes: bool = False
+    left: bool = False
+    architecture: str = "bert"
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+def _wordpiece() -> Tokenizer:
+    made: Tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer()
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    made.train_from_iterator(
+        CORPUS, trainers.WordPieceTrainer(vocab_size=220, special_tokens=special, show_progress=False)
+    )
+    return made
+
+
+def wordpiece() -> Tokenizer:
+    made = _wordpiece()
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return made
+
+
+def wordpiece_without_specials() -> Tokenizer:
+    return _wordpiece()
+
+
+def byte_level(*, trim: bool = True, specials: bool = True) -> Tokenizer:
+    made: Tokenizer = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=trim)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    made.post_processor = (
+        processors.RobertaProcessing(("</s>", 2), ("<s>", 0), trim_offsets=trim, add_prefix_space=False)
+        if specials
+        else processors.ByteLevel(trim_offsets=trim)
+    )
+    return made
+
+
+def byte_level_without_specials() -> Tokenizer:
+    return byte_level(trim=False, specials=False)
+
+
+def unigram() -> Tokenizer:
+    made: Tokenizer = Tokenizer(models.Unigram())
+    made.normalizer = normalizers.NFKC()
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=180,
+        unk_token="<unk>",
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        show_progress=False,
+    )
+    made.train_from_iterator(CORPUS, trainer)
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return made
+
+
+KINDS = {
+    # Special tokens on both sides.
+    "bert": Kind(wordpiece, prompts={"query": "query: ", "merging": "re"}),
+    "bert-cls": Kind(wordpiece, pooling="cls", prompts={"query": "query: "}),
+    "roberta": Kind(
+        byte_level,
+        include_prompt=False,
+        architecture="roberta",
+        prompts={"query": "query: ", "merging": "Represent the"},
+    ),
+    # Behind only, as INSTRUCTOR has it.
+    "t5": Kind(
+        unigram,
+        include_prompt=False,
+        dense=24,
+        normalizes=True,
+        architecture="t5",
+        prompts={"query": "Represent the sentence: ", "merging": "run"},
+    ),
+    # None.
+    "qwen": Kind(
+        byte_level_without_specials,
+        pooling="lasttoken",
+        normalizes=True,
+        left=True,
+        architecture="qwen2",
+        prompts={"query": "Instruct: find what answers it.\nQuery:", "merging": "query: "},
+    ),
+    "bare": Kind(
+        wordpiece_without_specials,
+        include_prompt=False,
+        dense=24,
+        prompts={"query": "query: ", "merging": "re"},
+    ),
+}
+
+
+def token(made: Tokenizer, *names: str) -> str | None:
+    return next((name for name in names if made.token_to_id(name) is not None), None)
+
+
+def build(kind: Kind, folder: Path) -> str:
+    """Write a model as a sentence-transformers folder; return where."""
+    import torch
+    import transformers
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+
+    torch.manual_seed(7)
+    made = kind.tokenizer()
+    shape: dict[str, Any] = {
+        "vocab_size": made.get_vocab_size(),
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": WINDOW,
+        "initializer_range": 0.3,  # or every vector would be nearly the same
+        "pad_token_id": 0,
+    }
+    inner: Any
+    if kind.architecture == "bert":
+        inner = transformers.BertModel(transformers.BertConfig(**shape))
+    elif kind.architecture == "roberta":
+        shape |= {"max_position_embeddings": WINDOW + 2, "pad_token_id": 1}
+        inner = transformers.RobertaModel(transformers.RobertaConfig(**shape))
+    elif kind.architecture == "qwen2":
+        shape |= {"num_key_value_heads": 1, "pad_token_id": 1}
+        inner = transformers.Qwen2Model(transformers.Qwen2Config(**shape))
+    else:
+        inner = transformers.T5EncoderModel(
+            transformers.T5Config(
+                vocab_size=made.get_vocab_size(), d_model=HIDDEN, d_kv=16, d_ff=64, num_layers=2,
+                num_heads=2, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+            )
+        )  # fmt: skip
+    bare = folder / "bare"
+    inner.eval().save_pretrained(bare)
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * (kind.architecture == "bert")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        model_max_length=WINDOW,
+        model_input_names=names,
+        padding_side="left" if kind.left else "right",
+        unk_token=token(made, "[UNK]", "<unk>"),
+        pad_token=token(made, "[PAD]", "<pad>"),
+        sep_token=token(made, "[SEP]", "</s>"),
+        cls_token=token(made, "[CLS]", "<s>"),
+    ).save_pretrained(bare)
+    modules: list[Any] = [Transformer(str(bare), max_seq_length=WINDOW)]
+    modules.append(Pooling(HIDDEN, kind.pooling, include_prompt=kind.include_prompt))
+    if kind.dense:
+        modules.append(Dense(HIDDEN, kind.dense, activation_function=torch.nn.Tanh()))
+    if kind.normalizes:
+        modules.append(Normalize())
+    saved = folder / "model"
+    SentenceTransformer(modules=modules, prompts=kind.prompts, device="cpu").save(
+        str(saved), create_model_card=False
+    )
+    return str(saved)
