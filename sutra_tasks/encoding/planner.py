@@ -169,14 +169,10 @@ def within(spans: Spans, windows: Spans) -> list[range]:
 
     Consecutive ones, each in exactly one window; ``windows`` overlap by the longest chunk at least.
     """
-    total = windows[-1][1]
 
-    def seen_around(chunk: tuple[int, int], window: tuple[int, int]) -> float:
-        before, after = chunk[0] - window[0], window[1] - chunk[1]
-        if before < 0 or after < 0:
-            return -1
-        # Where the text itself begins or ends, nothing more could be seen.
-        return min(before if window[0] else total, after if window[1] < total else total)
+    def seen_around(chunk: tuple[int, int], window: tuple[int, int]) -> int:
+        # Negative where it is not whole. At an end of the text only the outermost window goes so far.
+        return min(chunk[0] - window[0], window[1] - chunk[1])
 
     owners = [
         max(range(len(windows)), key=lambda at: seen_around(chunk, windows[at])) for chunk in spans

@@ -134,7 +134,7 @@ def test_a_call_that_came_compressed_has_a_body_that_is_not(compression: str) ->
     assert received(one.body, parts.combine)._context.callbacks[0]["task"] == "host.save"
 
 
-def test_the_body_has_none_of_the_calls_past() -> None:
+def test_the_body_has_none_of_the_attempts_at_the_call_and_parts_begin_at_their_first() -> None:
     one = sent()
     message = json.loads(one.raw)
     message["headers"] |= {ATTEMPTS: 2, NEAR: 5, "redelivered": True, "retries": 3}
@@ -144,6 +144,7 @@ def test_the_body_has_none_of_the_calls_past() -> None:
     assert not {ATTEMPTS, NEAR, "redelivered"} & body["headers"].keys()
     assert "redelivered" not in body["properties"]["delivery_info"]
     assert body["headers"]["retries"] == 3
+    assert json.loads(part_message(body, 0, 1, 3, 1000))["headers"]["retries"] == 0
 
 
 @pytest.mark.parametrize("header", [None, "no header", 7])
