@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmarks import balancing, chaos, embed, overhead, scaling
+from scripts.benchmarks import balancing, chaos, embed, long_text, overhead, scaling
 from scripts.benchmarks.report import document, show
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "balancing": balancing.run,
     "scaling": scaling.run,
     "chaos": chaos.run,
+    "long_text": long_text.run,
 }
 PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot}
 

@@ -171,7 +171,8 @@ def within(spans: Spans, windows: Spans) -> list[range]:
     """
 
     def seen_around(chunk: tuple[int, int], window: tuple[int, int]) -> int:
-        # Negative where it is not whole. At an end of the text only the outermost window goes so far.
+        # Negative where it is not whole. Of those that hold a chunk, the window at an end of the text
+        # reaches furthest beyond it there: the ends need no care.
         return min(chunk[0] - window[0], window[1] - chunk[1])
 
     owners = [

@@ -64,7 +64,8 @@ class TokenIds:
         special = tokenizer.encode("a").special_tokens_mask
         self._specials_before = special.index(0)
         self._specials_after = special[::-1].index(0)
-        self._vocabulary = tokenizer.get_vocab_size(with_added_tokens=True)
+        # Not how many there are: some vocabularies have gaps.
+        self._last_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Return the token ids of whole texts, as sentence-transformers makes them."""
@@ -98,7 +99,9 @@ class TokenIds:
         rows = []
         for start, stop in spans:
             ids = np.concatenate([before, whole.ids[first + start : first + stop], after])
-            rows.append(TokenizedText(len(ids), Row(ids, whole.prompt_tokens, first)))
+            # Counted alone a prompt may reach into a text's first token, and into no other.
+            prompt_tokens = first if start and whole.prompt_tokens else whole.prompt_tokens
+            rows.append(TokenizedText(len(ids), Row(ids, prompt_tokens, first)))
         return rows
 
     def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
@@ -125,17 +128,22 @@ class TokenIds:
                     np.split(ids, stops[:-1]), packed["prompt_tokens"], strict=True
                 )
             ]
-            known = len(ids) == stops[-1] and ids.min() >= 0 and ids.max() < self._vocabulary
-            fit = all(0 < row.tokens <= self._window for row in rows)
-        except (KeyError, IndexError, TypeError, ValueError):
+            whole = [row.tokens for row in rows] == packed["tokens"]
+            known = ids.min() >= 0 and ids.max() <= self._last_id
+            fit = all(
+                0 < row.tokens <= self._window and 0 <= row.content.prompt_tokens <= self._window
+                for row in rows
+            )
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             raise CorruptMessageError("the token ids of a part") from None
-        if not (known and fit):
+        if not (whole and known and fit):
             raise CorruptMessageError("the token ids of a part")
         return rows
 
     def _prompt_tokens(self, prefix: str) -> int:
-        # As sentence-transformers counts them: without the closing special token.
-        return len(self._tokenizer.encode(prefix).ids) - 1
+        # As sentence-transformers counts them: without a closing special token.
+        prompt = self._tokenizer.encode(prefix)
+        return len(prompt.ids) - sum(prompt.special_tokens_mask[-1:])
 
     def _first_token(self, whole: WholeText) -> int:
         """Return where a text's own tokens begin, behind special tokens and prompt."""

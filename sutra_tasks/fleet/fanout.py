@@ -50,13 +50,15 @@ AT_ONCE: Final = 100
 
 BEGIN: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-for i = 4, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('ZADD', KEYS[2], redis.call('TIME')[1] + ARGV[3], ARGV[1])
+redis.call('SETEX', KEYS[3], ARGV[5], ARGV[4])
 return 1
 """
-"""KEYS: the document, the documents. ARGV: task id, seconds it is kept, seconds until it is overdue, and
-its fields and their values. Written once: a message delivered twice finds it there, and returns 0."""
+"""KEYS: the document, the documents, the caller's result. ARGV: task id, seconds it is kept, seconds
+until it is overdue, what the caller is told of progress, seconds that is kept, and its fields and their
+values. Written once: a message delivered twice finds it there, and returns 0."""
 
 JOIN: Final = """#!lua flags=allow-oom
 local parts = redis.call('HGET', KEYS[1], 'parts')
@@ -228,9 +230,11 @@ class Documents:
             mine = positions[row : row + len(tokens)]
             fields[f"rows:{index}"] = json.dumps({"rows": packed, "positions": mine})
             row += len(tokens)
-        names = (keys.document(task_id), keys.DOCUMENTS)
+        names = (keys.document(task_id), keys.DOCUMENTS, keys.result(task_id))
+        times = (keys.DOCUMENT_S, int(self._overdue_s))
+        progress = json.dumps(_progress(task_id, 0, len(begun.parts)))
         flat = [item for field in fields.items() for item in field]
-        new = self._results.eval(BEGIN, 2, *names, task_id, keys.DOCUMENT_S, int(self._overdue_s), *flat)
+        new = self._results.eval(BEGIN, 3, *names, task_id, *times, progress, self._result_ttl_s, *flat)
         if new:
             self._send_parts(body, sizes, list(enumerate(begun.devices)))
         else:
@@ -255,14 +259,7 @@ class Documents:
             index: the part.
             result: JSON with vectors; None if the part had nothing to do.
         """
-        progress: dict[str, Any] = {
-            "status": "PROGRESS",
-            "result": {"done": "DONE", "of": "PARTS"},
-            "traceback": None,
-            "children": [],
-            "date_done": None,
-            "task_id": task_id,
-        }
+        progress = _progress(task_id, "DONE", "PARTS")
         complete = self._results.eval(
             JOIN, 3, keys.document(task_id), keys.DOCUMENTS, keys.result(task_id),
             str(index), "" if result is None else kombu_json.dumps(result), task_id,
@@ -372,6 +369,13 @@ class Documents:
         if body is not None:
             # Its turn has come: it goes where messages are taken from next.
             self._client.rpush(lane(keys.EMBED_QUEUE, priority_of(json.loads(body))), body)
+
+
+def _progress(task_id: str, done: int | str, of: int | str) -> dict[str, Any]:
+    """Return Celery's record of a task that is under way."""
+    result = {"done": done, "of": of}
+    known = {"status": "PROGRESS", "result": result, "task_id": task_id}
+    return {**known, "traceback": None, "children": [], "date_done": None}
 
 
 def overdue_s(backlog: Backlog | None, least_s: float) -> int:

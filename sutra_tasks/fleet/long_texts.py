@@ -74,7 +74,9 @@ class LongTexts:
         # What the router took the call to cost this device it costs all of them.
         fleet = fleet.done(self._device_id, message.sutra_weight)
         tokens = [row.tokens for row in rows]
-        parts = parts_of(tokens, devices=len(fleet.standing), most_tokens=options.batch_tokens)
+        # A part is no more than a device is given ahead of time: the slower, the smaller.
+        most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
+        parts = parts_of(tokens, devices=len(fleet.standing), most_tokens=most_tokens)
         chosen = assign(
             fleet,
             [

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import Ignore, TaskRevokedError
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
@@ -51,4 +51,11 @@ def part(self: Any) -> dict[str, Any] | None:
 @app.task(name=keys.COMBINE_TASK, bind=True, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
 def combine(self: Any) -> Vectors | Embeddings:
     """Put the parts of a long text together, under the caller's task id."""
-    return _serving().combine(self.request.id)
+    request = self.request
+    try:
+        return _serving().combine(request.id)
+    except TaskRevokedError as revoked:
+        # A part's device was told; this one may have begun since. The state is the same.
+        stores = not request.ignore_result
+        self.backend.mark_as_revoked(request.id, str(revoked), request, store_result=stores)
+        raise Ignore from None

@@ -33,6 +33,7 @@ from sutra_tasks.fleet.balancing import Fleet, choose
 from sutra_tasks.fleet.dead_letters import bury
 from sutra_tasks.fleet.fanout import documents
 from sutra_tasks.fleet.held import held_by
+from sutra_tasks.fleet.queues import MOST_CREDIT
 from sutra_tasks.fleet.registry import fleet_of, queue_lengths, sightings
 from sutra_tasks.fleet.rescue import Reaper
 from sutra_tasks.fleet.results import NotStored
@@ -135,8 +136,13 @@ class Router:
             self._fail(message, task, error)
             return
         try:
+            fleet = self._snapshot()
+            if demand.tokens > MOST_CREDIT and fleet.standing and not fleet.has_credit:
+                # Several were taken at once: what is large would pile up before one device.
+                self._waiting.append(_Waiting(message, task, demand, self._now()))
+                return
             device = choose(
-                self._snapshot(),
+                fleet,
                 demand,
                 self._ticket,
                 default=self._options.strategy,
@@ -165,7 +171,8 @@ class Router:
             fleet = self._snapshot()
         except redis.RedisError:
             return True  # what is taken waits for the next look
-        return not fleet.standing or fleet.has_credit
+        # What waits here goes first.
+        return not fleet.standing or (fleet.has_credit and not self._waiting)
 
     def tick(self) -> None:
         """Try again what waits, and report; called a few times a second."""

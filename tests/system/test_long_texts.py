@@ -286,6 +286,18 @@ def test_a_document_that_is_revoked_is_computed_no_further(start_fleet, client, 
         computed = set((faults / COMPUTED).read_text().splitlines())
         assert 2 <= len(computed & set(chunks_of(text))) < 40
         assert result.state == "REVOKED"
+
+        # Also where not every device heard of it.
+        results = [embed.apply_async((document(30, name),), link_error=FAILED) for name in "abcd"]
+        for result in results:
+            await_progress(result)
+        heard = [f"{fleet.device_ids[0]}@{os.uname().nodename}"]
+        app.control.revoke([result.id for result in results], destination=heard)
+        for result in results:
+            with pytest.raises(TaskRevokedError):
+                result.get(timeout=20)
+        await_rest(fleet, client)
+        assert {result.state for result in results} == {"REVOKED"}
         assert called_back(client)[0] == {}
 
 

@@ -399,6 +399,21 @@ def test_a_burst_keeps_to_the_credit_of_each_device(world: World) -> None:
     assert Counter(world.devices) == {"a": 3, "b": 10}
 
 
+def test_large_messages_taken_at_once_do_not_pile_up_before_a_device(world: World) -> None:
+    world.add("a", credit_tokens=3000)
+    world.route(*(sized(world, 8000) for _ in range(5)))
+    assert world.devices == ["a"] * 3  # each uses as much credit as one message may
+    assert not world.router.may_take(keys.EMBED_QUEUE)
+    world.add("a", load=(2, 16_000, 2048), credit_tokens=3000)
+    world.tick()
+    assert world.devices == ["a"] * 4
+    world.add("a", credit_tokens=3000)
+    assert not world.router.may_take(keys.EMBED_QUEUE)  # what waits goes first
+    world.tick()
+    assert world.devices == ["a"] * 5
+    assert world.router.may_take(keys.EMBED_QUEUE)
+
+
 # --- whether to take more ------------------------------------------------------------------------
 
 FULL = (1, 1000, 1000)
