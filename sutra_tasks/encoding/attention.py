@@ -85,7 +85,7 @@ def probe_batches(encoder: Encoder) -> tuple[list[TokenizedText], ...]:
     (whole,) = encoder.tokenize([PROBE_TEXT], None)
     offsets = encoder.offsets(whole)
     room = min(encoder.card.window - (whole.tokens - len(offsets)), PROBE_TOKENS, len(offsets))
-    step = max(1, min(32, room, len(offsets) // 4))
+    step = max(1, min(PROBE_TOKENS // 4, room, len(offsets) // 4))
     spans = [(0, room), (room // 2, room // 2 + 1)]
     equal = [(start, start + step) for start in range(0, 4 * step, step)]
     return encoder.windows(whole, offsets, spans), encoder.windows(whole, offsets, equal)

@@ -89,17 +89,15 @@ class EmbeddingService:
     ) -> Vectors | Embeddings:
         """Embed one call's texts; the rest is as for :meth:`encode`."""
         call, card, planned = prepared.call, self.encoder.card, prepared.planned
-        encoded = self.encode(
-            planned.rows,
-            planned.position_of,
-            estimated_tokens=estimated_tokens(len(call.texts), call.bytes),
-            began_at=prepared.began_at,
-            submitted=submitted,
-            alone=alone,
-            wanted=wanted,
-        )
+        encoded = self._encode(planned.rows, planned.position_of, submitted, alone=alone, wanted=wanted)
         if planned.passes:
             encoded = self._with_passes(planned, encoded, wanted)
+        self._count(
+            encoded,
+            [*planned.rows, *(one.text for one in planned.passes)],
+            estimated_tokens=estimated_tokens(len(call.texts), call.bytes),
+            began_at=prepared.began_at,
+        )
         try:
             return answer(
                 call,
@@ -163,6 +161,19 @@ class EmbeddingService:
             Unwanted: the call was given up, as ``wanted`` said.
             DeviceBroken: the engine failed, and not because of a text.
         """
+        encoded = self._encode(rows, position_of, submitted, alone=alone, wanted=wanted)
+        self._count(encoded, rows, estimated_tokens=estimated_tokens, began_at=began_at)
+        return encoded
+
+    def _encode(
+        self,
+        rows: Sequence[TokenizedText],
+        position_of: Callable[[int], int],
+        submitted: Callable[[], None],
+        *,
+        alone: bool,
+        wanted: Callable[[], bool],
+    ) -> Encoded:
         encoded = Encoded(np.empty((0, self.encoder.card.width), dtype=np.float32), 0.0, 0.0)
         if rows:
             future = self._batcher.submit(rows, alone=alone, wanted=wanted)
@@ -178,14 +189,23 @@ class EmbeddingService:
                 raise DeviceBroken(position_of(error.position)) from None
         else:
             submitted()
+        return encoded
+
+    def _count(
+        self,
+        encoded: Encoded,
+        seen: Sequence[TokenizedText],
+        *,
+        estimated_tokens: int,
+        began_at: float,
+    ) -> None:
         if self._on_answer is not None:
             self._on_answer(
                 time.monotonic() - began_at,
                 compute_s=encoded.compute_s,
                 estimated_tokens=estimated_tokens,
-                tokens=sum(row.tokens for row in rows),
+                tokens=sum(text.tokens for text in seen),
             )
-        return encoded
 
 
 def _timed(function: Callable[[], Floats]) -> tuple[Floats, float]:

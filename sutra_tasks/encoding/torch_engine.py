@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -85,6 +86,10 @@ class TorchEncoder(TokenIds):
 
     def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
         """Run the transformer once, and pooling with all that follows for each span."""
+        with _freed_when_full():
+            return self._pool(text, spans)
+
+    def _pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
         states = self._passes(self._features([text]))["token_embeddings"][0]
         first = text.content.first
         parts = [states[first + start : first + stop] for start, stop in spans]
@@ -104,8 +109,9 @@ class TorchEncoder(TokenIds):
         Raises:
             ModelError: it does something else.
         """
-        modes = [getattr(module, "pooling_mode", None) for module in list(self._model)[1:]]
-        if [mode for mode in modes if mode is not None] != ["mean"]:
+        # Whatever stood between the transformer and pooling would be applied twice.
+        _, *rest = list(self._model)
+        if not rest or getattr(rest[0], "pooling_mode", None) != "mean":
             raise ModelError(
                 self.card.model, "SUTRA_CHUNKING=late needs a model that takes the mean of its tokens"
             )
@@ -120,12 +126,8 @@ class TorchEncoder(TokenIds):
             lengths = [batch[at].tokens for at in where]
             for part in passes_of(lengths, CPU_TOKENS) if self._on_cpu else [range(len(where))]:
                 mine = where[part.start : part.stop]
-                try:
+                with _freed_when_full():
                     rows[mine] = self._forward([batch[at] for at in mine], prompt_tokens)
-                except Exception as error:
-                    if is_out_of_memory(error):
-                        _free_memory(error)
-                    raise
         return rows
 
     def _forward(self, batch: Sequence[TokenizedText], prompt_tokens: int) -> Floats:
@@ -169,11 +171,17 @@ def passes_of(lengths: Sequence[int], most_tokens: int) -> list[range]:
     return [*passes, range(start, len(lengths))]
 
 
-def _free_memory(error: Exception) -> None:
-    """Give back what a pass that failed has allocated, and what torch keeps for the next."""
-    # Its tensors live in the frames of the traceback, and the cache gives back only what is unused.
-    traceback.clear_frames(error.__traceback__)
-    torch.cuda.empty_cache()
+@contextmanager
+def _freed_when_full() -> Iterator[None]:
+    """Give back what a pass that found no memory has allocated, and what torch keeps for the next."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            # Its tensors live in the frames of the traceback; the cache gives back only what is unused.
+            traceback.clear_frames(error.__traceback__)
+            torch.cuda.empty_cache()
+        raise
 
 
 def _load(model: str) -> SentenceTransformer:

@@ -53,12 +53,16 @@ if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 for i = 6, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('EXPIRE', KEYS[1], ARGV[2])
 redis.call('ZADD', KEYS[2], redis.call('TIME')[1] + ARGV[3], ARGV[1])
-redis.call('SETEX', KEYS[3], ARGV[5], ARGV[4])
+local told = redis.call('GET', KEYS[3])
+if not told or string.find(told, '"status": "PROGRESS"', 1, true) then
+  redis.call('SETEX', KEYS[3], ARGV[5], ARGV[4])
+end
 return 1
 """
 """KEYS: the document, the documents, the caller's result. ARGV: task id, seconds it is kept, seconds
 until it is overdue, what the caller is told of progress, seconds that is kept, and its fields and their
-values. Written once: a message delivered twice finds it there, and returns 0."""
+values. Written once: a message delivered twice finds it there, and returns 0; one that is delivered
+again when all is done begins anew, and leaves its result alone."""
 
 JOIN: Final = """#!lua flags=allow-oom
 local parts = redis.call('HGET', KEYS[1], 'parts')

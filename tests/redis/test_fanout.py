@@ -6,27 +6,42 @@ import json
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import redis
 from celery import Celery
-from celery.exceptions import TaskRevokedError
+from celery.app.task import Context
+from celery.exceptions import Ignore, TaskRevokedError
 
 from sutra_tasks import keys
 from sutra_tasks.admission import Backlog
-from sutra_tasks.calls import Call
+from sutra_tasks.calls import HEADER, Call
 from sutra_tasks.documents.plan import Plan, PlannedText
-from sutra_tasks.errors import EncodingError, IncompleteDocumentError, PoisonMessageError
+from sutra_tasks.encoding.batcher import Batcher
+from sutra_tasks.encoding.batching import Limits
+from sutra_tasks.encoding.service import EmbeddingService, Prepared
+from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.errors import EncodingError, IncompleteDocumentError, ModelError, PoisonMessageError
+from sutra_tasks.fleet.balancing import Device, Fleet
 from sutra_tasks.fleet.fanout import AT_ONCE, MOST_RESENDS, Begun, Documents, overdue_s
+from sutra_tasks.fleet.long_texts import LongTexts
 from sutra_tasks.fleet.queues import lane, lanes
 from sutra_tasks.fleet.rescue import rescue_queues
+from sutra_tasks.fleet.results import NotStored
 from sutra_tasks.fleet.returning import weight_of
-from sutra_tasks.vectors import Vectors
+from sutra_tasks.settings import Settings
+from sutra_tasks.vectors import Embeddings, Floats, Vectors
 from tests.redis.flow import Worker, load, message
-from tests.redis.peers import full_memory, waiting
+from tests.redis.peers import absent_server, full_memory, waiting
+
+if TYPE_CHECKING:
+    from sutra_tasks.encoding.encoder import TokenizedText
 
 OVERDUE_S = 60
 RESULT_TTL_S = 600
@@ -101,6 +116,12 @@ def sent_to(client: redis.Redis, queue: str = keys.EMBED_QUEUE) -> list[str]:
     return [json.loads(raw)["headers"]["id"] for raw in waiting(client, queue)]
 
 
+def kept(results: redis.Redis) -> set[str]:
+    """Return the names of what is kept of long texts, beside what their callers are told."""
+    names = {name.decode() for name in results.scan_iter()}
+    return {name for name in names if not name.startswith(keys.result(""))}
+
+
 def forget_sent(client: redis.Redis) -> None:
     client.delete(*lanes(keys.EMBED_QUEUE))
 
@@ -125,7 +146,7 @@ def test_a_call_becomes_a_document_and_a_message_a_part(
 ) -> None:
     begin(documents, 1, 2, 1, 1)
     assert sent_to(client) == ["1:0", "1:1", "1:2"]
-    assert {name.decode() for name in results.scan_iter()} == {keys.document("1"), keys.DOCUMENTS}
+    assert kept(results) == {keys.document("1"), keys.DOCUMENTS}
     assert keys.DOCUMENT_S - 60 < results.ttl(keys.document("1")) <= keys.DOCUMENT_S
     assert OVERDUE_S - 5 <= due_in_s(results, "1") <= OVERDUE_S
     assert results.hget(keys.document("1"), "call") is not None
@@ -144,6 +165,7 @@ def test_parts_go_to_the_devices_that_were_chosen_and_to_the_router_for_the_othe
     assert load(client, "g0") == {"messages": 2, "credit": 500, "tokens_dispatched": 500}
     assert load(client, "g1") == {"messages": 1, "credit": 100, "tokens_dispatched": 100}
     assert client.ttl(keys.load("g0")) > 0
+    assert len(client.keys(keys.load("*"))) == 2
 
 
 def test_more_parts_than_one_command_takes_all_go_out(client: redis.Redis, documents: Documents) -> None:
@@ -202,15 +224,10 @@ def test_what_died_between_writing_and_sending_is_made_good_by_the_next_delivery
 
 
 def test_a_part_gets_its_rows_and_whose_they_are(documents: Documents) -> None:
-    texts = (
-        PlannedText(5, ((0, 1),), (1.0,)),
-        PlannedText(900, ((0, 1), (1, 2), (2, 3)), (0.5, 0.25, 0.25)),
-    )
-    one = begun(1, 2, 1)
-    spread = Begun(
-        call=one.call, plan=Plan(texts, "mean"), model="m", space="s:2", parts=one.parts,
-        tokens=one.tokens, devices=one.devices,
-    )  # fmt: skip
+    whole = PlannedText(5, ((0, 1),), (1.0,))
+    cut = PlannedText(900, ((0, 1), (1, 2), (2, 3)), (0.5, 0.25, 0.25))
+    one = begun(2, 2, 1)
+    spread = replace(one, plan=Plan((cut, whole, whole), "mean"), model="m", space="s:2")
     documents.begin(message(1), ([], {}, {}), spread)
     positions, rows = [], []
     for index in range(3):
@@ -219,7 +236,7 @@ def test_a_part_gets_its_rows_and_whose_they_are(documents: Documents) -> None:
         assert (part.model, part.space) == ("m", "s:2")
         positions.append(part.positions)
         rows.append(part.rows)
-    assert positions == [[0], [1, 1], [1]]
+    assert positions == [[0, 0], [0, 1], [2]]
     assert rows == one.parts
 
 
@@ -401,11 +418,11 @@ def test_a_finished_document_leaves_nothing(
     begin(documents, 1)
     begin(documents, 2)
     documents.finish("1")
-    assert {name.decode() for name in results.scan_iter()} == {keys.document("2"), keys.DOCUMENTS}
+    assert kept(results) == {keys.document("2"), keys.DOCUMENTS}
     assert results.zrange(keys.DOCUMENTS, 0, -1) == [b"2"]
     documents.finish("2")
     documents.finish("2")
-    assert results.keys() == []
+    assert kept(results) == set()
     assert documents.collect("1") is None
 
 
@@ -415,9 +432,11 @@ def test_a_finished_document_leaves_nothing(
 def test_a_caller_sees_how_many_parts_are_done(
     documents: Documents, results: redis.Redis, caller: Celery
 ) -> None:
-    begin(documents)
     result = caller.AsyncResult("1")
     assert result.state == "PENDING"
+    begin(documents)
+    assert (result.state, result.info) == ("PROGRESS", {"done": 0, "of": 3})
+    assert RESULT_TTL_S - 60 < results.ttl(keys.result("1")) <= RESULT_TTL_S
     documents.join("1", 2, result_of(2))
     assert (result.state, result.info) == ("PROGRESS", {"done": 1, "of": 3})
     documents.join("1", 2, result_of(2))
@@ -453,13 +472,18 @@ def test_a_result_is_never_overwritten_by_progress(
     caller.backend.store_result("1", stored, state)
     documents.join("1", 1, result_of(1))
     assert caller.AsyncResult("1").state == state
+    documents.finish("1")
+    begin(documents)
+    assert caller.AsyncResult("1").state == state
+    documents.join("1", 1, result_of(1))
+    assert caller.AsyncResult("1").state == state
 
 
 def test_a_document_that_was_given_up_makes_no_progress(documents: Documents, caller: Celery) -> None:
     begin(documents)
     documents.fail("1", 0, ValueError("no"))
     documents.join("1", 1, result_of(1))
-    assert caller.AsyncResult("1").state == "PENDING"
+    assert caller.AsyncResult("1").info == {"done": 0, "of": 3}
 
 
 # What is lost is found.
@@ -554,10 +578,11 @@ def test_a_body_that_was_lost_is_sent_again_however_often(
     client: redis.Redis, results: redis.Redis, documents: Documents, given_up: bool
 ) -> None:
     begin(documents)
-    for index in range(3):
-        documents.join("1", index, result_of(index))
     if given_up:
         documents.fail("1", 0, ValueError("no"))
+    else:
+        for index in range(3):
+            documents.join("1", index, result_of(index))
     for _ in range(MOST_RESENDS + 3):
         forget_sent(client)
         make_overdue(results, "1")
@@ -576,7 +601,7 @@ def test_a_document_that_is_gone_is_forgotten(
     results.delete(keys.document("1"))
     make_overdue(results, "1")
     documents.sweep()
-    assert results.keys() == []
+    assert kept(results) == set()
     assert sent_to(client) == []
 
 
@@ -659,7 +684,7 @@ def test_a_full_server_gives_up_and_forgets(
         assert found is not None
         assert isinstance(found.error, ValueError)
         documents.finish("1")
-    assert results.keys() == []
+    assert kept(results) == set()
 
 
 def test_a_sweep_of_a_full_server_loses_nothing(
@@ -724,3 +749,183 @@ def test_parts_of_a_device_that_is_gone_end_as_the_load_of_another(
         other.finish(raw)
     other.tell()
     assert settled(client, "g0", "g1")
+
+
+# A device's share in it, but for its threads and its engine's.
+
+OPTIONS = Settings(sequence_threshold=32, block_size=32, overlap_tokens=6, batch_tokens=64)
+TEXTS = ["short", " ".join(f"word{n}" for n in range(500)), " ".join(f"more{n}" for n in range(90))]
+
+
+class Refusing(SimulatedEncoder):
+    """An engine of which chunks are as long as their sum, which is nothing."""
+
+    def encode(self, batch: Sequence[TokenizedText]) -> Floats:
+        return np.zeros((len(batch), self.card.width), dtype=np.float32)
+
+
+@pytest.fixture
+def share(documents: Documents) -> Iterator[Callable[..., LongTexts]]:
+    """``share(device, encoder)``: what a device has of long texts, computing on the caller's thread."""
+    with ExitStack() as opened:
+
+        def share_of(device: str = "g0", encoder: SimulatedEncoder | None = None) -> LongTexts:
+            engine = encoder or SimulatedEncoder(width=8)
+            batcher = Batcher(engine, Limits(max_tokens=256, max_texts=8, max_wait_s=0))
+            batcher.start()
+            opened.callback(batcher.close, 10)
+            service = EmbeddingService(engine, batcher, device, OPTIONS)
+            return LongTexts(service, documents, device, OPTIONS, lambda compute, **_: compute())
+
+        yield share_of
+
+
+def delivered(raw: bytes, *, weight: int = 0) -> Any:
+    """Return a message as a device gets it."""
+    headers = json.loads(raw)["headers"]
+    return SimpleNamespace(
+        headers=headers, payload=([], {}, CALLBACKS), sutra_raw=raw, sutra_weight=weight
+    )
+
+
+def spread(
+    of: LongTexts, *devices: Device, weight: int = 0, strategy: str | None = None, **asked: Any
+) -> Prepared:
+    """Have a call spread whose message counts so much in its device's load."""
+    prepared = of._service.prepare(Call.of([TEXTS], asked, Settings()))
+    sent = delivered(message(1), weight=weight)
+    sent.headers[HEADER]["strategy"] = strategy
+    of.spread(prepared, sent, Fleet(devices))
+    return prepared
+
+
+def request_of(raw: bytes) -> Context:
+    return Context(json.loads(raw)["headers"])
+
+
+def device(name: str, **facts: Any) -> Device:
+    return Device(name, keys.device_queue(name), tokens_per_s=100.0, **facts)
+
+
+@pytest.mark.parametrize("asked", [{}, {"details": True, "chunk_vectors": True, "dimensions": 3}])
+def test_devices_that_share_a_text_give_what_one_would(
+    client: redis.Redis, documents: Documents, share: Callable[..., LongTexts], asked: dict[str, Any]
+) -> None:
+    workers = {name: share(name) for name in ("g0", "g1")}
+    prepared = spread(workers["g0"], device("g0"), device("g1"), **asked)
+    seen = set()
+    for name, worker in workers.items():
+        for raw in waiting(client, keys.device_queue(name)):
+            request = request_of(raw)
+            seen.add(name)
+            documents.join(request.group, request.group_index, worker.part(request))
+    assert seen == {"g0", "g1"}
+    got, alone = workers["g1"].combine("1"), workers["g0"]._service.answer(prepared)
+    if not asked:
+        assert isinstance(got, Vectors)
+        assert np.allclose(got, np.asarray(alone), atol=1e-6)
+        return
+    assert isinstance(got, Embeddings)
+    assert isinstance(alone, Embeddings)
+    assert np.allclose(got.vectors, alone.vectors, atol=1e-6)
+    assert got.chunk_vectors is not None
+    assert np.allclose(got.chunk_vectors, np.asarray(alone.chunk_vectors), atol=1e-6)
+    assert (got.spans, got.weights, got.tokens) == (alone.spans, alone.weights, alone.tokens)
+    assert got.device == "g0,g1"
+    assert got.space == "simulated-1:3"
+    assert got.compute_s > 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "weight", "expected"),
+    [(None, 0, "one"), (None, 10**6, "both"), ("round_robin", 0, "both")],
+)
+def test_parts_go_by_the_strategy_and_the_call_itself_is_no_backlog(
+    client: redis.Redis,
+    share: Callable[..., LongTexts],
+    strategy: str | None,
+    weight: int,
+    expected: str,
+) -> None:
+    devices = device("g0", backlog_messages=1, backlog_tokens=10**6), device("g1")
+    spread(share("g0"), *devices, weight=weight, strategy=strategy)
+    lengths = [client.llen(keys.device_queue(name)) for name in ("g0", "g1")]
+    assert sum(lengths) >= 8
+    if expected == "both":
+        assert abs(lengths[0] - lengths[1]) <= 1
+    else:
+        assert lengths[0] == 0
+
+
+def test_parts_beyond_the_credit_of_all_devices_wait_for_the_router(
+    client: redis.Redis, share: Callable[..., LongTexts]
+) -> None:
+    spread(share("g0"), device("g0", credit_tokens=200), device("g1", credit_tokens=1))
+    assert client.llen(keys.device_queue("g0")) >= 1
+    assert client.llen(keys.device_queue("g1")) == 1
+    assert client.llen(keys.EMBED_QUEUE) >= 2
+
+
+def test_without_a_device_all_parts_wait_for_the_router(
+    client: redis.Redis, share: Callable[..., LongTexts]
+) -> None:
+    spread(share("g0"))
+    assert client.llen(keys.EMBED_QUEUE) >= 4
+
+
+def test_a_part_of_another_space_is_an_error(
+    client: redis.Redis, share: Callable[..., LongTexts]
+) -> None:
+    spread(share("g0"), device("g0"))
+    (raw, *_) = waiting(client, keys.device_queue("g0"))
+    with pytest.raises(ModelError, match="another space, simulated-1:8"):
+        share("g1", SimulatedEncoder(width=16)).part(request_of(raw))
+
+
+def test_a_part_that_is_done_or_unwanted_is_nothing(
+    client: redis.Redis, documents: Documents, share: Callable[..., LongTexts]
+) -> None:
+    one = share("g0")
+    spread(one, device("g0"))
+    first, second, *_ = map(request_of, waiting(client, keys.device_queue("g0")))
+    documents.join(first.group, first.group_index, one.part(first))
+    assert one.part(first) is None
+    assert one.part(second) is not None
+    documents.finish("1")
+    assert one.part(second) is None
+    with pytest.raises(Ignore):
+        one.combine("1")
+
+
+def test_chunks_without_a_direction_are_an_error_of_their_text(
+    client: redis.Redis, documents: Documents, share: Callable[..., LongTexts]
+) -> None:
+    one = share("g0", Refusing(width=8))
+    spread(one, device("g0"))
+    for raw in waiting(client, keys.device_queue("g0")):
+        request = request_of(raw)
+        documents.join(request.group, request.group_index, one.part(request))
+    with pytest.raises(EncodingError) as failed:
+        one.combine("1")
+    assert failed.value.position == 1
+
+
+def test_an_error_is_raised_as_it_is(documents: Documents, share: Callable[..., LongTexts]) -> None:
+    one = share("g0")
+    spread(one, device("g0"))
+    documents.fail("1", 0, EncodingError("g7", 2, "no"))
+    with pytest.raises(EncodingError) as failed:
+        one.combine("1")
+    assert failed.value.args == ("g7", 2, "no")
+
+
+def test_a_server_that_is_away_sends_the_message_back(share: Callable[..., LongTexts]) -> None:
+    one = share("g0")
+    away = absent_server()
+    one._documents = Documents(away, away, overdue_s=OVERDUE_S, result_ttl_s=RESULT_TTL_S)
+    with pytest.raises(NotStored):
+        spread(one, device("g0"))
+    with pytest.raises(NotStored):
+        one.part(Context(group="1", group_index=0))
+    with pytest.raises(NotStored):
+        one.combine("1")

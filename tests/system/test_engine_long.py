@@ -1,36 +1,41 @@
 """The torch engine on long texts, against transformers and plain arithmetic, on models of every kind."""
 
 import json
-import subprocess
-import sys
-from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
-from difflib import SequenceMatcher
 from functools import cache
 from itertools import chain, pairwise
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
 from sutra_tasks.calls import Call
-from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker, Offsets, chunks_of
+from sutra_tasks.documents.chunking import Chunker, Offsets
 from sutra_tasks.encoding.batcher import Batcher, Unwanted
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.models import locate
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.encoding.token_ids import TokenIds
-from sutra_tasks.errors import CorruptMessageError, EncodingError, ModelError
+from sutra_tasks.errors import EncodingError, ModelError
 from sutra_tasks.settings import METHODS, Settings
-from tests.system.tiny_models import KINDS, WINDOW, Kind, build
+from tests.system.tiny_models import (
+    FOREIGN,
+    KINDS,
+    PROSE,
+    WINDOW,
+    Kind,
+    build,
+    made,
+    prompts_of,
+    token_ids,
+)
 
 MINILM = "all-MiniLM-L6-v2"
 BLOCK, OVERLAP = 40, 6
@@ -38,20 +43,7 @@ CHUNKED = {"block_size": BLOCK, "overlap_tokens": OVERLAP}
 LATE = {**CHUNKED, "chunking": "late"}
 CLOSE = 5e-6
 
-PROSE = (
-    "The quick brown fox jumps over the lazy dog. It costs 3.14, said Dr. Who! Running and jumping, it "
-    "passed a text; a query found naïve façades. Nobody represented the sentence, and so on. "
-)
-FOREIGN = "Привет, мир! こんにちは世界。 हिन्दी में लिखा है। שלום עולם 🙂 "
-AWKWARD = ("e\u0301", "ﷺ", "ﬁ", "\u200d", "👩‍👩‍👧", "\0", "\xad", " ", "  ", "\n\n", "\t", "[SEP]", "</s>")
-PIECES = st.sampled_from((PROSE, FOREIGN, "words ", "fox", "run", "re", *AWKWARD)) | st.text(max_size=8)
-TEXTS = st.lists(PIECES, max_size=6).map("".join)
-
 every_kind = pytest.mark.parametrize("name", KINDS)
-
-
-def prompts_of(name: str) -> list[str | None]:
-    return [None, *(KINDS[name].prompts if name in KINDS else ())]
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +120,10 @@ class Reference:
         starts, ends = np.maximum(places[first:end] - len(prefix), 0).T
         return ids[:first], ids[first:end], ids[end:], Offsets(starts, ends)
 
+    def alone(self, prefix):
+        said = self.tokenizer(prefix, return_special_tokens_mask=True)
+        return len(said["input_ids"]) - said["special_tokens_mask"][-1]
+
     def spans(self, text, prefix):
         head, _, tail, offsets = self.split(text, prefix)
         return Chunker(BLOCK - len(head) - len(tail), OVERLAP).spans(text, offsets)
@@ -152,14 +148,13 @@ class Reference:
         """Return spans and vectors of a long text's chunks, each embedded apart."""
         head, own, tail, offsets = self.split(text, prefix)
         spans = Chunker(block - len(head) - len(tail), overlap).spans(text, offsets)
-        unseen = len(head) if prefix and not self.kind.include_prompt else 0
         found = []
         for start, stop in spans:
-            leave = unseen
-            if not start and unseen:  # as sentence-transformers, which looks at the prompt alone
-                prompted = self.tokenizer(prefix, return_special_tokens_mask=True)
-                leave = len(prompted["input_ids"]) - prompted["special_tokens_mask"][-1]
-            found.append(self.pooled(self.states([*head, *own[start:stop], *tail])[leave:]))
+            unpooled = 0
+            if prefix and not self.kind.include_prompt:
+                # Where a text begins, as sentence-transformers, which looks at the prompt alone.
+                unpooled = len(head) if start else self.alone(prefix)
+            found.append(self.pooled(self.states([*head, *own[start:stop], *tail])[unpooled:]))
         return spans, np.array(found)
 
 
@@ -204,7 +199,7 @@ def test_texts_within_the_threshold_are_sentence_transformers_own(engine, folder
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(folder(name), device="cpu")
-    texts = ["", "a", "fox", PROSE, FOREIGN[:20], "\n", PROSE[:60], "running [SEP] </s>", "日本"]
+    texts = ["", "a", "fox", PROSE[:90], FOREIGN[:20], "\n", PROSE[:60], "running [SEP] </s>", "日本"]
     long = PROSE * 8
     with serving(engine(name)) as service:
         for prompt in prompts_of(name):
@@ -230,7 +225,7 @@ def test_a_long_text_is_the_weighted_mean_of_its_windows(engine, reference, name
     ours, theirs = engine(name), reference(name)
     with serving(ours, **CHUNKED) as service:
         for prompt in prompts_of(name):
-            for text in (PROSE * 4, "presented " + FOREIGN * 6, "ning" + PROSE * 3):
+            for text in (PROSE * 4, "presented " + FOREIGN * 12, "ning" + PROSE * 3):
                 prefix = KINDS[name].prompts.get(prompt or "", "")
                 spans, rows = theirs.rows(text, prefix)
                 assert len(spans) > 3
@@ -251,12 +246,11 @@ def test_a_long_text_is_the_weighted_mean_of_its_windows_in_the_packaged_model(e
     spans, rows = reference(MINILM).rows(text, "", block=256, overlap=50)
     assert len(spans) > 3
     with serving(engine(MINILM)) as service:
-        for method in METHODS:
-            for dimensions in (None, 128):
-                got = ask(service, text, aggregation_method=method, dimensions=dimensions)
-                wanted = together(rows[:, :dimensions], spans, method)
-                np.testing.assert_allclose(got.vectors, wanted, atol=CLOSE)
-                np.testing.assert_allclose(got.chunk_vectors, unit(rows[:, :dimensions]), atol=CLOSE)
+        for method, dimensions in ((METHODS[0], 128), *((method, None) for method in METHODS)):
+            got = ask(service, text, aggregation_method=method, dimensions=dimensions)
+            wanted = together(rows[:, :dimensions], spans, method)
+            np.testing.assert_allclose(got.vectors, wanted, atol=CLOSE)
+            np.testing.assert_allclose(got.chunk_vectors, unit(rows[:, :dimensions]), atol=CLOSE)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "t5", "qwen", MINILM])
@@ -274,240 +268,28 @@ def test_plain_attention_gives_the_same_vectors_of_chunks(engine, name):
         assert (np.asarray(one) * np.asarray(other)).sum(axis=1).min() >= 0.9999
 
 
-# Token ids.
-
-
-@cache
-def made(name: str) -> Tokenizer:
-    return KINDS[name].tokenizer()
-
-
-@cache
-def token_ids(name: str) -> TokenIds:
-    kind = KINDS[name]
-    return TokenIds(made(name), kind.prompts, WINDOW, pools_prompt=kind.include_prompt)
-
-
-@every_kind
-@laws(max_examples=40, deadline=None)
-@given(data=st.data(), text=TEXTS)
-def test_windows_are_slices_between_special_tokens_and_prompt(name, data, text):
-    prompt = data.draw(st.sampled_from(prompts_of(name)))
-    prefix = KINDS[name].prompts[prompt] if prompt else ""
-    ids = token_ids(name)
-    (whole,) = ids.tokenize([text], prompt)
-    offsets = ids.offsets(whole)
-    said = made(name).encode(prefix + text)
-    assert whole.content.ids.tolist() == said.ids
-    assert whole.tokens == len(said.ids)
-
-    mine = [
-        at
-        for at, (special, (_, end)) in enumerate(zip(said.special_tokens_mask, said.offsets, strict=True))
-        if not special and end > len(prefix)
-    ]
-    assert len(offsets) == len(mine)
-    assert [at + 1 for at in mine[:-1]] == mine[1:]
-    assert offsets.starts.tolist() == [max(0, said.offsets[at][0] - len(prefix)) for at in mine]
-    assert offsets.ends.tolist() == [said.offsets[at][1] - len(prefix) for at in mine]
-    assert (offsets.starts <= offsets.ends).all()
-    assert (offsets.ends <= len(text)).all()
-
-    first = mine[0] if mine else len(said.ids) - said.special_tokens_mask[1:].count(1)
-    total = len(offsets)
-    cuts = sorted(data.draw(st.lists(st.integers(0, total), min_size=2, max_size=6)))
-    spans = [(start, stop) for start, stop in pairwise(cuts) if start < stop]
-    rows = ids.windows(whole, offsets, [(0, total), *spans])
-    assert rows[0].content.ids.tolist() == said.ids
-    assert rows[0].content.prompt_tokens == whole.content.prompt_tokens
-    for row, (start, stop) in zip(rows[1:], spans, strict=True):
-        head, tail = said.ids[:first], said.ids[first + total :]
-        assert row.content.ids.tolist() == head + said.ids[first + start : first + stop] + tail
-        assert row.content.first == first
-        assert row.tokens == len(row.content.ids)
-        if start:  # none of a text's own tokens is left out of its vector, all of the prompt's are
-            leaves = bool(prompt) and not KINDS[name].include_prompt
-            assert row.content.prompt_tokens == (first if leaves else 0)
-
-
-@every_kind
-def test_a_tokens_place_is_where_its_letters_are(name):
-    ids = token_ids(name)
-    for prompt in prompts_of(name):
-        (whole,) = ids.tokenize([PROSE], prompt)
-        offsets = ids.offsets(whole)
-        after = ids.windows(whole, offsets, [(0, len(offsets))])[0].content
-        own = after.ids[after.first : after.first + len(offsets)].tolist()
-        assert len(own) > 40
-        for at, (token, start, end) in enumerate(zip(own, offsets.starts, offsets.ends, strict=True)):
-            word = made(name).id_to_token(token).replace("##", "").strip("Ġ▁")
-            letters = PROSE[start:end].strip()
-            if word.isascii() and letters.isascii():
-                assert word == letters or word == letters.lower() or (at == 0 and word.endswith(letters))
-            assert start == 0 or PROSE[offsets.ends[at - 1] : start].strip() == ""
-
-
-SPECIALS = {
-    "bert": (["[CLS]"], ["[SEP]"]),
-    "bert-cls": (["[CLS]"], ["[SEP]"]),
-    "roberta": (["<s>"], ["</s>"]),
-    "t5": ([], ["</s>"]),
-    "qwen": ([], []),
-    "bare": ([], []),
-}
-
-
-@every_kind
-def test_every_window_has_the_special_tokens_and_the_prompt(name):
-    ids, kind = token_ids(name), KINDS[name]
-    before, after = SPECIALS[name]
-    for prompt in prompts_of(name):
-        prefix = kind.prompts[prompt] if prompt else ""
-        (whole,) = ids.tokenize(["fox jumps over text"], prompt)
-        offsets = ids.offsets(whole)
-        total = len(offsets)
-        for row in ids.windows(whole, offsets, [(0, total), (1, 3), (total - 1, total)]):
-            tokens = [made(name).id_to_token(token) for token in row.content.ids.tolist()]
-            assert tokens[: len(before)] == before
-            assert tokens[len(tokens) - len(after) :] == after
-            head = "".join(tokens[len(before) : row.content.first]).replace("##", "")
-            # What the prompt ends with may be part of the text's first token instead.
-            said = prefix.replace("\n", "Ċ").replace(" ", "")
-            head = head.replace("Ġ", "").replace("▁", "")
-            assert said.startswith(head) or said.lower().startswith(head)
-            assert len(said) - len(head) <= 1 or prompt == "merging"
-
-
-def test_a_prompts_last_space_is_of_the_texts_first_token():
-    ids, tokenizer = token_ids("roberta"), made("roberta")
-    (whole,) = ids.tokenize(["fox jumps"], "query")
-    offsets = ids.offsets(whole)
-    rows = ids.windows(whole, offsets, [(0, 1), (1, len(offsets))])
-    one, other = ([tokenizer.id_to_token(token) for token in row.content.ids.tolist()] for row in rows)
-    assert one[-2:] == ["Ġfox", "</s>"]
-    assert one[:-2] == other[: len(one) - 2]
-    assert other[-2].endswith("s")
-    assert (offsets.starts[0], offsets.ends[0]) == (0, 3)
-
-
-@every_kind
-def test_what_a_chunk_says_is_nearly_what_its_ids_are(name):
-    ids = token_ids(name)
-    text = PROSE * 4
-    (whole,) = ids.tokenize([text], None)
-    offsets = ids.offsets(whole)
-    spans = Chunker(30, 5).spans(text, offsets)
-    rows = ids.windows(whole, offsets, spans)
-    for row, chunk in zip(rows, chunks_of(text, offsets, spans), strict=True):
-        again = made(name).encode(chunk.text).ids
-        assert SequenceMatcher(None, again, row.content.ids.tolist()).ratio() > 0.9
-
-
 # Packed rows.
-
-
-def packed(ids, texts, prompt=None):
-    return json.loads(json.dumps(ids.pack(ids.tokenize(texts, prompt))))
 
 
 @every_kind
 def test_packed_rows_are_the_same_rows_and_give_the_same_vectors(engine, name):
     encoder = engine(name)
     for prompt in prompts_of(name):
-        texts = encoder.tokenize([PROSE * 3, "fox", PROSE], prompt)
-        rows = [texts[1], texts[2]]
+        texts = encoder.tokenize([PROSE * 3, "fox", PROSE[:40]], prompt)
+        rows = texts[1:]
         for whole in texts:
             offsets = encoder.offsets(whole)
             rows += encoder.windows(whole, offsets, [(0, 1), (0, min(30, len(offsets)))])
         if prompt is None:
-            rows += encoder.tokenize([""], None) * (len(SPECIALS[name][1]) > 0)
+            rows += encoder.tokenize([""], None) * (
+                name not in ("qwen", "bare")
+            )  # which see nothing at all of it
         back = encoder.unpack(json.loads(json.dumps(encoder.pack(rows))))
         assert [row.tokens for row in back] == [row.tokens for row in rows]
         for one, other in zip(rows, back, strict=True):
             assert one.content.ids.tolist() == other.content.ids.tolist()
             assert one.content.prompt_tokens == other.content.prompt_tokens
         np.testing.assert_array_equal(encoder.encode(rows), encoder.encode(back))
-
-
-def ids_of(*numbers: int) -> str:
-    return b64encode(np.array(numbers, "<i4").tobytes()).decode()
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        {"ids": "no base64!"},
-        {"ids": "é"},
-        {"ids": None},
-        {"ids": 7},
-        {"ids": ids_of(5, 6, 7)},
-        {"ids": ids_of(5, 6, 7, 8, 9)},
-        {"ids": b64encode(b"123456789").decode()},
-        {"ids": ""},
-        {"ids": ids_of(5, 6, 7, -1)},
-        {"ids": ids_of(5, 6, 7, 10**6)},
-        {"ids": ids_of(5, 6, 7, made("bert").get_vocab_size())},
-        {"tokens": [3, 2]},
-        {"tokens": [4]},
-        {"tokens": [4, 0]},
-        {"tokens": [0, 4]},
-        {"tokens": [5, -1]},
-        {"tokens": [-1, 5]},
-        {"tokens": [3, 1.5]},
-        {"tokens": [3, None]},
-        {"tokens": ["3", "1"]},
-        {"tokens": [[3, 1]]},
-        {"tokens": [3, 10**30]},
-        {"tokens": [3, float("inf")]},
-        {"tokens": []},
-        {"tokens": None},
-        {"tokens": [], "prompt_tokens": [], "ids": ""},
-        {"tokens": [4, WINDOW + 1], "ids": ids_of(*[5] * (WINDOW + 5))},
-        {"prompt_tokens": [0]},
-        {"prompt_tokens": [0, 0, 0]},
-        {"prompt_tokens": [0, -1]},
-        {"prompt_tokens": [0, None]},
-        {"prompt_tokens": [0, float("inf")]},
-        {"prompt_tokens": [0, 10**30]},
-        {"prompt_tokens": None},
-    ],
-)
-def test_what_was_not_packed_so_is_refused(broken):
-    good = {"tokens": [3, 1], "prompt_tokens": [0, 2], "ids": ids_of(5, 6, 7, 8)}
-    assert [row.content.ids.tolist() for row in token_ids("bert").unpack(good)] == [[5, 6, 7], [8]]
-    with pytest.raises(CorruptMessageError):
-        token_ids("bert").unpack(good | broken)
-
-
-@pytest.mark.parametrize("missing", ["tokens", "prompt_tokens", "ids"])
-def test_a_pack_without_a_fact_is_refused(missing):
-    pack = packed(token_ids("bert"), ["fox", "dog"])
-    del pack[missing]
-    with pytest.raises(CorruptMessageError):
-        token_ids("bert").unpack(pack)
-
-
-@pytest.mark.parametrize("thing", [None, [], "text", 7, {}])
-def test_what_is_no_pack_is_refused(thing):
-    with pytest.raises(CorruptMessageError):
-        token_ids("bert").unpack(thing)
-
-
-def test_ids_behind_a_gap_in_the_vocabulary_are_known():
-    from tokenizers import models, pre_tokenizers
-
-    sparse = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "fox": 900}, unk_token="[UNK]"))
-    sparse.pre_tokenizer = pre_tokenizers.Whitespace()
-    ids = TokenIds(sparse, {}, WINDOW, pools_prompt=True)
-    pack = packed(ids, ["a fox"])
-    assert ids.unpack(pack)[0].content.ids.tolist() == [1, 900]
-    with pytest.raises(CorruptMessageError):
-        ids.unpack(pack | {"ids": ids_of(1, 901)})
-
-
-def test_packed_ids_are_little_endian_whatever_they_were():
-    pack = packed(token_ids("bert"), ["fox"])
-    assert np.frombuffer(b64decode(pack["ids"]), "<i4").tolist() == made("bert").encode("fox").ids
 
 
 # Passes on a processor.
@@ -566,7 +348,7 @@ MEAN = [name for name, kind in KINDS.items() if kind.pooling == "mean"]
 
 def late_rows(theirs, found, text, prefix):
     """Pool the chunks of a text by hand from the states of each pass; check what the passes are."""
-    head, own, tail, offsets = theirs.split(text, prefix)
+    head, own, tail, _ = theirs.split(text, prefix)
     spans = theirs.spans(text, prefix)
     rows = {}
     for one in found.passes:
@@ -587,7 +369,9 @@ def late_rows(theirs, found, text, prefix):
 @pytest.mark.parametrize("name", MEAN)
 @pytest.mark.parametrize("times", [1, 5])
 def test_late_chunks_are_pooled_from_states_that_saw_the_whole_window(engine, reference, name, times):
-    text = "ning " + (PROSE + FOREIGN)[: 220 if times == 1 else None] * times
+    tokens = token_ids(name).tokenize([(PROSE * 2)[:end] for end in range(300)], None)
+    one_window = (PROSE * 2)[: next(end for end, text in enumerate(tokens) if text.tokens > 60)]
+    text = "ning " + (one_window if times == 1 else (PROSE + FOREIGN) * times)
     with serving(engine(name), **LATE, sequence_threshold=30) as service:
         for prompt in prompts_of(name):
             prefix = KINDS[name].prompts.get(prompt or "", "")
@@ -616,10 +400,19 @@ def test_a_pass_sees_what_chunks_apart_do_not(engine, reference):
 @pytest.mark.parametrize("options", [CHUNKED, LATE])
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_short_and_long_texts_keep_their_order(engine, name, options):
-    texts = ["fox", PROSE * 3, "", "query", FOREIGN * 5, PROSE * 2, "dog", PROSE * 3]
+    texts = ["fox", PROSE * 3, "", "query", FOREIGN * 12, PROSE * 4, "dog", PROSE * 3]
     with serving(engine(name), **options) as service:
         got = ask(service, texts, prompt="query")
-        assert [count > 1 for count in got.chunks] == [False, True, False, False, True, True, False, True]
+        assert [count > 1 for count in got.chunks] == [
+            False,
+            True,
+            False,
+            False,
+            True,
+            True,
+            False,
+            True,
+        ]
         for text, vector in zip(texts, got.vectors, strict=True):
             np.testing.assert_allclose(ask(service, text, prompt="query").vectors, vector, atol=CLOSE)
         assert got.queue_s >= 0
@@ -678,7 +471,12 @@ def test_late_chunking_is_refused_where_pooling_is_not_what_follows_the_transfor
 def test_no_pass_runs_for_a_call_that_is_given_up(engine, monkeypatch):
     encoder, ran = engine("bert"), []
     pool = encoder.pool
-    monkeypatch.setattr(encoder, "pool", lambda *given: ran.append(given) or pool(*given))
+
+    def spy(text, spans):
+        ran.append(text)
+        return pool(text, spans)
+
+    monkeypatch.setattr(encoder, "pool", spy)
     with serving(encoder, **LATE) as service:
         prepared = service.prepare(Call.of([PROSE * 12], {}, Settings()))
         assert len(prepared.planned.passes) > 3
@@ -692,7 +490,7 @@ def test_a_pass_that_fails_names_its_text_and_tells_none_of_it(engine, monkeypat
     pool = encoder.pool
 
     def fails(text, spans):
-        if text.content.ids[text.content.first] == made("bert").token_to_id("query"):
+        if text.content.ids[text.content.first] == made("bert").encode("query").ids[1]:
             raise ValueError(PROSE)
         return pool(text, spans)
 
@@ -719,13 +517,14 @@ def test_passes_count_in_what_the_device_says_of_its_work(engine):
 def test_a_pass_without_memory_gives_back_what_it_had(engine, monkeypatch):
     import torch
 
-    from sutra_tasks.encoding import torch_engine
-
-    freed = []
+    freed: list[Any] = []
+    held: list[Any] = []
     encoder = engine("bert")
-    monkeypatch.setattr(torch_engine, "_free_memory", freed.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(held[-1]()))
 
-    def full(features):
+    def full(_):
+        allocated = torch.zeros(1)
+        held.append(ref(allocated))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(encoder, "_passes", full)
@@ -734,54 +533,4 @@ def test_a_pass_without_memory_gives_back_what_it_had(engine, monkeypatch):
     for run in (lambda: encoder.encode([row]), lambda: encoder.pool(row, [(0, 30)])):
         with pytest.raises(torch.OutOfMemoryError):
             run()
-    assert len(freed) == 2
-
-
-# A book.
-
-MEASURE = """
-import sys, time
-from tokenizers import Tokenizer
-from sutra_tasks.documents.chunking import Chunker
-from sutra_tasks.encoding.token_ids import TokenIds
-
-def peak():
-    lines = open("/proc/self/status").read().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-tokenizer = Tokenizer.from_file(sys.argv[1])
-tokenizer.no_padding(), tokenizer.no_truncation()
-ids = TokenIds(tokenizer, {}, 256, pools_prompt=True)
-ids.tokenize(["warm"], None)
-text = sys.stdin.read()
-before, began = peak(), time.monotonic()
-(whole,) = ids.tokenize([text], None)
-tokenized = time.monotonic()
-offsets = ids.offsets(whole)
-spans = Chunker(254, 50).spans(text, offsets)
-rows = ids.windows(whole, offsets, spans)
-done = time.monotonic()
-print(len(text), whole.tokens, len(rows), (peak() - before) >> 10, tokenized - began, done - tokenized)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["prose", "dense"])
-def test_a_book_is_tokenised_in_little_memory(kind, record_property):
-    page = "".join(topics.values()) if kind == "prose" else "1.2;3,4?é日本 "
-    text = (page * (5_000_000 // len(page) + 1))[:5_000_000]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(Path(locate(MINILM), "tokenizer.json"))],
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    characters, _, windows, grown_mib, *seconds = done.stdout.split()
-    record_property("seconds", seconds)
-    print(kind, done.stdout)
-    assert int(characters) == 5_000_000
-    assert int(windows) > 1000
-    assert int(grown_mib) < 600
+    assert freed == [None, None]

@@ -1,26 +1,36 @@
 """Models of a few thousand weights, one for each way a model can treat special tokens and prompts.
 
-Their weights are random and their tokenizers trained here, so their vectors mean nothing; but two ways to
+Their weights are random and their tokenizers made here, so their vectors mean nothing; but two ways to
 compute one must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
+from sutra_tasks.encoding.token_ids import TokenIds
+
 WINDOW = 128
 HIDDEN = 32
 
+PROSE = (
+    "The quick brown fox jumps over the lazy dog. It costs 3.14, said Dr. Who! Running and jumping, it "
+    "passed a text; a query found naïve façades. Nobody represented the sentence, and so on. "
+)
+FOREIGN = "Привет, мир! こんにちは世界。 हिन्दी में लिखा है। שלום עולם 🙂 "
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It costs 3.14, said Dr. Who! query: passage: text",
     "Represent the sentence: Instruct: find what answers it. Query: running, jumped, represented.",
     "Привет, мир! こんにちは世界。 हिन्दी में लिखा है। שלום עולם naïve façades 🙂",
 ] * 5
+PIECES = ("re", "repres", "query", "##ing", "##ed", "##ented", "##er", "##re", "##th", "##es")
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,17 @@ class Kind:
 
 
 def _wordpiece() -> Tokenizer:
-    made: Tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    words = {
+        word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    }
+    letters = sorted(set("".join(words)))
+    # Not trained: the trainer's choice differs from time to time.
+    tokens = [*letters, *(f"##{letter}" for letter in letters), *sorted(words)[::2], *PIECES]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    made.train_from_iterator(
-        CORPUS, trainers.WordPieceTrainer(vocab_size=220, special_tokens=special, show_progress=False)
-    )
+    vocabulary = {token: at for at, token in enumerate(dict.fromkeys([*special, *tokens]))}
+    made: Tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizer, splitter
     return made
 
 
@@ -93,6 +107,11 @@ def unigram() -> Tokenizer:
         show_progress=False,
     )
     made.train_from_iterator(CORPUS, trainer)
+    # Nor are a trainer's scores the same each time.
+    scores = {name: round(score, 1) for name, score in json.loads(made.to_str())["model"]["vocab"]}
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [(name, scores[name]) for name in (*special, *sorted(set(scores) - set(special)))]
+    made.model = models.Unigram(pieces, unk_id=2)
     made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return made
 
@@ -143,8 +162,7 @@ def build(kind: Kind, folder: Path) -> str:
     import torch
     import transformers
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+    from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
     torch.manual_seed(7)
     made = kind.tokenizer()
@@ -171,7 +189,7 @@ def build(kind: Kind, folder: Path) -> str:
         inner = transformers.T5EncoderModel(
             transformers.T5Config(
                 vocab_size=made.get_vocab_size(), d_model=HIDDEN, d_kv=16, d_ff=64, num_layers=2,
-                num_heads=2, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+                num_heads=2, pad_token_id=0, eos_token_id=1,
             )
         )  # fmt: skip
     bare = folder / "bare"
@@ -198,3 +216,18 @@ def build(kind: Kind, folder: Path) -> str:
         str(saved), create_model_card=False
     )
     return str(saved)
+
+
+def prompts_of(name: str) -> list[str | None]:
+    return [None, *(KINDS[name].prompts if name in KINDS else ())]
+
+
+@cache
+def made(name: str) -> Tokenizer:
+    return KINDS[name].tokenizer()
+
+
+@cache
+def token_ids(name: str) -> TokenIds:
+    kind = KINDS[name]
+    return TokenIds(made(name), kind.prompts, WINDOW, pools_prompt=kind.include_prompt)

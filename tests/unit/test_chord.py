@@ -3,9 +3,11 @@
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import pytest
 from celery import Celery
+from celery.exceptions import Ignore, TaskRevokedError
 from celery.worker.request import Request
 from hypothesis import given
 from hypothesis import settings as laws
@@ -233,6 +235,31 @@ def test_making_parts_changes_no_body() -> None:
     before = json.dumps(body)
     part_message(body, 3, 7, 10, 4000)
     assert json.dumps(body) == before
+
+
+# What puts them together, where nobody wants that any more.
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_document_that_was_given_up_is_revoked_by_whoever_puts_it_together(
+    monkeypatch: pytest.MonkeyPatch, ignored: bool
+) -> None:
+    class Revoked:
+        def combine(self, task_id: str) -> None:
+            assert task_id == ID
+            raise TaskRevokedError("expired")
+
+    told = Mock()
+    monkeypatch.setattr(parts.combine, "_backend", told)
+    monkeypatch.setattr(parts, "_server", Revoked())
+    parts.combine.push_request(id=ID, task=keys.COMBINE_TASK, ignore_result=ignored)
+    try:
+        with pytest.raises(Ignore):
+            parts.combine.run()
+        request = parts.combine.request
+    finally:
+        parts.combine.pop_request()
+    told.mark_as_revoked.assert_called_once_with(ID, "expired", request, store_result=not ignored)
 
 
 BARE = sent()
