@@ -1,4 +1,4 @@
-"""A document of 64 chunks at 10 ms a chunk, on one, two and four simulated devices, through the real fleet.
+"""A document of 64 chunks at 10 ms a chunk, on 1, 2 and 4 simulated devices, through the real fleet.
 
 Every fleet takes the same path: tokenise, chunk, a chord of parts, combine. So ``2`` and ``4`` are what
 more devices gain, and ``overhead_s.n`` is what the path costs beside the devices' own time.

@@ -50,7 +50,4 @@ def text_of(tokens: int) -> str:
     """Return prose-like text of so many tokens, two special ones counted."""
     words = ("river", "stone", "evening", "letter", "garden", "window", "market", "winter", "house")
     chosen = random.Random(SEED)  # noqa: S311 - the same text every time
-    found: list[str] = []
-    for at in range(tokens - 2):
-        found.append("." if at % 17 == 16 else chosen.choice(words))
-    return " ".join(found)
+    return " ".join("." if at % 17 == 16 else chosen.choice(words) for at in range(tokens - 2))

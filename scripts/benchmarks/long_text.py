@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -149,9 +149,7 @@ def _embed(service: EmbeddingService, text: str) -> Floats:
 
 
 def _times(model: str, lengths: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """Return median seconds by way and length, the ways by turns, and cosines to the standard's vectors."""
-    from contextlib import ExitStack  # noqa: PLC0415 - nowhere else here
-
+    """Return median seconds by way and length, the ways by turns, and cosines to the standard."""
     with ExitStack() as stack:
         services = {name: stack.enter_context(_service(model, way)) for name, way in WAYS.items()}
         seconds: dict[str, Any] = {name: {} for name in WAYS}

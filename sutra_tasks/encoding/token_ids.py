@@ -6,7 +6,7 @@ The part of an engine that every model with a ``tokenizers`` tokenizer shares, w
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,14 @@ import numpy as np
 
 from sutra_tasks.documents.chunking import Offsets
 from sutra_tasks.encoding.encoder import TokenizedText
+from sutra_tasks.encoding.slicing import SLICE_CHARS, tokenize_sliced
 from sutra_tasks.errors import CorruptMessageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
+
+    from sutra_tasks.documents.chunking import Integers
 
 __all__ = ["Row", "TokenIds", "WholeText"]
 
@@ -37,12 +40,15 @@ class Row:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeText:
-    """A whole text, its prompt in front; as a row it is what the model sees."""
+    """A whole text, its prompt in front; as a row it is what the model sees.
+
+    ``spans`` gives the characters of each token, special ones included: (tokens, 2).
+    """
 
     ids: NDArray[np.int32]
     prompt_tokens: int
-    encoding: Encoding
     prompt_chars: int
+    spans: Callable[[], Integers]
 
 
 class TokenIds:
@@ -61,32 +67,35 @@ class TokenIds:
         """
         self._tokenizer, self._prompts, self._window = tokenizer, prompts, window
         self._pools_prompt = pools_prompt
-        special = tokenizer.encode("a").special_tokens_mask
-        self._specials_before = special.index(0)
-        self._specials_after = special[::-1].index(0)
+        probe = tokenizer.encode("a")
+        self._specials_before = probe.special_tokens_mask.index(0)
+        self._specials_after = probe.special_tokens_mask[::-1].index(0)
+        self._specials = np.array(probe.ids, dtype=np.int32)
         # Not how many there are: some vocabularies have gaps.
         self._last_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Return the token ids of whole texts, as sentence-transformers makes them."""
         prefix = self._prompts[prompt] if prompt else ""
-        # encode_batch is thread-safe on a tokenizer nobody reconfigures, and releases the GIL.
-        encoded = self._tokenizer.encode_batch([prefix + text for text in texts] if prefix else texts)
         prompt_tokens = self._prompt_tokens(prefix) if prefix and not self._pools_prompt else 0
-        return [
-            TokenizedText(
-                len(item), WholeText(np.array(item.ids, np.int32), prompt_tokens, item, len(prefix))
-            )
-            for item in encoded
-        ]
+        given = [prefix + text for text in texts] if prefix else texts
+        # encode_batch is thread-safe on a tokenizer nobody reconfigures, and releases the GIL.
+        encoded = iter(
+            self._tokenizer.encode_batch([text for text in given if len(text) <= SLICE_CHARS])
+        )
+        found = []
+        for text in given:
+            ids, spans = self._sliced(text) if len(text) > SLICE_CHARS else _of(next(encoded))
+            found.append(TokenizedText(len(ids), WholeText(ids, prompt_tokens, len(prefix), spans)))
+        return found
 
     def offsets(self, text: TokenizedText) -> Offsets:
         """Return where the tokens of a whole text stand in it."""
         whole: WholeText = text.content
-        first, end = self._first_token(whole), text.tokens - self._specials_after
-        spans = np.array(whole.encoding.offsets, dtype=np.int64)[first:end]
-        # A token may begin with the prompt's last characters.
-        starts, ends = np.maximum(spans - whole.prompt_chars, 0).reshape(-1, 2).T
+        spans = whole.spans()[self._specials_before : text.tokens - self._specials_after]
+        # Behind the prompt: a token that begins with its last characters is the text's.
+        prompt = np.append(spans[:, 1] > whole.prompt_chars, True).argmax() if whole.prompt_chars else 0
+        starts, ends = np.maximum(spans[prompt:] - whole.prompt_chars, 0).T
         return Offsets(starts, ends)
 
     def windows(
@@ -94,7 +103,7 @@ class TokenIds:
     ) -> list[TokenizedText]:
         """Return windows over the ids of a whole text, each with its special tokens and prompt."""
         whole: WholeText = text.content
-        first = self._first_token(whole)
+        first = len(whole.ids) - self._specials_after - len(offsets)
         before, after = whole.ids[:first], whole.ids[first + len(offsets) :]
         rows = []
         for start, stop in spans:
@@ -145,12 +154,18 @@ class TokenIds:
         prompt = self._tokenizer.encode(prefix)
         return len(prompt.ids) - sum(prompt.special_tokens_mask[-1:])
 
-    def _first_token(self, whole: WholeText) -> int:
-        """Return where a text's own tokens begin, behind special tokens and prompt."""
-        at = self._specials_before
-        while whole.prompt_chars:
-            span = whole.encoding.token_to_chars(at)
-            if span is None or span[1] > whole.prompt_chars:
-                break
-            at += 1
-        return at
+    def _sliced(self, text: str) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
+        ids, spans = tokenize_sliced(self._tokenizer, text)
+        before, after = self._specials_before, self._specials_after
+        special = self._specials
+        around = (special[:before], ids, special[len(special) - after :])
+        padded = np.pad(spans, ((before, after), (0, 0)))
+        return np.concatenate(around), lambda: padded
+
+
+def _of(encoding: Encoding) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
+    # The characters are seldom asked for, and take longer than the ids.
+    return (
+        np.array(encoding.ids, dtype=np.int32),
+        lambda: np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),
+    )
