@@ -279,9 +279,19 @@ def test_a_text_in_slices_has_the_tokens_of_the_whole(name, data, text):
     assert spans.ends.tolist() == plainly.ends.tolist()
 
 
-@pytest.mark.parametrize("text", ["a" * 300, "的" * 300, "a b " * 100, "x" * 39 + " " * 90 + "y" * 50])
-def test_where_no_word_ends_a_text_is_tokenised_in_one_piece(text, monkeypatch):
-    monkeypatch.setattr(slicing, "SLICE_CHARS", 40)
+@pytest.mark.parametrize(
+    ("text", "slice_chars"),
+    [
+        ("a" * 300, 40),
+        ("a" * 3000, 400),  # one unknown word, longer than what is looked at around a seam
+        ("的" * 300, 40),
+        ("a b " * 100, 40),
+        ("x" * 39 + " " * 90 + "y" * 50, 40),
+    ],
+)
+def test_where_no_word_ends_a_text_is_tokenised_in_one_piece(text, slice_chars, monkeypatch):
+    monkeypatch.setattr(slicing, "SLICE_CHARS", slice_chars)
+    monkeypatch.setattr(slicing, "SEAM_CHARS", slice_chars // 3)
     said = made("bert").encode(text, add_special_tokens=False)
     ids, spans = slicing.tokenize_sliced(made("bert"), text)
     assert ids.tolist() == said.ids
