@@ -14,6 +14,7 @@ with less than 25 % of new tokens moves back until it is full: a chunk of three 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -37,6 +38,7 @@ LEAST_NEW: Final = 0.25
 
 SENTENCE_ENDS: Final = frozenset(".!?…。！？｡؟।")  # noqa: RUF001 - of many scripts
 CLOSING: Final = "\"')]}»”’」』）】"  # noqa: RUF001 - of many scripts
+ANY_END: Final = re.compile(f"[{re.escape(''.join(SENTENCE_ENDS))}]|\n\\s*\n")
 NEAR: Final = 16
 """Characters that are looked at on either side of a cut; without an end, some texts take minutes."""
 
@@ -127,14 +129,14 @@ def _boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
     word = 0
     befores = offsets.ends[least - 1 : most].tolist()
     afters = offsets.starts[least : most + 1].tolist()
+    # Most of the time goes into looking for what is not there.
+    sentences = ANY_END.search(text, max(0, min(befores) - 2 * NEAR), max(afters) + NEAR)
     for at in range(most, least - 1, -1):
         before, after = befores[at - least], afters[at - least]
         if after < before:
             continue  # within a character
-        between = text[before : after + 1]
-        within_sentence = between.count("\n") < 2 and not between[-1:].isspace()  # noqa: PLR2004
-        if word and within_sentence and text[before - 1 : before].isalnum():
-            continue  # most places are such, and this is quick
+        if word and sentences is None:
+            break
         space = _space_around(text, before, after)
         if _ends_sentence(text, space):
             return at

@@ -10,7 +10,7 @@ import base64
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from kombu.utils import json as kombu_json
 
@@ -19,7 +19,11 @@ from sutra_tasks.calls import BYTES_PER_TOKEN, HEADER, TOKENS_PER_TEXT, Demand
 from sutra_tasks.calls import VERSION as HEADER_VERSION
 from sutra_tasks.fleet.returning import ATTEMPTS, NEAR
 
-__all__ = ["body_message", "part_demand", "part_message", "priority_of"]
+__all__ = ["BODY_DEMAND", "body_message", "part_demand", "part_message", "priority_of"]
+
+
+BODY_DEMAND: Final = Demand(texts=1, bytes=0, sent_at=None, strategy=None)
+"""Of the body: adding up vectors is nothing beside computing them."""
 
 
 def part_demand(rows: int, tokens: int, strategy: str | None = None) -> Demand:
@@ -46,7 +50,7 @@ def body_message(message: bytes, payload: Sequence[Any]) -> str:
         "task": keys.COMBINE_TASK,
         "argsrepr": "()",
         "kwargsrepr": "{}",
-        HEADER: {**sent, "texts": 1, "bytes": 0},
+        HEADER: {**sent, "texts": BODY_DEMAND.texts, "bytes": BODY_DEMAND.bytes},
     }
     return _sealed(body, callbacks)
 

@@ -29,7 +29,7 @@ from sutra_tasks.app import app
 from sutra_tasks.calls import Call
 from sutra_tasks.documents.plan import Plan
 from sutra_tasks.errors import IncompleteDocumentError
-from sutra_tasks.fleet.chord import body_message, part_demand, part_message, priority_of
+from sutra_tasks.fleet.chord import BODY_DEMAND, body_message, part_demand, part_message, priority_of
 from sutra_tasks.fleet.queues import MOST_CREDIT, NO_DEVICE, lane
 
 if TYPE_CHECKING:
@@ -119,6 +119,9 @@ end
 """KEYS: for each part a list and the load of the device it belongs to. ARGV: for each part its message
 and its weight in tokens, 0 if the router will add that."""
 
+SEND_FIRST: Final = SEND.replace("LPUSH", "RPUSH")
+"""The same, but to the end that is taken from next."""
+
 FINISH: Final = """#!lua flags=allow-oom
 redis.call('ZREM', KEYS[2], ARGV[1])
 return redis.call('DEL', KEYS[1])
@@ -194,7 +197,13 @@ class Documents:
     """The long texts that are being computed by the fleet; safe to use from many threads."""
 
     def __init__(
-        self, client: redis.Redis, results: redis.Redis, *, overdue_s: float, result_ttl_s: int
+        self,
+        client: redis.Redis,
+        results: redis.Redis,
+        *,
+        overdue_s: float,
+        result_ttl_s: int,
+        device_id: str | None = None,
     ) -> None:
         """Use servers.
 
@@ -203,7 +212,9 @@ class Documents:
             results: with the results and the documents.
             overdue_s: seconds without progress after which missing parts are sent again.
             result_ttl_s: seconds a caller can see the progress.
+            device_id: the device of this process, which then puts together what it completes.
         """
+        self._device_id = device_id
         self._client, self._results = client, results
         self._overdue_s, self._result_ttl_s = overdue_s, result_ttl_s
 
@@ -371,8 +382,12 @@ class Documents:
     def _send_body(self, task_id: str) -> None:
         body: Any = self._results.hget(keys.document(task_id), "body")
         if body is not None:
-            # Its turn has come: it goes where messages are taken from next.
-            self._client.rpush(lane(keys.EMBED_QUEUE, priority_of(json.loads(body))), body)
+            # Its turn has come: it goes where messages are taken from next, here if this is a device.
+            here, priority = self._device_id, priority_of(json.loads(body))
+            queue = keys.EMBED_QUEUE if here is None else keys.device_queue(here)
+            weight = 0 if here is None else BODY_DEMAND.tokens
+            names = (lane(queue, priority), keys.load(here or NO_DEVICE))
+            self._client.eval(SEND_FIRST, 2, *names, body, str(weight))
 
 
 def _progress(task_id: str, done: int | str, of: int | str) -> dict[str, Any]:
@@ -397,4 +412,5 @@ def documents(options: Settings) -> Documents:
         redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
         overdue_s=options.overdue_s,
         result_ttl_s=options.result_ttl_s,
+        device_id=options.device_id,
     )

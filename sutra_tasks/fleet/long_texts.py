@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from celery.exceptions import Ignore
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["LongTexts"]
 
 logger = get_logger(__name__)
+
+LEAST_PART_S: Final = 0.02
+"""Seconds of work that are worth a message, which takes a few milliseconds."""
 
 
 class LongTexts:
@@ -76,7 +79,13 @@ class LongTexts:
         tokens = [row.tokens for row in rows]
         # A part is no more than a device is given ahead of time: the slower, the smaller.
         most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
-        parts = parts_of(tokens, devices=len(fleet.standing), most_tokens=most_tokens)
+        fastest = max((device.tokens_per_s or 0.0 for device in fleet.standing), default=0.0)
+        parts = parts_of(
+            tokens,
+            devices=len(fleet.standing),
+            most_tokens=most_tokens,
+            least_tokens=LEAST_PART_S * fastest,
+        )
         chosen = assign(
             fleet,
             [
