@@ -71,7 +71,7 @@ class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
         return f"<Vectors {'x'.join(map(str, self.shape))} float32>"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Embeddings:
     """What ``embed(..., details=True)`` returns.
 
@@ -103,6 +103,10 @@ class Embeddings:
     device: str
     queue_s: float
     compute_s: float
+
+    def __repr__(self) -> str:
+        # As that of vectors: a book has thousands of spans.
+        return f"<Embeddings {len(self.tokens)} texts, {sum(self.chunks)} chunks, {self.space}>"
 
     def __json__(self) -> dict[str, Any]:
         value = {name: getattr(self, name) for name in self.__slots__}

@@ -7,6 +7,7 @@ many devices, and put together on another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -118,8 +119,10 @@ def parts_of(
         most_tokens: of a part, unless one row has more.
         least_tokens: that are worth a message, as far as ``most_tokens`` allows.
     """
-    fair = sum(tokens) / (PARTS_PER_DEVICE * max(1, devices))
+    total = sum(tokens)
+    fair = total / (PARTS_PER_DEVICE * max(1, devices))
     goal = min(most_tokens, max(fair, least_tokens, 1))
+    goal = total / math.ceil(total / goal)  # or the last part would be what is left
     parts: list[range] = []
     start = held = 0
     for row, count in enumerate(tokens):

@@ -187,6 +187,10 @@ def test_a_record_that_is_no_object_is_refused(kind: str, value: object) -> None
         travelled({"__type__": kind, "__value__": value})
 
 
+def test_embeddings_are_shown_in_short() -> None:
+    assert repr(EMBEDDINGS) == "<Embeddings 2 texts, 3 chunks, simulated-1:2>"
+
+
 @pytest.mark.parametrize("shape", [(0,), (384,), (0, 384), (10_000, 8)])
 def test_repr_is_short_whatever_the_size(shape: tuple[int, ...]) -> None:
     vectors = Vectors.of(np.zeros(shape, np.float32))
