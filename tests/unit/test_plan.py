@@ -1,6 +1,7 @@
 """What becomes of the texts of a call: plans as JSON, parts of them, and rows as one answer."""
 
 import json
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_no_part_is_over_a_batch_but_a_row_that_is(tokens: list[int], devices: i
 def test_parts_keep_every_device_about_equally_busy(tokens: list[int], devices: int, most: int) -> None:
     sizes = [sum(tokens[p.start : p.stop]) for p in parts_of(tokens, devices=devices, most_tokens=most)]
     goal = min(most, max(1.0, sum(tokens) / (PARTS_PER_DEVICE * devices)))
+    goal = sum(tokens) / math.ceil(sum(tokens) / goal)  # as many parts, of the same size
     longest = max(tokens)
     # Each is as near to the goal as whole rows come.
     assert max(sizes) <= goal + longest / 2 or max(sizes) in tokens
