@@ -34,6 +34,25 @@ key                             type    lifetime
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
 ``sutra:router:<name>``         string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
 ``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``
+``sutra:streams``               set     names of the streams that devices read; members leave with
+                                        ``sutra stream delete``
+``sutra:stream:<s>:in``         stream  entries that wait; never expires (it is work). While it is over
+                                        its hard limit a string, so that ``XADD`` fails
+``sutra:stream:<s>:closed``     stream  what waits meanwhile; renamed back once it has become less
+``sutra:stream:<s>:out``        stream  vectors and errors nobody has read; never expires (it is work)
+``sutra:stream:<s>:dead``       stream  entries given up; never expires (it is work)
+``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, :data:`STATE_S`
+``sutra:stream:<s>:totals``     hash    counters since the stream began, :data:`REMEMBER_S`
+``sutra:stream:<s>:ticked``     string  whose turn it was to look after the stream, a blink
+``sutra:stream:<s>:by:<p>``     string  last batch of one producer, :data:`FORGET_AFTER_S`
+``sutra:stream:<s>:texts``      zset    key of a text that is being written -> when it last grew (ms);
+                                        members leave with the text, or when they are abandoned
+``sutra:stream:<s>:ready``      zset    key of a text -> when a worker may take it up (ms)
+``sutra:stream:<s>:text:<k>``   hash    what is not committed of one text, and how far it is
+``sutra:stream:<s>:more:<k>``   list    what was written to it since
+``sutra:stream:<s>:buffered``   string  bytes in all of them
+``sutra:stream-loads``          hash    incarnation -> JSON: its machine's load, :data:`STATE_S`
+``sutra:stream-consumer:<i>``   string  JSON: what one device has measured, :data:`STATE_S`
 ==============================  ======  =====================================================
 
 kombu appends ``\x06\x16<priority>`` to a queue's name for its lanes 3, 6 and 9.
@@ -65,6 +84,9 @@ __all__ = [
     "QUEUES",
     "REAPED_S",
     "REMEMBER_S",
+    "STATE_S",
+    "STREAMS",
+    "STREAM_LOADS",
     "device",
     "device_queue",
     "document",
@@ -73,6 +95,8 @@ __all__ = [
     "reaped",
     "result",
     "router",
+    "stream",
+    "stream_consumer",
     "suspect",
     "worker",
 ]
@@ -94,6 +118,8 @@ GOLDEN: Final = "sutra:golden"
 BACKLOG: Final = "sutra:backlog"
 DEAD_LETTERS: Final = "sutra:dead-letters"
 DOCUMENTS: Final = "sutra:documents"
+STREAMS: Final = "sutra:streams"
+STREAM_LOADS: Final = "sutra:stream-loads"
 
 FORGET_AFTER_S: Final = 3600
 """Seconds a dead device stays visible in ``sutra status`` before its record goes."""
@@ -103,6 +129,9 @@ REAPED_S: Final = 24 * 3600
 
 DOCUMENT_S: Final = 7 * 24 * 3600
 """Seconds the parts of a long text are kept while a fleet does not get to them."""
+
+STATE_S: Final = 10
+"""Seconds what devices last said of a stream is believed."""
 
 BACKLOG_S: Final = 5
 """Seconds clients believe what a router last said of the backlog."""
@@ -159,3 +188,13 @@ def reaped(incarnation: str) -> str:
 def suspect(incarnation: str) -> str:
     """Name of the task that one worker process runs alone."""
     return f"sutra:suspect:{incarnation}"
+
+
+def stream(name: str, part: str) -> str:
+    """One of the keys of a stream, as the table above names them."""
+    return f"sutra:stream:{name}:{part}"
+
+
+def stream_consumer(incarnation: str) -> str:
+    """What one worker process has measured of the streams."""
+    return f"sutra:stream-consumer:{incarnation}"

@@ -147,6 +147,26 @@ class Settings:
     )
     drain_s: float = _option(20.0, "seconds a worker may take to stop", least=0.1)
 
+    stream_buffer_size: int = _option(
+        10_000, "entries of a stream that may wait before its producers are held up", least=1
+    )
+    stream_output_size: int = _option(
+        1_000, "responses of a stream that may lie unread before devices read no more of it", least=1
+    )
+    stream_batch_size: int = _option(16, "texts of streams in a batch, as long as few wait", least=1)
+    stream_max_latency_ms: float = _option(
+        5.0, "milliseconds a batch of a stream waits for company", least=0, most=100
+    )
+    stream_timeout_s: float = _option(
+        30.0, "seconds a producer waits for room before it gives the text back", least=0
+    )
+    stream_claim_s: float = _option(
+        5.0, "seconds without a sign of life after which others take a consumer's entries", least=0.5
+    )
+    stream_idle_flush_s: float = _option(
+        0.0, "seconds after which the rest of a text that stopped growing is embedded; 0 never", least=0
+    )
+
     simulated_fixed_s: float = _option(0.0, "simulated engine: seconds per batch", least=0)
     simulated_per_token_s: float = _option(0.0, "simulated engine: seconds per token", least=0)
     simulated_width: int = _option(384, "simulated engine: width of its vectors", least=1)

@@ -1,8 +1,9 @@
-"""What all tiers share: no network, and a way to await a condition."""
+"""What all tiers share: no network, a way to await a condition, and one to close a result backend."""
 
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -16,3 +17,9 @@ def wait_until(condition: Callable[[], object], *, within_s: float = 20.0) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not true within {within_s} s"
         time.sleep(0.01)  # the one place that polls
+
+
+def disconnect(backend: Any) -> None:
+    """Close the connections of a result backend: Celery leaves them to the garbage collector."""
+    backend.result_consumer._pubsub = None  # it would connect again for a result that is let go later
+    backend.client.connection_pool.disconnect()

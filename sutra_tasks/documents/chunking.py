@@ -25,7 +25,16 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["MOST_OVERLAP", "ChunkInfo", "Chunker", "Integers", "Offsets", "chunks_of"]
+__all__ = [
+    "MOST_OVERLAP",
+    "ChunkInfo",
+    "Chunker",
+    "Integers",
+    "Offsets",
+    "boundary",
+    "chunks_of",
+    "is_word_start",
+]
 
 Integers = NDArray[np.int64]
 
@@ -108,7 +117,7 @@ class Chunker:
                     start = total - self.block
                 stop = total
             else:
-                stop = _boundary(text, offsets, start + self.block - retreat, start + self.block)
+                stop = boundary(text, offsets, start + self.block - retreat, start + self.block)
             found.append((start, stop))
             start, end = stop - self.overlap, stop
         return found
@@ -124,8 +133,15 @@ def chunks_of(text: str, offsets: Offsets, spans: list[tuple[int, int]]) -> Iter
         yield ChunkInfo(text[start_char:end_char], start, end, end == len(offsets), start_char, end_char)
 
 
-def _boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
-    """Return the last good place to cut: a count of tokens from ``least`` to ``most``."""
+def boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
+    """Return the last good place to cut: a count of tokens from ``least`` to ``most``.
+
+    Args:
+        text: the text.
+        offsets: of its tokens; more than ``most``.
+        least: tokens before the cut, 1 at least.
+        most: tokens before the cut.
+    """
     word = 0
     befores = offsets.ends[least - 1 : most].tolist()
     afters = offsets.starts[least : most + 1].tolist()
@@ -143,6 +159,11 @@ def _boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
         if not word and _ends_word(text, space):
             word = at
     return word or most
+
+
+def is_word_start(text: str, at: int) -> bool:
+    """Say whether a cut before the character at ``at`` leaves every word whole."""
+    return not (0 < at < len(text) and _is_of_word(text[at - 1]) and _is_of_word(text[at]))
 
 
 def _space_around(text: str, start: int, end: int) -> slice:

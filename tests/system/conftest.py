@@ -31,6 +31,8 @@ BRISK: dict[str, Any] = {
 
 def _configure_anew() -> None:
     """Make this process's app read its settings again, as a fresh process would."""
+    if app._backend is not None:
+        conftest.disconnect(app._backend)
     settings.cache_clear()
     app.conf.update(celery_settings(settings()))
     app._backend_cache = app._pool = app.amqp._producer_pool = None

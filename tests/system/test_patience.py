@@ -3,10 +3,9 @@
 import gc
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +21,7 @@ from sutra_tasks import ServerUnavailableError, Vectors
 from sutra_tasks.app import app
 from sutra_tasks.fleet.server import embedded_server, free_port
 from sutra_tasks.results import EmbedResult, ResultBackend
-from tests.conftest import wait_until
+from tests.conftest import disconnect, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 
@@ -30,6 +29,8 @@ VECTORS = Vectors.of(np.arange(6, dtype=np.float32).reshape(2, 3))
 
 Start = Callable[..., AbstractContextManager[str]]
 Wait = Callable[..., Future[Any]]
+BackendAt = Callable[[str], ResultBackend]
+ResultAt = Callable[..., EmbedResult]
 
 
 @pytest.fixture
@@ -46,19 +47,40 @@ def start(tmp_path) -> Start:
 
 
 @pytest.fixture
-def wait() -> Iterator[Wait]:
-    """Call ``wait(results.get, ...)`` in a thread."""
+def backend_at() -> Iterator[BackendAt]:
+    """Make backends whose connections are closed when the test ends."""
+    with ExitStack() as opened:
+
+        def open_one(address: str) -> ResultBackend:
+            backend = ResultBackend(app=app, url=address)
+            opened.callback(disconnect, backend)
+            return backend
+
+        yield open_one
+
+
+@pytest.fixture
+def result_at(backend_at: BackendAt) -> ResultAt:
+    """Make results, each with a backend of its own."""
+
+    def result(address: str, task_id: str = "task", **options: Any) -> EmbedResult:
+        return EmbedResult(task_id, backend=backend_at(address), app=app, **options)
+
+    return result
+
+
+@pytest.fixture
+def wait(backend_at: BackendAt) -> Iterator[Wait]:
+    """Call ``wait(results.get, ...)`` in a thread, which ends before its backend is closed."""
     with ThreadPoolExecutor(max_workers=8) as threads:
         yield threads.submit
 
 
-def result_at(address: str, task_id: str = "task", **options: Any) -> EmbedResult:
-    return EmbedResult(task_id, backend=ResultBackend(app=app, url=address), app=app, **options)
-
-
 def store(address: str, task_id: str = "task", value: Any = VECTORS, state=states.SUCCESS) -> None:
     """Store a result as stock Celery does."""
-    RedisBackend(app=app, url=address).store_result(task_id, value, state)
+    backend = RedisBackend(app=app, url=address)
+    backend.store_result(task_id, value, state)
+    disconnect(backend)
 
 
 def listening(address: str) -> bool:
@@ -70,14 +92,12 @@ def is_that(got: Any) -> bool:
     return np.array_equal(got, VECTORS)
 
 
-def test_letting_go_of_a_result_of_a_stopped_server_is_silent_and_quick(start, monkeypatch):
+def test_letting_go_of_a_result_of_a_stopped_server_is_silent_and_quick(start, backend_at, monkeypatch):
     raised: list[Any] = []
-    with warnings.catch_warnings():  # connections to servers that other tests stopped
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    gc.collect()  # what other tests left behind
     monkeypatch.setattr(sys, "unraisablehook", raised.append)
     with start() as address:
-        backend = ResultBackend(app=app, url=address)
+        backend = backend_at(address)
         results = [EmbedResult(name, backend=backend, app=app) for name in "abc"]
         for result in results:
             backend.add_pending_result(result, weak=True)
@@ -90,7 +110,7 @@ def test_letting_go_of_a_result_of_a_stopped_server_is_silent_and_quick(start, m
     assert not backend.result_consumer.subscribed_to
 
 
-def test_a_result_let_go_is_no_longer_listened_for(start):
+def test_a_result_let_go_is_no_longer_listened_for(start, result_at):
     with start() as address:
         result = result_at(address)
         result.backend.add_pending_result(result, weak=True)
@@ -101,7 +121,7 @@ def test_a_result_let_go_is_no_longer_listened_for(start):
         assert not backend.result_consumer.subscribed_to
 
 
-def test_a_result_stored_while_nobody_listened_is_found_after_the_outage(start, wait):
+def test_a_result_stored_while_nobody_listened_is_found_after_the_outage(start, result_at, wait):
     port = free_port()
     with start(port) as address:
         waiting = wait(result_at(address).get, timeout=60)
@@ -113,7 +133,7 @@ def test_a_result_stored_while_nobody_listened_is_found_after_the_outage(start, 
         assert is_that(waiting.result(timeout=30))
 
 
-def test_a_result_stored_after_the_outage_is_heard(start, wait):
+def test_a_result_stored_after_the_outage_is_heard(start, result_at, wait):
     port = free_port()
     with start(port) as address:
         waiting = wait(result_at(address).get, timeout=60)
@@ -124,7 +144,7 @@ def test_a_result_stored_after_the_outage_is_heard(start, wait):
         assert is_that(waiting.result(timeout=30))
 
 
-def test_a_result_stored_right_after_the_look_for_it_is_heard(start, wait, monkeypatch):
+def test_a_result_stored_right_after_the_look_for_it_is_heard(start, result_at, wait, monkeypatch):
     port = free_port()
     with start(port) as address:
         result = result_at(address)
@@ -143,7 +163,7 @@ def test_a_result_stored_right_after_the_look_for_it_is_heard(start, wait, monke
         assert is_that(waiting.result(timeout=30))
 
 
-def test_a_wait_that_begins_in_an_outage_ends_with_the_result(start, wait):
+def test_a_wait_that_begins_in_an_outage_ends_with_the_result(start, result_at, wait):
     port = free_port()
     with start() as elsewhere:
         store(elsewhere)
@@ -156,7 +176,7 @@ def test_a_wait_that_begins_in_an_outage_ends_with_the_result(start, wait):
 
 
 @pytest.mark.parametrize("timeout", [0, 0.5, 1.5])
-def test_a_wait_in_an_outage_ends_at_its_timeout(timeout):
+def test_a_wait_in_an_outage_ends_at_its_timeout(result_at, timeout):
     result = result_at(f"redis://127.0.0.1:{free_port()}/0")
     began = time.monotonic()
     with pytest.raises(celery.exceptions.TimeoutError):
@@ -164,7 +184,7 @@ def test_a_wait_in_an_outage_ends_at_its_timeout(timeout):
     assert timeout <= time.monotonic() - began < timeout + 1
 
 
-def test_an_outage_that_comes_in_a_wait_does_not_lengthen_it(start, wait):
+def test_an_outage_that_comes_in_a_wait_does_not_lengthen_it(start, result_at, wait):
     with start() as address:
         waiting = wait(result_at(address).get, timeout=2.5)
         began = time.monotonic()
@@ -174,11 +194,11 @@ def test_an_outage_that_comes_in_a_wait_does_not_lengthen_it(start, wait):
     assert time.monotonic() - began < 4
 
 
-def test_each_of_many_waits_survives_outages(start, wait):
+def test_each_of_many_waits_survives_outages(start, backend_at, wait):
     port = free_port()
     names = [f"task {n}" for n in range(8)]
     with start(port) as address:
-        backend = ResultBackend(app=app, url=address)
+        backend = backend_at(address)
         waits = [wait(EmbedResult(name, backend=backend, app=app).get, timeout=60) for name in names]
         wait_until(lambda: len(backend.result_consumer.subscribed_to) == len(names))
     for name in names:
@@ -188,10 +208,10 @@ def test_each_of_many_waits_survives_outages(start, wait):
         assert all(is_that(one.result(timeout=30)) for one in waits)
 
 
-def test_a_group_waits_for_a_server_that_is_away(start, wait):
+def test_a_group_waits_for_a_server_that_is_away(start, backend_at, wait):
     port = free_port()
     with start(port) as address:
-        backend = ResultBackend(app=app, url=address)
+        backend = backend_at(address)
         members = [EmbedResult(name, backend=backend, app=app) for name in "ab"]
         group = GroupResult("group", members, app=SimpleNamespace(backend=backend))
         waiting = wait(group.get, timeout=60)
@@ -216,7 +236,7 @@ def test_a_group_waits_for_a_server_that_is_away(start, wait):
     ],
 )
 @pytest.mark.parametrize("failed", ["task", "its parent"])
-def test_an_error_of_the_task_itself_is_raised_and_not_waited_out(start, error, failed):
+def test_an_error_of_the_task_itself_is_raised_and_not_waited_out(start, result_at, error, failed):
     with start() as address:
         result = result_at(address)
         result.parent = result_at(address, "its parent")
@@ -226,7 +246,7 @@ def test_an_error_of_the_task_itself_is_raised_and_not_waited_out(start, error, 
         assert str(raised.value) == str(error)
 
 
-def test_a_parent_that_cannot_be_asked_is_asked_again(start, wait):
+def test_a_parent_that_cannot_be_asked_is_asked_again(start, result_at, wait):
     port = free_port()
     with start() as elsewhere:
         store(elsewhere, "its parent", ValueError("too odd"), states.FAILURE)
@@ -238,7 +258,7 @@ def test_a_parent_that_cannot_be_asked_is_asked_again(start, wait):
         waiting.result(timeout=30)
 
 
-def test_a_refused_password_is_not_waited_out(start):
+def test_a_refused_password_is_not_waited_out(start, result_at):
     with start() as address:
         with redis.Redis.from_url(address) as client:
             client.config_set("requirepass", "secret")
@@ -246,7 +266,7 @@ def test_a_refused_password_is_not_waited_out(start):
             result_at(address).get(timeout=30)
 
 
-def test_the_options_of_get_reach_celery(start):
+def test_the_options_of_get_reach_celery(start, result_at):
     with start() as address:
         store(address, "failed", ValueError("no"), states.FAILURE)
         store(address)
@@ -258,16 +278,16 @@ def test_the_options_of_get_reach_celery(start):
         assert isinstance(failure, ValueError)
 
 
-def test_sending_is_refused_while_results_could_not_be_read(start):
-    backend = ResultBackend(app=app, url=f"redis://127.0.0.1:{free_port()}/0")
+def test_sending_is_refused_while_results_could_not_be_read(start, backend_at):
+    backend = backend_at(f"redis://127.0.0.1:{free_port()}/0")
     backend.retry_policy = {**backend.retry_policy, "max_retries": 1, "interval_max": 0.1}
     with pytest.raises(redis.ConnectionError):
         backend.on_task_call(None, "task")
 
 
-def test_sending_waits_for_a_server_that_comes_back(start, wait):
+def test_sending_waits_for_a_server_that_comes_back(start, backend_at, wait):
     port = free_port()
-    backend = ResultBackend(app=app, url=f"redis://127.0.0.1:{port}/0")
+    backend = backend_at(f"redis://127.0.0.1:{port}/0")
     sending = wait(backend.on_task_call, None, "task")
     wait_until(lambda: backend.result_consumer.subscribed_to)
     with start(port) as address:
