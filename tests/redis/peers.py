@@ -114,3 +114,4 @@ class Receiver:
     def close(self) -> None:
         """Close the connection; closing twice changes nothing."""
         self.connection.close()
+        self.channel._disconnect_pools()  # kombu's own connects anew, to give back what it holds

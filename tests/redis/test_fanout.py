@@ -37,6 +37,7 @@ from sutra_tasks.fleet.results import NotStored
 from sutra_tasks.fleet.returning import weight_of
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Embeddings, Floats, Vectors
+from tests.conftest import disconnect
 from tests.redis.flow import Worker, load, message
 from tests.redis.peers import absent_server, full_memory, waiting
 
@@ -81,6 +82,7 @@ def documents(client: redis.Redis, results: redis.Redis) -> Documents:
 def caller(results_url: str) -> Iterator[Celery]:
     app = Celery("caller", backend=results_url, set_as_current=False)
     yield app
+    disconnect(app.backend)
     app.close()
 
 

@@ -15,6 +15,7 @@ from celery.exceptions import Reject
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fleet.rescue import rescue
 from sutra_tasks.fleet.results import LeaseEnded, NotStored, ResultBackend
+from tests.conftest import disconnect
 from tests.redis.peers import absent_server, full_memory
 
 if TYPE_CHECKING:
@@ -42,8 +43,10 @@ def app(url: str) -> celery.Celery:
 
 
 @pytest.fixture
-def backend(app: celery.Celery, url: str) -> Any:
-    return ResultBackend(app=app, url=url)
+def backend(app: celery.Celery, url: str) -> Iterator[Any]:
+    made = ResultBackend(app=app, url=url)
+    yield made
+    disconnect(made)
 
 
 @pytest.fixture
@@ -135,7 +138,9 @@ def test_a_lease_that_ends_between_two_questions_is_seen_where_the_error_is_stor
 def test_a_client_has_no_lease_that_could_end(client: redis.Redis, url: str, part: Context) -> None:
     app = celery.Celery("client", broker=url, set_as_current=False)
     rescue(client, client, OURS)
-    fail(ResultBackend(app=app, url=url), part)
+    backend = ResultBackend(app=app, url=url)
+    fail(backend, part)
+    disconnect(backend)
     assert stored(client) == "FAILURE"
 
 

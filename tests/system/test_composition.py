@@ -9,6 +9,7 @@ from celery import Celery, chain, chord
 
 from sutra_tasks import CallbackQueueError, embed, embed_many
 from sutra_tasks.fleet.processes import spawn, stop
+from tests.conftest import disconnect
 
 HOST = """
 import sutra_tasks
@@ -48,6 +49,7 @@ def host_worker(server, tmp_path):
         try:
             yield app
         finally:
+            disconnect(app.backend)
             app.close()
             stop(process, 20)
 
