@@ -9,6 +9,7 @@ from sutra_tasks import vectors as _vectors
 from sutra_tasks.app import app
 from sutra_tasks.bulk import embed_many
 from sutra_tasks.errors import (
+    BackpressureSignal,
     BrokerNotConfiguredError,
     CallbackQueueError,
     CorruptMessageError,
@@ -26,19 +27,32 @@ from sutra_tasks.errors import (
     SettingsError,
     SutraError,
     TooLargeError,
+    UnconfirmedEntriesError,
     UnsupportedVersionError,
 )
 from sutra_tasks.results import EmbedResult
 from sutra_tasks.settings import Settings
+from sutra_tasks.streaming.entries import (
+    EmbeddedChunk,
+    StreamEntry,
+    StreamingError,
+    StreamingResponse,
+)
+from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
+from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
 from sutra_tasks.tasks import embed
 from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = [
+    "AsyncStreamProducer",
+    "AsyncStreamReader",
+    "BackpressureSignal",
     "BrokerNotConfiguredError",
     "CallbackQueueError",
     "CorruptMessageError",
     "CorruptResultError",
     "EmbedResult",
+    "EmbeddedChunk",
     "Embeddings",
     "EncodingError",
     "FleetSaturated",
@@ -52,8 +66,14 @@ __all__ = [
     "ServerUnavailableError",
     "Settings",
     "SettingsError",
+    "StreamEntry",
+    "StreamProducer",
+    "StreamReader",
+    "StreamingError",
+    "StreamingResponse",
     "SutraError",
     "TooLargeError",
+    "UnconfirmedEntriesError",
     "UnsupportedVersionError",
     "Vectors",
     "app",

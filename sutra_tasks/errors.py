@@ -14,6 +14,8 @@
     ├── CorruptMessageError         a message between workers does not decode
     ├── NoHealthyWorkersError       no device to send work to
     ├── FleetSaturated              more work waits than may; nothing was sent
+    ├── BackpressureSignal          a stream is full, or sheds what can wait; the entry was not accepted
+    ├── UnconfirmedEntriesError     entries of a stream may have been sent
     ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
     ├── IncompleteDocumentError     parts of a long text were lost
@@ -26,6 +28,7 @@ the caller's ``.get()`` raises the same class with the same attributes. Texts ar
 from __future__ import annotations
 
 __all__ = [
+    "BackpressureSignal",
     "BrokerNotConfiguredError",
     "CallbackQueueError",
     "CorruptMessageError",
@@ -43,6 +46,7 @@ __all__ = [
     "SettingsError",
     "SutraError",
     "TooLargeError",
+    "UnconfirmedEntriesError",
     "UnsupportedVersionError",
 ]
 
@@ -212,6 +216,43 @@ class FleetSaturated(SutraError):  # noqa: N818 - a state of the fleet, not a fa
         return (
             f"the fleet is saturated: {self.backlog_tokens:,} tokens wait. Nothing was sent. Try again "
             f"in {self.retry_after_s:.0f} s, add devices, or raise SUTRA_MAX_QUEUE_S."
+        )
+
+
+class BackpressureSignal(SutraError):  # noqa: N818 - a state of the stream, not a fault
+    """A stream takes no more for now; nothing was accepted, and nothing is lost.
+
+    Attributes:
+        size: entries that wait.
+        capacity: entries that may wait; fewer than ``size`` if others do not heed the signal.
+        throttle_rate: share of its own unthrottled rate that a producer is asked to offer.
+        retry_after_s: seconds after which there should be room.
+    """
+
+    def __init__(self, size: int, capacity: int, throttle_rate: float, retry_after_s: float) -> None:
+        super().__init__(size, capacity, throttle_rate, retry_after_s)
+        self.size, self.capacity = size, capacity
+        self.throttle_rate, self.retry_after_s = throttle_rate, retry_after_s
+
+    def __str__(self) -> str:
+        why = "is full" if self.size >= self.capacity else "sheds entries of low priority"
+        return (
+            f"the stream {why}: {self.size:,} entries wait, {self.capacity:,} may. Nothing was accepted."
+            f" Try again in {self.retry_after_s:.2f} s, add devices, or raise SUTRA_STREAM_BUFFER_SIZE."
+        )
+
+
+class UnconfirmedEntriesError(SutraError, ConnectionError):
+    """The server went away while entries were sent to a stream."""
+
+    def __init__(self, entries: int, reason: str) -> None:
+        super().__init__(entries, reason)
+        self.entries, self.reason = entries, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the server did not say whether it has the last {self.entries} entries ({self.reason})."
+            " Send them again with the same ids: readers drop what they have seen."
         )
 
 

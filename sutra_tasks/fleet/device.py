@@ -45,6 +45,9 @@ from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
 from sutra_tasks.fleet.returning import SUSPECT_AFTER, attempts_of
 from sutra_tasks.fleet.statistics import Statistics
 from sutra_tasks.settings import settings
+from sutra_tasks.streaming.consumer import StreamConsumer
+from sutra_tasks.streaming.load import machine_load
+from sutra_tasks.streaming.store import Server
 from sutra_tasks.tasks import serve
 
 if TYPE_CHECKING:
@@ -94,6 +97,10 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self._client = redis.Redis.from_url(
             options.broker_url or "", socket_timeout=options.socket_timeout_s
         )
+        self._stream_client = redis.Redis.from_url(
+            options.broker_url or "", socket_timeout=options.socket_timeout_s
+        )
+        self._streams: StreamConsumer | None = None
         self._statistics = Statistics()
         self._current = threading.local()
         self._floor = Floor()
@@ -142,16 +149,30 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self._computed,
         )
         parts.serve(self._long_texts)
+        self._streams = StreamConsumer(
+            Server(self._stream_client, self._incarnation),
+            encoder,
+            batcher,
+            options,
+            self._device_id,
+            seat=self._floor,
+            serves=lambda: self.monitor.serves,
+            load=self._load,
+        )
 
     def on_ready(self) -> None:
         """Join the fleet, now that the worker consumes."""
         self._heartbeat.hasten()
         assert self._encoder is not None
+        assert self._streams is not None
+        self._streams.start()
         logger.info("device %s serves %s", self._device_id, self._encoder.card.model)
 
     def on_close(self) -> None:
         """Leave the fleet and hand back what has not begun."""
         self._heartbeat.leave()
+        if self._streams is not None:
+            self._streams.drain(self._options.drain_s)
         if self._batcher is not None:
             self._batcher.drain()
         try:
@@ -162,6 +183,8 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def on_stop(self) -> None:
         """Finish what runs. The batcher outlives the threads that wait for it."""
         self.executor.shutdown(cancel_futures=True)
+        if self._streams is not None:
+            self._streams.stop(self._options.drain_s)
         if self._batcher is not None:
             self._batcher.close(self._options.drain_s)
         self._state = self.TERMINATE
@@ -269,6 +292,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self.monitor.suspect()
             self._heartbeat.hasten()
         return works
+
+    def _load(self) -> float:
+        """Return how loaded this machine is, for producers of streams."""
+        torch_device = self._options.torch_device
+        return machine_load(torch_device, device_memory(torch_device).share)
 
     def _on_lost(self) -> None:
         options = self._options

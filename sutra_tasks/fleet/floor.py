@@ -17,19 +17,27 @@ class Floor:
         self._sharing = self._wanting = 0
         self._taken = False
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Be on the floor with others."""
+    def join(self) -> None:
+        """Come onto the floor with others; whoever does must :meth:`leave`, on any thread."""
         with self._changed:
             self._changed.wait_for(lambda: not (self._taken or self._wanting))
             self._sharing += 1
+
+    def leave(self) -> None:
+        """Leave the floor to others."""
+        with self._changed:
+            self._sharing -= 1
+            if self._wanting and not self._sharing:
+                self._changed.notify_all()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Be on the floor with others."""
+        self.join()
         try:
             yield
         finally:
-            with self._changed:
-                self._sharing -= 1
-                if self._wanting and not self._sharing:
-                    self._changed.notify_all()
+            self.leave()
 
     @contextmanager
     def alone(self) -> Iterator[None]:

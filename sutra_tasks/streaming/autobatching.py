@@ -1,9 +1,9 @@
 """When a batch of a stream is complete, and how large it should be.
 
-Pure. A batch is complete when it is full or when its oldest text has waited long enough. How large *full*
-is balances latency against throughput: as long as nothing waits, the configured size; once a backlog
-forms, or producers are throttled, the size at which this device is measured to be the most productive
-without a batch taking longer than :data:`MOST_BATCH_S`.
+Pure. A batch is complete when it is full or when its oldest text has waited long enough. How large
+*full* is balances latency against throughput: as long as nothing waits, the configured size; once a
+backlog forms, or producers are throttled, the size at which this device is measured to be the most
+productive without a batch taking longer than :data:`MOST_BATCH_S`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""When a stream's producers are to slow down: the specification's table, with hysteresis on the way down.
+"""When a stream's producers are to slow down: the specification's table, with hysteresis downwards.
 
 Pure: a level follows from how full the buffer is, how loaded the machine is, and the level before.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-__all__ = ["ACTIONS", "BackpressureAction", "Level", "next_level", "system_load"]
+__all__ = ["ACTIONS", "BackpressureAction", "Level", "next_level", "pause_s", "system_load"]
 
 SEVERE_BUFFER: Final = 0.9
 SEVERE_LOAD: Final = 0.8
@@ -81,3 +81,14 @@ def _level(buffer_use: float, load: float, *, slack: float) -> Level:
     if buffer_use > MODERATE_BUFFER - slack or load > MODERATE_LOAD - slack:
         return Level.MODERATE
     return Level.NORMAL
+
+
+def pause_s(own_s: float, throttle_rate: float) -> float:
+    """Return how long a producer rests after work of its own, to offer ``throttle_rate`` of its rate.
+
+    Args:
+        own_s: seconds it took to come up with what it sent; no rests and no sending among them, so that
+            a throttle never acts on a rate that is throttled already.
+        throttle_rate: as :class:`BackpressureAction` says.
+    """
+    return max(0.0, own_s) * (1.0 / throttle_rate - 1.0)

@@ -1,22 +1,24 @@
 """Chunks of a text that arrives in pieces: however it is split, they are the same.
 
-Pure, but for the tokenizer that is handed in. A chunk is a stretch of characters of up to ``chunk_size``
-tokens; the next one begins ``overlap`` tokens before its end. Where a chunk ends follows from a stretch of
-the text whose length is fixed beforehand (one of :meth:`OverlapChunker.probes`, counted from the chunk's
-start), and it ends once that stretch has arrived, or the text has ended. So the pieces do not matter, with
-any tokenizer, and no more than the largest probe is ever kept.
+Pure, but for the tokenizer that is handed in. A chunk is a stretch of characters of up to
+``chunk_size`` tokens; the next one begins ``overlap`` tokens before its end. Where a chunk ends follows
+from a stretch of the text whose length is fixed beforehand (one of :meth:`OverlapChunker.probes`,
+counted from the chunk's start), and it ends once that stretch has arrived, or the text has ended. So
+the pieces do not matter, with any tokenizer, and no more than the largest probe is ever kept.
 
 The laws, which the tests hold:
 
 1. Chunks cover every character; each begins at or before the end of the one before, and ends after it.
+   Only the last one may end with it, where a text ends just where a chunk had, and be empty.
 2. ``overlap_next`` is false on the last chunk of a text only, and every text that ends has one.
-3. A chunk holds ``chunk_size`` tokens at most, by itself, as a reader would count them.
+3. A chunk holds ``chunk_size`` tokens at most, by itself, as a reader would count them, or is a single
+   character that has more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
@@ -156,7 +158,10 @@ class OverlapChunker:
             if isinstance(cut, int):
                 return found, Unfinished(progress, cut)
             if cut.is_rest and ending == "idle" and len(rest) == old:
-                return found, Unfinished(progress, self.probes()[0] - len(rest))
+                return found, Unfinished(progress, self._missing(old))
+            if cut.end == old and not cut.is_rest:  # the overlap leaves no room: the chunk begins behind
+                progress = replace(progress, position=progress.covered)
+                continue
             found.append(
                 Chunk(
                     rest[: cut.end],
@@ -172,7 +177,11 @@ class OverlapChunker:
                 progress.position + cut.resume, progress.number + 1, progress.position + cut.end
             )
             if cut.is_rest:
-                return found, Unfinished(progress, self.probes()[0] - (cut.end - cut.resume))
+                return found, Unfinished(progress, self._missing(cut.end - cut.resume))
+
+    def _missing(self, kept: int) -> int:
+        """Return how many characters must follow ``kept`` ones that are in a chunk already."""
+        return next(length for length in self.probes() if length > kept) - kept
 
     def _cut(self, text: str, old: int, *, ended: bool) -> _Cut | int:
         """Return where the chunk at the start of ``text`` ends; else how many characters it lacks.
@@ -184,38 +193,46 @@ class OverlapChunker:
         """
         stretch, offsets = "", self.offsets("")
         for length in self.probes():
+            if length <= old:
+                continue
             if len(text) < length:
                 if not ended:
                     return length - len(text)
-                offsets = self.offsets(text)
-                return self._within(text, offsets, old, is_rest=len(offsets) <= self.chunk_size)
+                return self._within(text, self.offsets(text), old, ended=True)
             stretch = text[:length]
             offsets = self.offsets(stretch)
             if len(offsets) >= self.chunk_size + MARGIN:
                 break
-        return self._within(stretch, offsets, old, is_rest=False)
+        return self._within(stretch, offsets, old, ended=False)
 
-    def _within(self, text: str, offsets: Offsets, old: int, *, is_rest: bool) -> _Cut:
-        """Return the cut within a stretch; the whole of it, if it has too few tokens."""
+    def _within(self, text: str, offsets: Offsets, old: int, *, ended: bool) -> _Cut:
+        """Return the cut within a stretch; all of it, if it has few enough tokens.
+
+        The end is ``old`` where not one character more has room.
+        """
         # A tokenizer may name a character later than the next token's: cuts still go forward.
         starts = np.minimum.accumulate(offsets.starts[::-1])[::-1]
-        stop, end = len(starts), len(text)
-        if stop > self.chunk_size:
+        if len(starts) <= self.chunk_size:
+            return _Cut(len(text), self._resume(text, starts, len(starts), len(text)), is_rest=ended)
+        least = max(1, int(np.searchsorted(starts, old, side="right")))
+        stop = self.chunk_size
+        if least <= stop:
             retreat = min(int(RETREAT * self.chunk_size), (self.chunk_size - self.overlap) // 2)
-            stop = boundary(text, offsets, self.chunk_size - retreat, self.chunk_size)
-            end = int(starts[stop])
-            # By itself a part of a word may have more tokens than within it.
-            while stop > 1 and end > old + 1 and len(self.offsets(text[:end])) > self.chunk_size:
-                stop -= 1
-                end = int(starts[stop])
-            end = max(end, old + 1)
-        return _Cut(end, self._resume(text, starts, stop, end), is_rest)
+            stop = boundary(text, offsets, max(least, stop - retreat), stop)
+        # By itself a part of a word may have more tokens than within it.
+        while stop >= least and len(self.offsets(text[: starts[stop]])) > self.chunk_size:
+            stop -= 1
+        if stop < least:
+            end = old or 1
+            return _Cut(end, end, is_rest=ended and not old and len(text) == 1)
+        end = int(starts[stop])
+        return _Cut(end, self._resume(text, starts, stop, end), is_rest=ended and end == len(text))
 
     def _resume(self, text: str, starts: Integers, stop: int, end: int) -> int:
-        """Return where the next chunk begins: ``overlap`` tokens before ``stop``, at a word if it can."""
+        """Return where the next chunk begins: ``overlap`` tokens before, at a word if it can."""
         if not self.overlap or not len(starts):
             return end
         first = max(0, stop - self.overlap)
         least = max(0, first - (self.chunk_size - self.overlap) // 4)
         words = (at for at in range(first, least - 1, -1) if is_word_start(text, int(starts[at])))
-        return min(end, max(1, int(starts[next(words, first)])))
+        return min(end, int(starts[next(words, first)]))

@@ -1,4 +1,4 @@
-"""What stands in a stream: what producers add, and what readers get. ``docs/streams.md`` has it in words.
+"""What stands in a stream: what producers add, and what readers get; in words: ``docs/streams.md``.
 
 Pure: fields to values and back.
 """
@@ -38,9 +38,11 @@ __all__ = [
 
 VERSION: Final = 1
 LOW_PRIORITY: Final = 6
-"""From this priority on, as Celery counts them, an entry is refused first: 0 is the highest, 9 the lowest."""
+"""From here on, as Celery counts them, an entry is refused first: 0 is the highest, 9 the lowest."""
 MOST_NAME_CHARS: Final = 200
 """Of an id or a key."""
+MOST_SEQ: Final = 2**53 - 1
+"""Lua and JavaScript count exactly up to here."""
 
 _STREAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -102,9 +104,9 @@ class StreamEntry:
             ):
                 raise InvalidOptionError(name, repr(value)[:50], f"1 to {MOST_NAME_CHARS} characters")
         if type(self.priority) is not int or not 0 <= self.priority <= 9:  # noqa: PLR2004
-            raise InvalidOptionError("priority", repr(self.priority)[:50], "a whole number, 0 to 9")
-        if self.seq is not None and (type(self.seq) is not int or self.seq < 0):
-            raise InvalidOptionError("seq", repr(self.seq)[:50], "a whole number, 0 or more")
+            raise InvalidOptionError("priority", _shown(self.priority), "a whole number, 0 to 9")
+        if self.seq is not None and (type(self.seq) is not int or not 0 <= self.seq <= MOST_SEQ):
+            raise InvalidOptionError("seq", _shown(self.seq), f"a whole number, 0 to {MOST_SEQ}")
         if self.key is None and (self.end or self.seq is not None):
             raise InvalidOptionError("end" if self.end else "seq", "...", "a key beside it")
         try:
@@ -152,8 +154,21 @@ class StreamEntry:
         return cls(**found).checked(most_chars)
 
 
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:50]
+    except ValueError:  # Python does not write out very large numbers
+        return "..."
+
+
 def _optional(value: bytes) -> str | None:
     return value.decode() or None
+
+
+def _whole(value: bytes) -> int:
+    if not value.isdigit():  # int() takes "1_0" and " 1 " as well
+        raise ValueError
+    return int(value)
 
 
 _FIELDS: Final[Mapping[str, Callable[[bytes], Any]]] = {
@@ -161,8 +176,8 @@ _FIELDS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "id": _optional,
     "key": _optional,
     "end": lambda value: value in (b"1", b"true"),
-    "seq": lambda value: int(value) if value else None,
-    "priority": lambda value: int(value or 0),
+    "seq": lambda value: _whole(value) if value else None,
+    "priority": lambda value: _whole(value or b"0"),
     "prompt": _optional,
 }
 

@@ -1,7 +1,7 @@
 """What a device has measured of a stream in the last minute, in a form that adds up over devices.
 
-Pure. Times are counted in buckets 7 % apart, so that percentiles of a fleet are those of all its devices'
-values, to half of that, and not a mean of percentiles.
+Pure. Times are counted in buckets 7 % apart, so that percentiles of a fleet are those of all its
+devices' values, to half of that, and not a mean of percentiles.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PERCENTILES: Final = (50, 90, 95, 99)
 RATIO: Final = 1.07
 LEAST_MS: Final = 0.05
 MOST: Final = 300
-"""Buckets; the last one begins at 9 hours."""
+"""Buckets; the last one begins at 8 hours."""
 
 Histogram = Mapping[int, int]
 Percentiles = Mapping[int, float]

@@ -11,7 +11,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from sutra_tasks.documents.chunking import Chunker, ChunkInfo, Offsets, chunks_of
+from sutra_tasks.documents.chunking import Chunker, ChunkInfo, Offsets, chunks_of, is_word_start
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It costs 3.14, said Dr. Who!",
@@ -286,6 +286,16 @@ def test_the_largest_overlap_still_advances_by_half_of_the_way(block: int) -> No
     assert {after[0] - before[0] for before, after in pairwise(full[:-1])} == {way}
     assert len(full) <= 1 + -(-9 * block // way)
     assert len(retreating) <= 1 + -(-19 * block // (way - way // 2))
+
+
+@pytest.mark.parametrize(
+    "text", ["|one| |two|", "|3|.|14|", f"|cafe{ACUTE}s|", "|नि|!", "|😀|x|", "|", "|a|_|b|"]
+)
+def test_a_word_starts_where_no_letters_or_digits_meet(text: str) -> None:
+    parts = text.split("|")
+    expected = {len("".join(parts[: at + 1])) for at in range(len(parts) - 1)}
+    whole = "".join(parts)
+    assert {at for at in range(len(whole) + 1) if is_word_start(whole, at)} == expected
 
 
 def test_boundaries_near_the_beginning_of_a_text() -> None:
