@@ -162,3 +162,70 @@ def dead_letters_drop(task_ids: tuple[str, ...], *, every: bool) -> None:
     from sutra_tasks.cli.dead_letters import run_drop
 
     run_drop(settings(), _chosen(task_ids, every=every))
+
+
+@cli.group()
+def stream() -> None:
+    """Texts in and vectors out, continuously."""
+
+
+@stream.command("send")
+@click.argument("name", metavar="STREAM")
+@click.option("--key", help="Standard input is one text of this key, however long; default: one a line.")
+@click.option("--jsonl", "as_jsonl", is_flag=True, help='Lines are JSON: {"text": ..., "id": ...}.')
+@click.option(
+    "--priority", type=click.IntRange(0, 9), default=0, show_default=True, help="From 6 on: may wait."
+)
+@click.option("--prompt", help="One of the model's named prompts, such as query.")
+def stream_send(
+    *, name: str, key: str | None, as_jsonl: bool, priority: int, prompt: str | None
+) -> None:
+    """Send standard input, and wait while the stream is full; Ctrl-C sends what was read."""
+    from sutra_tasks.cli.stream import run_send
+
+    sys.exit(run_send(name, key=key, priority=priority, prompt=prompt, as_jsonl=as_jsonl))
+
+
+@stream.command("read")
+@click.argument("name", metavar="STREAM")
+@click.option("--timeout", "timeout_s", type=float, metavar="S", help="Stop after S seconds of silence.")
+@click.option("--vectors/--no-vectors", default=True, help="Whether lines hold the vectors.")
+def stream_read(*, name: str, timeout_s: float | None, vectors: bool) -> None:
+    """Print what comes out as JSON lines; what is printed is acknowledged."""
+    from sutra_tasks.cli.stream import run_read
+
+    sys.exit(run_read(name, timeout_s=timeout_s, vectors=vectors))
+
+
+@stream.command("status")
+@click.argument("name", metavar="[STREAM]", required=False)
+@click.option("--follow", is_flag=True, help="Until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def stream_status(*, name: str | None, follow: bool, as_json: bool) -> None:
+    """Show backlog, pressure, latencies and quality."""
+    from sutra_tasks.cli.stream import run_status
+
+    run_status(settings(), only=name, follow=follow, as_json=as_json)
+
+
+@stream.command("dead-letters")
+@click.argument("name", metavar="STREAM")
+@click.option("--retry", is_flag=True, help="Send them again, as if for the first time.")
+@click.option("--drop", is_flag=True, help="Forget them for good.")
+def stream_dead(*, name: str, retry: bool, drop: bool) -> None:
+    """Show what was given up because workers died of it."""
+    from sutra_tasks.cli.stream import run_dead
+
+    if retry and drop:
+        raise click.UsageError("--retry or --drop")
+    run_dead(settings(), name, retry=retry, drop=drop)
+
+
+@stream.command("delete")
+@click.argument("name", metavar="STREAM")
+@click.option("--force", is_flag=True, help="With everything in it.")
+def stream_delete(*, name: str, force: bool) -> None:
+    """Forget a stream."""
+    from sutra_tasks.cli.stream import run_delete
+
+    run_delete(settings(), name, force=force)

@@ -22,7 +22,6 @@ from sutra_tasks import keys
 from sutra_tasks.errors import (
     BackpressureSignal,
     BrokerNotConfiguredError,
-    InvalidInputError,
     InvalidOptionError,
     UnconfirmedEntriesError,
 )
@@ -153,16 +152,16 @@ class _Sending:
     def _parts(self, entries: Iterable[str | StreamEntry]) -> Iterator[list[StreamEntry]]:
         """Divide entries into batches; those before one that cannot be embedded are still sent."""
         part: list[StreamEntry] = []
-        for given in entries:
-            try:
+        try:
+            for given in entries:
                 part.append(self._entry(given))
-            except InvalidInputError:
-                if part:
-                    yield part
-                raise
-            if self._full(part):
+                if self._full(part):
+                    full, part = part, []
+                    yield full
+        except Exception:  # of the caller's iterable, too
+            if part:
                 yield part
-                part = []
+            raise
         if part:
             yield part
 
@@ -359,20 +358,20 @@ class AsyncStreamProducer(_Sending):
         self, entries: Iterable[str | StreamEntry] | AsyncIterable[str | StreamEntry]
     ) -> AsyncIterator[list[StreamEntry]]:
         if isinstance(entries, Iterable):
-            for part in self._parts(entries):
-                yield part
+            for ready in self._parts(entries):
+                yield ready
             return
-        part = []
-        async for given in entries:
-            try:
+        part: list[StreamEntry] = []
+        try:
+            async for given in entries:
                 part.append(self._entry(given))
-            except InvalidInputError:
-                if part:
-                    yield part
-                raise
-            if self._full(part):
+                if self._full(part):
+                    full, part = part, []
+                    yield full
+        except Exception:  # of the caller's iterable, too
+            if part:
                 yield part
-                part = []
+            raise
         if part:
             yield part
 
