@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmarks import balancing, chaos, embed, long_text, overhead, scaling
+from scripts.benchmarks import balancing, chaos, embed, long_text, overhead, scaling, streaming
 from scripts.benchmarks.report import document, show
 
 BENCHMARKS = {
@@ -16,8 +16,9 @@ BENCHMARKS = {
     "scaling": scaling.run,
     "chaos": chaos.run,
     "long_text": long_text.run,
+    "streaming": streaming.run,
 }
-PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot}
+PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot, "streaming": streaming.plot}
 
 
 def main() -> None:

@@ -29,6 +29,12 @@ class Running:
     options: Settings
     devices: Sequence[DeviceSpec]
     supervisor: Supervisor
+    folder: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """Return the environment of another client."""
+        return {**os.environ, **self.options.as_env()}
 
     def cpu_s(self, name: str) -> float:
         """Return the processor time one process has used."""
@@ -55,7 +61,7 @@ def running(options: Settings, *, devices: int) -> Iterator[Running]:
         }
         supervisor = stack.enter_context(fleet(options, workers, report=print, output=output))
         await_devices(supervisor, options, specs)
-        yield Running(options, specs, supervisor)
+        yield Running(options, specs, supervisor, folder)
 
 
 def elapsed(began: float) -> float:

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sutra_tasks.fleet.hardware import count_cores
 
+MOST_SHOWN = 8
 PACKAGES = ("sutra-tasks", "celery", "kombu", "redis", "numpy", "torch", "sentence-transformers")
 
 
@@ -56,6 +57,8 @@ def _flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     for key, value in results.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and len(value) > MOST_SHOWN:
+            yield prefix + key, f"{len(value)} values"
         else:
             yield prefix + key, value
 

@@ -1,0 +1,208 @@
+"""Faults under a stream's load: nothing may be lost, and what comes twice must be the same.
+
+Two simulated devices and a server with an append-only file; one producer sends texts by number, and
+starts again from where it began when it is killed, as one that does not know how far it came. Another
+writes one long text in pieces all the while.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from scripts.benchmarks.chaos import Server
+from scripts.benchmarks.report import percentile
+from scripts.benchmarks.stream_sink import Sink
+from sutra_tasks import EmbeddedChunk, StreamEntry, StreamProducer
+from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.fleet.hardware import plan_devices
+from sutra_tasks.fleet.local import await_devices, fleet
+from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
+from sutra_tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from sutra_tasks.vectors import Floats
+
+PART: Final = 4_000
+"""Entries of one producer; one that is killed is started with the same ids."""
+PER_S: Final = 800.0
+TEXT: Final = "the quick brown fox"
+WORDS: Final = "a text that is written for as long as the faults go on "
+GONE_S: Final = 60.0
+
+
+def faults(*, quick: bool) -> dict[str, Any]:
+    """Run the faults; return what was lost, and what came more than once."""
+    draw = random.Random(11)  # noqa: S311 - it draws moments
+    plan = ["consumer", "producer", "server_away"] * (1 if quick else 4)
+    with _running() as here:
+        for name in plan:
+            time.sleep(draw.uniform(0.5, 2.0))
+            print(f"  {len(here.sink.rows):7,} delivered; {name}", flush=True)
+            getattr(here, name)()
+        here.reader(1.0 if quick else GONE_S)
+        here.finish()
+        wrong = here.sink.wrong + here.written.wrong + (not here.is_whole())
+        return {
+            "lost": here.lost(),
+            "wrong": int(wrong),
+            "repeats": here.sink.repeats,
+            "delivered": len(here.sink.rows),
+            "errors": len(here.sink.errors) + len(here.written.errors),
+            "faults": len(plan) + 1,
+            "written_chunks": len(here.written.rows),
+            "latency_p95_s": percentile(here.sink.latencies_ms, 0.95) / 1000,
+            "latency_max_s": max(here.sink.latencies_ms) / 1000,
+        }
+
+
+@dataclass
+class _Here:
+    """What runs, and what may befall it; the methods named in the plan are the faults."""
+
+    options: Settings
+    server: Server
+    supervisor: Supervisor
+    devices: list[str]
+    sink: Sink
+    written: Sink
+    ended: threading.Event
+    sent: int = 0
+    pieces: int = 0
+    producing: subprocess.Popen[bytes] | None = None
+    turn: int = 0
+
+    def consumer(self) -> None:
+        """Kill a device, whatever it does."""
+        self.turn += 1
+        name = self.devices[self.turn % len(self.devices)]
+        _until(lambda: name in self.supervisor.pids, 60)
+        os.kill(self.supervisor.pids[name], signal.SIGKILL)
+
+    def producer(self) -> None:
+        """Kill the producer in the middle of its batches."""
+        if self.producing is not None:
+            self.producing.kill()
+
+    def server_away(self) -> None:
+        """Have no server for a second."""
+        self.server.stop()
+        time.sleep(1.0)
+        self.server.start()
+
+    def reader(self, seconds: float) -> None:
+        """Have nobody read for a while."""
+        self.sink.pause(seconds)
+
+    def produce(self) -> None:
+        """Send part after part until the end; on a thread of its own."""
+        while not self.ended.is_set():
+            command = [
+                sys.executable, "-m", "scripts.benchmarks.stream_load", "--streams", "docs",
+                "--count", str(PART), "--first", str(self.sent), "--per-s", str(PER_S),
+            ]  # fmt: skip
+            self.producing = subprocess.Popen(
+                command,
+                env={**os.environ, **self.options.as_env()},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            if self.producing.wait() == 0:
+                self.sent += PART
+
+    def write(self) -> None:
+        """Write one text in pieces until the end; on a thread of its own."""
+        with StreamProducer("written", options=self.options, timeout_s=60) as producer:
+            while not self.ended.is_set():
+                producer.send(StreamEntry(WORDS, id=f"p{self.pieces}", key="text", seq=self.pieces))
+                self.pieces += 1
+                time.sleep(0.005)
+            producer.send(StreamEntry("", id="end", key="text", seq=self.pieces, end=True))
+
+    def finish(self) -> None:
+        """Let all end, and wait until it has."""
+        self.ended.set()
+        _until(lambda: self.producing is not None and self.producing.poll() is not None, 60)
+        _until(lambda: len(self.sink.rows) >= self.sent, 120)
+        _until(lambda: any(not one.overlap_next for one in self.written.chunks.copy().values()), 120)
+
+    def lost(self) -> int:
+        """Count the ids that did not come."""
+        return sum(str(number) not in self.sink.rows for number in range(self.sent))
+
+    def is_whole(self) -> bool:
+        """Say whether the chunks of the written text cover it, and are what stands there."""
+        text = WORDS * self.pieces
+        covered = np.zeros(len(text), dtype=bool)
+        for chunk in self.written.chunks.values():
+            covered[chunk.start : chunk.end] = True
+            expected = vectors_of([text[chunk.start : chunk.end]], 384)[0]
+            row = np.frombuffer(self.written.rows[chunk.id], dtype="<f4")
+            if float(expected @ row) < 0.9999:
+                return False
+        numbers = sorted(chunk.number for chunk in self.written.chunks.values())
+        return bool(covered.all()) and numbers == list(range(len(numbers)))
+
+
+def _is_right(chunk: EmbeddedChunk, row: Floats) -> bool:
+    return float(vectors_of([f"{chunk.id} {TEXT}"], len(row))[0] @ row) >= 0.9999
+
+
+@contextmanager
+def _running() -> Iterator[_Here]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-streams-")))
+        server = Server(folder)
+        stack.callback(server.stop)
+        options = Settings(
+            engine="simulated", simulated_fixed_s=0.001, simulated_per_token_s=0.0001,
+            broker_url=server.start(),
+        )  # fmt: skip
+        devices = plan_devices(host="faults", engine="simulated", gpus=(), cores=2, wanted=2)
+        specs = worker_specs(options, devices)
+        log = stack.enter_context((folder / "workers.log").open("ab"))
+        output = {spec.name: log for spec in specs}
+        supervisor = stack.enter_context(fleet(options, specs, report=lambda _: None, output=output))
+        await_devices(supervisor, options, devices)
+        over, ended = threading.Event(), threading.Event()
+
+        def look() -> None:
+            while not over.is_set():
+                over.wait(supervisor.step(time.monotonic()))
+
+        sink, written = Sink("docs", options, _is_right), Sink("written", options)
+        here = _Here(
+            options, server, supervisor, [device.id for device in devices], sink, written, ended
+        )
+        threads = [threading.Thread(target=one) for one in (look, here.produce, here.write)]
+        stack.callback(sink.close)
+        stack.callback(written.close)
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join)
+        stack.callback(over.set)
+        stack.callback(ended.set)
+        sink.start()
+        written.start()
+        yield here
+
+
+def _until(condition: Callable[[], bool], within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the stream stands still")
+        time.sleep(0.01)
