@@ -18,6 +18,7 @@ from sutra_tasks.errors import SutraError
 json: Any = kombu_json  # untyped
 
 FACTS: dict[str, tuple[Any, ...]] = {
+    "BackpressureSignal": (10_000, 10_000, 0.8, 0.25),
     "BrokerNotConfiguredError": (),
     "CallbackQueueError": ("project.tasks.save", "link"),
     "CorruptMessageError": ("the rows of a part",),
@@ -35,6 +36,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),
     "SutraError": ("said plainly",),
     "TooLargeError": ("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
+    "UnconfirmedEntriesError": (64, "ConnectionError"),
     "UnsupportedVersionError": ("message", "2", 1),
 }
 PUBLIC = [name for name, _ in inspect.getmembers(errors, inspect.isclass)]

@@ -21,11 +21,12 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 BASE = ("errors.py", "keys.py", "settings.py", "calls.py", "vectors.py", "configuration.py")
 CLIENT = ("__init__.py", "app.py", "tasks.py", "bulk.py", "admission.py", "results.py", "transport.py")
 FORBIDDEN = {
-    **dict.fromkeys(BASE, ("app", "tasks", "bulk", "testing", "encoding", "fleet", "cli")),
+    **dict.fromkeys(BASE, ("app", "tasks", "bulk", "testing", "encoding", "fleet", "streaming", "cli")),
     **dict.fromkeys(CLIENT, ("testing", "encoding", "fleet", "cli")),
     "testing.py": ("fleet", "cli"),
-    "documents/": ("app", "tasks", "bulk", "testing", "encoding", "fleet", "cli"),
-    "encoding/": ("app", "tasks", "bulk", "testing", "fleet", "cli"),
+    "documents/": ("app", "tasks", "bulk", "testing", "encoding", "fleet", "streaming", "cli"),
+    "encoding/": ("app", "tasks", "bulk", "testing", "fleet", "streaming", "cli"),
+    "streaming/": ("app", "tasks", "bulk", "testing", "fleet", "cli"),
     "fleet/": ("testing", "cli"),
     "cli/": ("testing",),
 }
