@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -193,14 +193,24 @@ def run_status(options: Settings, *, only: str | None, follow: bool, as_json: bo
         if as_json:
             print(json.dumps([one.to_json() for one in found], indent=2))  # noqa: T201 - the output
         elif follow:
-            with Live(_drawn(found), auto_refresh=False, console=Console()) as live:
-                while True:
-                    time.sleep(1.0)
-                    live.update(_drawn(stream_status(client, only)), refresh=True)
+            _follow(client, only)
         else:
             Console().print(_drawn(found))
     finally:
         client.close()
+
+
+def _follow(client: redis.Redis, only: str | None) -> None:
+    console = Console()
+    # Where there is no screen to draw on, each look is printed.
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+        while True:
+            shown = _drawn(stream_status(client, only))
+            if live is None:
+                console.print(shown)
+            else:
+                live.update(shown, refresh=True)
+            time.sleep(1.0)
 
 
 def _drawn(found: list[StreamStatus]) -> Table | Group | Text:
