@@ -1,16 +1,24 @@
 """The public names as a type checker sees them; checked by mypy, never run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sutra_tasks import (
+    AsyncStreamProducer,
+    AsyncStreamReader,
+    BackpressureSignal,
     Embeddings,
     EmbedResult,
     NoHealthyWorkersError,
     Settings,
+    StreamEntry,
+    StreamingError,
+    StreamingResponse,
+    StreamProducer,
+    StreamReader,
     SutraError,
     TooLargeError,
     Vectors,
@@ -43,6 +51,27 @@ def results(vectors: Vectors, details: Embeddings) -> None:
     assert_type(details.chunk_vectors, Vectors | None)
     assert_type(details.compute_s, float)
     details.device = "gpu0"  # type: ignore[misc]
+
+
+def streams(texts: Iterable[str]) -> None:
+    with StreamProducer("docs", wait=False) as producer, StreamReader("docs", timeout_s=1) as reader:
+        assert_type(producer.send("text", id="1", key="k", end=True), str)
+        assert_type(producer.send_many(StreamEntry(text) for text in texts), int)
+        assert_type(producer.offer(texts), Iterator[BackpressureSignal])
+        for found in reader:
+            assert_type(found, StreamingResponse | StreamingError)
+            if isinstance(found, StreamingResponse):
+                assert_type(found.embeddings, NDArray[np.float32])
+                assert_type(found.chunks[0].start, int)
+        producer.send(b"bytes")  # type: ignore[arg-type]
+
+
+async def streams_of_a_loop(texts: AsyncIterator[str]) -> None:
+    async with AsyncStreamProducer("docs") as producer, AsyncStreamReader("docs") as reader:
+        assert_type(await producer.send("text"), str)
+        assert_type(await producer.send_many(texts), int)
+        async for found in reader:
+            assert_type(found, StreamingResponse | StreamingError)
 
 
 def errors(error: TooLargeError, fleet: NoHealthyWorkersError) -> None:
