@@ -47,8 +47,9 @@ RETRY_S: Final = (0.02, 1.0)
 NO_ANSWER: Final = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, OSError)
 """A server without memory for more is waited for, too: workers make room."""
 
-_AWAY_S: Final = ContextVar("away_s", default=0.0)
-"""Seconds this thread or task was in producers, of whatever stream: rests must not bring about rests."""
+_AWAY_S: Final = ContextVar("away_s", default=(0.0, 0.0))
+"""Seconds this thread or task was in producers, of whatever stream, and those of them at rest: rests
+must not bring about rests, and who feeds several streams rests for all of them at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class _Sending:
         self._name = uuid.uuid4().hex
         self._batches = self._entries = 0
         self._throttle_rate = 1.0
-        self._returned_at: tuple[float, float] | None = (clock(), _AWAY_S.get())
+        self._returned_at: tuple[float, tuple[float, float]] | None = (clock(), _AWAY_S.get())
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._stream}>"
@@ -116,8 +117,12 @@ class _Sending:
         """Return how long to rest before a batch, for the work that its texts took."""
         if self._returned_at is None:  # refused: its caller has waited
             return 0.0
-        at, away_s = self._returned_at
-        return pause_s(self._clock() - at - (_AWAY_S.get() - away_s), self._throttle_rate)
+        at, before = self._returned_at
+        # Another thread's count is another one: a producer may have been handed over.
+        away_s, rested_s = (
+            max(0.0, now - then) for now, then in zip(_AWAY_S.get(), before, strict=True)
+        )
+        return max(0.0, pause_s(self._clock() - at - away_s, self._throttle_rate) - rested_s)
 
     def _request(self, entries: Sequence[StreamEntry]) -> tuple[list[str], list[Any]]:
         """Return keys and arguments of the script; each request is another batch."""
@@ -140,11 +145,16 @@ class _Sending:
         self._throttle_rate = found.throttle_rate
         return found
 
-    def _returned(self, began: float, *, refused: bool) -> None:
+    def _away(self, began: float, *, rested: bool = False) -> None:
         """Count the time since ``began`` as none of the caller's work."""
-        now = self._clock()
-        _AWAY_S.set(_AWAY_S.get() + now - began)
-        self._returned_at = None if refused else (now, _AWAY_S.get())
+        passed_s = self._clock() - began
+        away_s, rested_s = _AWAY_S.get()
+        _AWAY_S.set((away_s + passed_s, rested_s + passed_s if rested else rested_s))
+
+    def _returned(self, began: float, *, refused: bool) -> None:
+        """Begin to count the caller's work, unless it is to wait."""
+        self._away(began)
+        self._returned_at = None if refused else (self._clock(), _AWAY_S.get())
 
     def _full(self, part: Sequence[StreamEntry]) -> bool:
         return len(part) >= self._batch or sum(len(one.text) for one in part) >= BATCH_CHARS
@@ -269,14 +279,20 @@ class StreamProducer(_Sending):
                 left_s = deadline - self._clock()
                 if not self._wait or left_s <= 0:
                     raise answer.signal
-                self._sleep(min(answer.signal.retry_after_s, left_s))
+                self._rest(min(answer.signal.retry_after_s, left_s))
+
+    def _rest(self, seconds: float) -> None:
+        began = self._clock()
+        self._sleep(seconds)
+        self._away(began, rested=True)
 
     def _send(self, part: Sequence[StreamEntry]) -> _Answer:
-        began, rest_s = self._clock(), self._pause_s()
+        rest_s = self._pause_s()
         if rest_s > 0:
-            self._sleep(rest_s)
+            self._rest(rest_s)
         names, arguments = self._request(part)
-        deadline = self._clock() + self._timeout_s
+        began = self._clock()
+        deadline = began + self._timeout_s
         while True:
             try:
                 answer = self._heard(self._add(keys=names, args=arguments))
@@ -384,14 +400,20 @@ class AsyncStreamProducer(_Sending):
                 left_s = deadline - self._clock()
                 if not self._wait or left_s <= 0:
                     raise answer.signal
-                await asyncio.sleep(min(answer.signal.retry_after_s, left_s))
+                await self._rest(min(answer.signal.retry_after_s, left_s))
+
+    async def _rest(self, seconds: float) -> None:
+        began = self._clock()
+        await asyncio.sleep(seconds)
+        self._away(began, rested=True)
 
     async def _send(self, part: Sequence[StreamEntry]) -> _Answer:
-        began, rest_s = self._clock(), self._pause_s()
+        rest_s = self._pause_s()
         if rest_s > 0:
-            await asyncio.sleep(rest_s)
+            await self._rest(rest_s)
         names, arguments = self._request(part)
-        deadline = self._clock() + self._timeout_s
+        began = self._clock()
+        deadline = began + self._timeout_s
         while True:
             try:
                 answer = self._heard(await self._add(keys=names, args=arguments))

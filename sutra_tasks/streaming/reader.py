@@ -1,7 +1,7 @@
 """Reading what devices wrote: each response until it is acknowledged, and no chunk twice.
 
-Readers of one stream share its output; each response goes to one of them. One that dies leaves what it had
-not acknowledged to the others. What they had worked on then comes once more, with the same ids and
+Readers of one stream share its output; each response goes to one of them. One that dies leaves what it
+had not acknowledged to the others. What they had worked on then comes once more, with the same ids and
 vectors; within one reader repeats are dropped.
 """
 
@@ -12,7 +12,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import redis
@@ -27,7 +26,7 @@ from sutra_tasks.streaming.entries import (
     check_stream,
     parse_output,
 )
-from sutra_tasks.streaming.scripts import OUTPUT_GROUP
+from sutra_tasks.streaming.scripts import LEAVE, OUTPUT_GROUP
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -41,8 +40,7 @@ AT_ONCE: Final = 16
 BLOCK_S: Final = 1.0
 AGAIN_S: Final = 0.25
 REMEMBER: Final = 100_000
-GIVEN_BACK_MS: Final = 24 * 3600 * 1000
-NO_ANSWER: Final = (redis.ConnectionError, redis.TimeoutError, OSError)
+NO_ANSWER: Final = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, OSError)
 
 
 class _Reading:
@@ -92,8 +90,10 @@ class _Reading:
         return None
 
     def _news(self, response: StreamingResponse) -> StreamingResponse | None:
-        new = [chunk.id not in self._seen for chunk in response.chunks]
-        self._seen.update(dict.fromkeys(response.chunk_ids))
+        new = []
+        for name in response.chunk_ids:
+            new.append(name not in self._seen)
+            self._seen[name] = None
         while len(self._seen) > self._remember:
             del self._seen[next(iter(self._seen))]
         if all(new):
@@ -112,11 +112,7 @@ class _Reading:
         """Acknowledge what is worked on, and let others have the rest at once."""
         if self._done:
             self._acknowledge(pipe)
-        left = self._in_hand + [entry_id for entry_id, _ in self._waiting]
-        if left:
-            pipe.xclaim(self._name, OUTPUT_GROUP, self._me, 0, left, idle=GIVEN_BACK_MS, justid=True)
-        else:
-            pipe.xgroup_delconsumer(self._name, OUTPUT_GROUP, self._me)
+        pipe.eval(LEAVE, 1, self._name, OUTPUT_GROUP, self._me)
 
     def _claim_due(self, now: float) -> bool:
         if now - self._claimed_at < min(1.0, self._claim_s / 2):
@@ -171,7 +167,8 @@ class StreamReader(_Reading):
             stream: its name; it need not exist.
             timeout_s: seconds without news after which the iteration ends; None: never.
             remember: ids by which repeats are dropped.
-            claim_s: seconds a reader may work on one response before others take it over.
+            claim_s: seconds a reader may work on what it fetched at a time, 16 responses, before others
+                take it over.
             options: settings; those of the environment if None.
             clock: seconds that never go back.
         """
@@ -196,14 +193,15 @@ class StreamReader(_Reading):
             if found is not None:
                 yield found
                 self._worked_on()
+                self._heard_at = self._clock()  # it was not the stream that was silent
                 continue
             self._worked_on()
             try:
                 if not self._fetch():
                     return
             except NO_ANSWER:
-                if self._left_s(self._clock()) <= 0:
-                    raise
+                if self._left_s(self._clock()) <= AGAIN_S:
+                    raise  # it would look as if the stream was silent
                 time.sleep(AGAIN_S)
 
     def acknowledge(self) -> None:
@@ -253,8 +251,11 @@ class StreamReader(_Reading):
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            with suppress(redis.ResponseError):  # another reader was first
+            try:
                 self._client.xgroup_create(self._name, OUTPUT_GROUP, id="0", mkstream=True)
+            except redis.ResponseError as other:
+                if "BUSYGROUP" not in str(other):  # else another reader was first
+                    raise
         return True
 
 
@@ -291,14 +292,15 @@ class AsyncStreamReader(_Reading):
             if found is not None:
                 yield found
                 self._worked_on()
+                self._heard_at = time.monotonic()  # it was not the stream that was silent
                 continue
             self._worked_on()
             try:
                 if not await self._fetch():
                     return
             except NO_ANSWER:
-                if self._left_s(time.monotonic()) <= 0:
-                    raise
+                if self._left_s(time.monotonic()) <= AGAIN_S:
+                    raise  # it would look as if the stream was silent
                 await asyncio.sleep(AGAIN_S)
 
     async def acknowledge(self) -> None:
@@ -348,8 +350,11 @@ class AsyncStreamReader(_Reading):
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            with suppress(redis.ResponseError):  # another reader was first
+            try:
                 await self._client.xgroup_create(self._name, OUTPUT_GROUP, id="0", mkstream=True)
+            except redis.ResponseError as other:
+                if "BUSYGROUP" not in str(other):  # else another reader was first
+                    raise
         return True
 
 

@@ -21,12 +21,15 @@ __all__ = [
     "DROP_TEXT",
     "GIVE_BACK",
     "GIVE_UP",
+    "LEAVE",
+    "LET_GO",
     "OPEN",
     "OUTPUT_GROUP",
     "READ",
     "REFRESH",
     "RENEW",
     "REST",
+    "SAY_LOAD",
     "TAKE",
 ]
 
@@ -91,25 +94,25 @@ if tonumber(redis.call('GET', KEYS[5]) or 0) < tonumber(ARGV[6]) then
     redis.call('XGROUP', 'CREATE', stream, ARGV[1], '0', 'MKSTREAM')
     got = redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', ARGV[3], 'STREAMS', stream, '>')
   end
-end
-if not got or not got[1] then
-  local last = '0-0'
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    if group[2] == ARGV[1] then last = group[8] end
+  if not got and not closed then
+    for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+      if group[2] == ARGV[1] then return {group[8], {}, ready} end
+    end
   end
-  return {last, {}, ready}
 end
+if not got or not got[1] then return {'', {}, ready} end
 local alone, moved = {}, {}
 for _, entry in ipairs(got[1][2]) do
   local fields, found = entry[2], {}
   for i = 1, #fields, 2 do found[fields[i]] = fields[i + 1] end
   local key, text, last = found.key, found.text, found['end'] == '1' or found['end'] == 'true'
-  local seq = tonumber(found.seq or '')
+  local numbered = found.seq and found.seq ~= ''
+  local seq = numbered and string.match(found.seq, '^%d+$') and tonumber(found.seq)
   local text_key = ARGV[4] .. (key or '')
   local pieces = 0
   if seq then pieces = tonumber(redis.call('HGET', text_key, 'pieces') or 0) end
   if not key or key == '' or #key > tonumber(ARGV[8]) or #(found.id or '') > tonumber(ARGV[8])
-      or not (text or last) or (seq and seq > pieces) then
+      or not (text or last) or (numbered and not seq) or (seq and seq > pieces) then
     alone[#alone + 1] = entry
   else
     moved[#moved + 1] = entry[1]
@@ -140,8 +143,8 @@ return {'', alone, redis.call('ZCOUNT', KEYS[4], '-inf', now)}
 """KEYS: in, closed, texts, ready, buffered, out. ARGV: group, consumer, how many, what the keys of texts
 begin with and those of their lists, bytes of texts at which no more is read, characters a text needs at
 first, bytes of the longest name, unread responses at which nothing is taken. Returns the id behind which
-new entries will be, if there were none; those that are texts by themselves, or say what cannot be; and how
-many texts can be taken."""
+new entries will be, if there were none and the stream is open; those that are texts by themselves, or
+say what cannot be; and how many texts can be taken."""
 
 TAKE: Final = (
     _WORKER
@@ -150,9 +153,10 @@ TAKE: Final = (
 local found = {}
 for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
   local text, more = ARGV[3] .. key, ARGV[4] .. key
+  local suspect = tonumber(redis.call('HGET', text, 'attempts') or 0) > 0
   if redis.call('EXISTS', text) == 0 then
     redis.call('ZREM', KEYS[1], key)
-  else
+  elseif not suspect or #found == 0 then
     local buffer = redis.call('HGET', text, 'buffer') or ''
     local parts = {buffer}
     while redis.call('HGET', text, 'ended') ~= '1' do
@@ -176,7 +180,8 @@ for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 
     redis.call('ZADD', KEYS[1], now + ARGV[2], key)
     local token = string.format('%.0f', time[1] * 1000000 + time[2])
     redis.call('HSET', text, 'takes', token)
-    local is = redis.call('HMGET', text, 'source', 'prompt', 'position', 'number', 'covered', 'at', 'flush')
+    local is = redis.call('HMGET', text,
+      'source', 'prompt', 'position', 'number', 'covered', 'at', 'flush')
     local ending = redis.call('HGET', text, 'ended') == '1' and 'end' or is[7] or ''
     if #buffer > tonumber(ARGV[5]) then ending = '' end
     found[#found + 1] = {
@@ -184,15 +189,17 @@ for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 
       ending, string.sub(buffer, 1, ARGV[5]),
       is[1] or '', is[2] or '', is[3] or '0', is[4] or '0', is[5] or '0', is[6] or tostring(now),
     }
+    if suspect then break end
   end
 end
 return found
 """
 )
-"""KEYS: ready. ARGV: how many, milliseconds they are the caller's, what keys of texts begin with and those
-of their lists, bytes of each at most. Returns for each its key, the token with which it is taken, how
-often it was taken since it went on, how it ends, what there is of it, source, prompt, position, number,
-covered, and when it last grew."""
+"""KEYS: ready. ARGV: how many, milliseconds they are the caller's, what keys of texts begin with and
+those of their lists, bytes of each at most. Returns for each its key, the token with which it is taken,
+how often it was taken since it went on, how it ends, what there is of it, source, prompt, position,
+number, covered, and when it last grew. One that was taken before without going on is taken alone: it may
+end the process, and others would count as taken so often, too."""
 
 COMMIT: Final = (
     _WORKER
@@ -259,8 +266,8 @@ return {time[1], time[2], 1}
 )
 """KEYS: out, texts, ready, buffered, the text, its list. ARGV: key, the token with which it was taken,
 bytes that are done with, position, number, covered, bytes from which on it is to be taken again, whether
-it was its ``last`` chunk, one because it was ``idle``, or there is ``more`` to come; then names and values
-of a response, if there is one. Returns the time, and 0 if somebody else has taken it since."""
+it was its ``last`` chunk, one because it was ``idle``, or there is ``more`` to come; then names and
+values of a response, if there is one. Returns the time, and 0 if somebody else has taken it since."""
 
 CLAIM: Final = (
     _WORKER
@@ -278,8 +285,8 @@ if #ids == 0 then return {0, {}} end
 return {count, redis.call('XCLAIM', stream, ARGV[1], ARGV[2], ARGV[3], unpack(ids))}
 """
 )
-"""KEYS: in, closed. ARGV: group, consumer, milliseconds of silence. Returns how often they were delivered,
-and entries that a consumer fell silent over: all that were given back, else one."""
+"""KEYS: in, closed. ARGV: group, consumer, milliseconds of silence. Returns how often they were
+delivered, and entries that a consumer fell silent over: all that were given back, else one."""
 
 REFRESH: Final = (
     _WORKER
@@ -320,8 +327,8 @@ redis.call('XADD', KEYS[4], '*', unpack(ARGV, 4 + fields))
 return 1
 """
 )
-"""KEYS: in, closed, dead, out. ARGV: group, id, how many names and values of the dead letter follow, those,
-names and values of the error."""
+"""KEYS: in, closed, dead, out. ARGV: group, id, how many names and values of the dead letter follow,
+those, names and values of the error."""
 
 DROP_TEXT: Final = (
     _WORKER
@@ -345,7 +352,24 @@ for i = 3, #ARGV, 2 do
 end
 """
 )
-"""KEYS: ready. ARGV: milliseconds, what keys of texts begin with; keys and their numbers."""
+"""KEYS: ready. ARGV: milliseconds, what keys of texts begin with; keys and their tokens."""
+
+LET_GO: Final = (
+    _WORKER
+    + _NOW
+    + """
+for i = 2, #ARGV, 2 do
+  local text = ARGV[1] .. ARGV[i]
+  if redis.call('HGET', text, 'takes') == ARGV[i + 1] then
+    redis.call('HDEL', text, 'takes')
+    redis.call('HINCRBY', text, 'attempts', -1)
+    redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i])
+  end
+end
+"""
+)
+"""KEYS: ready. ARGV: what keys of texts begin with; keys and their tokens. Others may have them at once,
+and they count as never taken."""
 
 REST: Final = (
     _WORKER
@@ -361,16 +385,26 @@ local function flush(keys, how)
     end
   end
 end
-if tonumber(ARGV[2]) > 0 then
-  flush(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[2], 'LIMIT', 0, 64), 'idle')
+local function flush_idle(most)
+  local since = '(' .. (redis.call('HGET', KEYS[4], 'flushed') or '-inf')
+  local some = redis.call('ZRANGEBYSCORE', KEYS[1], since, most, 'WITHSCORES', 'LIMIT', 0, 64)
+  local last = some[#some]
+  if not last then return end
+  flush(redis.call('ZRANGEBYSCORE', KEYS[1], since, last), 'idle')
+  redis.call('HSET', KEYS[4], 'flushed', last)
+  redis.call('EXPIRE', KEYS[4], ARGV[6])
 end
+if tonumber(ARGV[2]) > 0 then flush_idle(now - ARGV[2]) end
+if tonumber(redis.call('GET', KEYS[3]) or 0) >= tonumber(ARGV[5]) then flush_idle(now - 1) end
 flush(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now - ARGV[3], 'LIMIT', 0, 64), 'abandoned')
 local surplus = math.min(64, redis.call('ZCARD', KEYS[1]) - ARGV[4])
 if surplus > 0 then flush(redis.call('ZRANGE', KEYS[1], 0, surplus - 1), 'abandoned') end
 """
 )
-"""KEYS: texts, ready. ARGV: what keys of texts begin with, milliseconds without growth after which what
-there is of a text is embedded, and after which it is over; how many may be open at once."""
+"""KEYS: texts, ready, buffered, state. ARGV: what keys of texts begin with, milliseconds without growth
+after which what there is of a text is embedded, and after which it is over; how many may be open at
+once; bytes of texts at which no more is read, so that some are embedded as they are; seconds for which
+it is remembered how far texts were looked through."""
 
 CLOSE: Final = (
     _WORKER
@@ -397,3 +431,32 @@ return 1
 """
 )
 """KEYS: in, closed. ARGV: entries down to which the backlog must have fallen."""
+
+SAY_LOAD: Final = (
+    _WORKER
+    + _NOW
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. now)
+local said = redis.call('HGETALL', KEYS[1])
+for i = 1, #said, 2 do
+  local at = tonumber(string.match(said[i + 1], ' (%d+)$') or 0)
+  if now - at > 1000 * ARGV[3] then redis.call('HDEL', KEYS[1], said[i]) end
+end
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+"""
+)
+"""KEYS: loads. ARGV: who, how loaded its machine is, seconds after which it is forgotten."""
+
+LEAVE: Final = (
+    _WORKER
+    + """
+local left = redis.pcall('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
+if left.err then return end
+if #left == 0 then return redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2]) end
+for _, row in ipairs(left) do
+  redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, row[1], 'IDLE', 86400000, 'JUSTID')
+end
+"""
+)
+"""KEYS: out. ARGV: group, reader. Others may have at once what it did not acknowledge, and what was sent
+to it but never arrived; if there is nothing, it is forgotten."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import redis
 
 from sutra_tasks import keys
 from sutra_tasks.streaming import scripts
@@ -14,8 +17,6 @@ from sutra_tasks.streaming.chunker import Progress
 from sutra_tasks.streaming.entries import MOST_NAME_CHARS
 
 if TYPE_CHECKING:
-    import redis
-
     from sutra_tasks.streaming.chunker import Ending
 
 __all__ = ["Claimed", "OpenText", "RawEntry", "Read", "Server", "Stored", "StreamState"]
@@ -41,7 +42,7 @@ class Read:
     Attributes:
         entries: this consumer's now.
         ready: texts that can be taken.
-        last: the id behind which new entries will be, if there were none.
+        last: the id behind which new entries will be; None: there were some, or it cannot be waited for.
     """
 
     entries: Sequence[RawEntry]
@@ -112,7 +113,7 @@ class Server:
         self._scripts = {
             name: client.register_script(getattr(scripts, name))
             for name in scripts.__all__
-            if name not in ("OUTPUT_GROUP", "ADD")
+            if name not in ("OUTPUT_GROUP", "ADD", "LEAVE")
         }
 
     def streams(self) -> list[str]:
@@ -131,7 +132,7 @@ class Server:
         """
         found: Any = self._run(
             "READ",
-            [*_both(stream), *(keys.stream(stream, part) for part in ("texts", "ready", "buffered", "out"))],
+            [*_both(stream), *_parts(stream, "texts", "ready", "buffered", "out")],
             [scripts.GROUP, self._me, most, *_prefixes(stream), MOST_BUFFERED_BYTES, first_need,
              MOST_NAME_BYTES, most_unread],
         )  # fmt: skip
@@ -141,7 +142,8 @@ class Server:
     def await_entries(self, behind: Mapping[str, bytes], timeout_s: float) -> None:
         """Return once there is an entry behind those ids, or after a while."""
         ids: dict[Any, Any] = {keys.stream(stream, "in"): last for stream, last in behind.items()}
-        self._client.xread(ids, count=1, block=max(1, int(1000 * timeout_s)))
+        with suppress(redis.ResponseError):  # a stream was closed meanwhile
+            self._client.xread(ids, count=1, block=max(1, int(1000 * timeout_s)))
 
     def take(self, stream: str, most: int, *, lease_s: float, most_bytes: int) -> list[OpenText]:
         """Take texts that have grown enough, or ended."""
@@ -153,10 +155,9 @@ class Server:
         return [
             OpenText(
                 key, token, attempts, ending.decode() or None, buffer, source.decode(errors="replace"),
-                prompt.decode(errors="replace") or None,
-                Progress(int(position), int(number), int(covered)), int(at),
+                prompt.decode(errors="replace") or None, Progress(*map(int, progress)), int(at),
             )
-            for key, token, attempts, ending, buffer, source, prompt, position, number, covered, at in found
+            for key, token, attempts, ending, buffer, source, prompt, *progress, at in found
         ]  # fmt: skip
 
     def commit(
@@ -202,8 +203,8 @@ class Server:
         """
         found: Any = self._run(
             "COMMIT_TEXT",
-            [keys.stream(stream, part) for part in ("out", "texts", "ready", "buffered")]
-            + [_text(stream, "text:", text.key), _text(stream, "more:", text.key)],
+            [*_parts(stream, "out", "texts", "ready", "buffered"),
+             _text(stream, "text:", text.key), _text(stream, "more:", text.key)],
             [text.key, text.token, done_bytes, progress.position, progress.number, progress.covered,
              need, how, *response],
         )  # fmt: skip
@@ -229,12 +230,12 @@ class Server:
     def give_back(
         self, stream: str, entries: Sequence[bytes], texts: Sequence[OpenText], deliveries: int
     ) -> None:
-        """Let others have them at once; they count as delivered so often."""
+        """Let others have them at once; entries count as delivered so often, texts as never taken."""
         if entries:
             self._run("GIVE_BACK", _both(stream), [scripts.GROUP, self._me, deliveries, *entries])
         if texts:
             pairs = [one for text in texts for one in (text.key, text.token)]
-            self._run("RENEW", [keys.stream(stream, "ready")], [0, _prefixes(stream)[0], *pairs])
+            self._run("LET_GO", [keys.stream(stream, "ready")], [_prefixes(stream)[0], *pairs])
 
     def give_up(self, stream: str, entry: RawEntry, reason: Sequence[Any], error: Sequence[str]) -> None:
         """Make an entry a dead letter, and tell the reader."""
@@ -264,7 +265,11 @@ class Server:
         if not mine:
             return None
         is_closed = kind == b"string"
-        found = {name.decode(): float(each) for name, each in loads.items() if name != self._me.encode()}
+        found = {
+            name.decode(): float(said.partition(b" ")[0])
+            for name, said in loads.items()
+            if name != self._me.encode()
+        }
         return StreamState(
             closed if is_closed else size,
             is_closed,
@@ -274,11 +279,8 @@ class Server:
         )
 
     def say_load(self, load: float) -> None:
-        """Say how loaded this machine is."""
-        with self._client.pipeline(transaction=False) as pipe:
-            pipe.hset(keys.STREAM_LOADS, self._me, f"{load:.3f}")
-            pipe.expire(keys.STREAM_LOADS, keys.STATE_S)
-            pipe.execute()
+        """Say how loaded this machine is; forget those that have said nothing for long."""
+        self._run("SAY_LOAD", [keys.STREAM_LOADS], [self._me, f"{load:.3f}", keys.STATE_S])
 
     def mark(self, entry: str) -> None:
         """Say that this process runs this alone, because workers died of it before."""
@@ -328,12 +330,13 @@ class Server:
             self._run("CLOSE", _both(stream), [HARD_LIMIT * capacity, reason])
 
     def rest(self, stream: str, idle_flush_s: float) -> None:
-        """Have texts flushed that stopped growing."""
+        """Have texts flushed that stopped growing, or for which there is no room."""
         self._run(
             "REST",
-            [keys.stream(stream, "texts"), keys.stream(stream, "ready")],
-            [_prefixes(stream)[0], int(1000 * idle_flush_s), 1000 * ABANDONED_S, MOST_OPEN_TEXTS],
-        )
+            _parts(stream, "texts", "ready", "buffered", "state"),
+            [_prefixes(stream)[0], int(1000 * idle_flush_s), 1000 * ABANDONED_S, MOST_OPEN_TEXTS,
+             MOST_BUFFERED_BYTES, keys.STATE_S],
+        )  # fmt: skip
 
     def report(self, measured: Mapping[str, Any]) -> None:
         """Publish what this device has measured."""
@@ -343,12 +346,16 @@ class Server:
         return self._scripts[script](keys=names, args=arguments)
 
 
+def _parts(stream: str, *parts: str) -> list[str]:
+    return [keys.stream(stream, part) for part in parts]
+
+
 def _both(stream: str) -> list[str]:
-    return [keys.stream(stream, "in"), keys.stream(stream, "closed")]
+    return _parts(stream, "in", "closed")
 
 
 def _prefixes(stream: str) -> list[str]:
-    return [keys.stream(stream, "text:"), keys.stream(stream, "more:")]
+    return _parts(stream, "text:", "more:")
 
 
 def _text(stream: str, part: str, key: bytes) -> bytes:

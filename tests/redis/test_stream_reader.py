@@ -1,0 +1,491 @@
+"""Readers on a real server: every response until it is acknowledged, no chunk twice, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+import redis
+
+from sutra_tasks import keys
+from sutra_tasks.errors import (
+    BrokerNotConfiguredError,
+    CorruptResultError,
+    InvalidOptionError,
+    UnsupportedVersionError,
+)
+from sutra_tasks.settings import Settings
+from sutra_tasks.streaming import reader as module
+from sutra_tasks.streaming.entries import (
+    EmbeddedChunk,
+    StreamingError,
+    StreamingResponse,
+    error_fields,
+)
+from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
+from sutra_tasks.streaming.scripts import OUTPUT_GROUP
+from tests.conftest import wait_until
+from tests.redis.peers import full_memory
+from tests.system.durable_server import DurableServer
+
+S = "s"
+OUT = keys.stream(S, "out")
+QUIET_S = 0.2
+
+
+@pytest.fixture(autouse=True)
+def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
+    """Only what was not acknowledged lasts."""
+    yield
+    client.delete(OUT)
+
+
+@pytest.fixture
+def options(url: str) -> Settings:
+    return Settings(broker_url=url)
+
+
+def write(client: redis.Redis, fields: Any) -> bytes:
+    written: Any = client.xadd(OUT, fields)
+    return bytes(written)
+
+
+def respond(client: redis.Redis, *ids: str) -> bytes:
+    """Write a response of so many chunks; each one's row says which it is."""
+    chunks = [EmbeddedChunk(name, name, None, 0, 0, 1, False, False, None, 1).to_json() for name in ids]
+    rows = np.asarray([[ord(name[0]), len(name)] for name in ids], dtype="<f4")
+    return write(
+        client,
+        {
+            "v": 1, "kind": "response", "space": "m:2", "model": "m", "device": "g0", "width": 2,
+            "latency_ms": "1.5", "chunks": f"[{','.join(chunks)}]", "vectors": rows.tobytes(),
+        },
+    )  # fmt: skip
+
+
+def corrupt(client: redis.Redis, **fields: Any) -> bytes:
+    return write(client, {"v": "1", "kind": "response", **fields})
+
+
+def ids_of(response: StreamingResponse | StreamingError) -> tuple[str, ...]:
+    """Return the ids of what a response holds, having seen that its rows are theirs."""
+    if isinstance(response, StreamingResponse):
+        assert response.embeddings.tolist() == [[ord(name[0]), len(name)] for name in response.chunk_ids]
+    return response.chunk_ids
+
+
+def left(client: redis.Redis) -> int:
+    size: Any = client.xlen(OUT)
+    return int(size)
+
+
+def pending(client: redis.Redis) -> list[bytes]:
+    found: Any = client.xpending_range(OUT, OUTPUT_GROUP, "-", "+", 1000)
+    return [one["message_id"] for one in found]
+
+
+def consumers(client: redis.Redis) -> list[Any]:
+    """Return the readers that the server remembers."""
+    found: Any = client.xinfo_consumers(OUT, OUTPUT_GROUP)
+    return list(found)
+
+
+class Read(Protocol):
+    """Reads with one reader until its iteration ends or ``enough`` were seen; returns the ids."""
+
+    def __call__(self, enough: int = 10**6, fail: bool = False, **options: Any) -> list[Any]: ...
+
+
+@pytest.fixture(params=["sync", "async"])
+def read(request: pytest.FixtureRequest, options: Settings) -> Read:
+    """Both readers, used as their documentation says; ``fail``: the last one seen is not worked on."""
+
+    def sync(enough: int = 10**6, fail: bool = False, **given: Any) -> list[Any]:
+        seen: list[Any] = []
+        with StreamReader(S, **{"options": options, "timeout_s": QUIET_S, **given}) as reader:
+            for response in reader:
+                seen.append(ids_of(response))
+                if len(seen) == enough and fail:
+                    raise KeyboardInterrupt
+                if len(seen) == enough:
+                    break
+        return seen
+
+    async def act(enough: int, fail: bool, given: dict[str, Any]) -> list[Any]:
+        seen: list[Any] = []
+        async with AsyncStreamReader(S, **{"options": options, "timeout_s": QUIET_S, **given}) as reader:
+            async for response in reader:
+                seen.append(ids_of(response))
+                if len(seen) == enough and fail:
+                    raise KeyboardInterrupt
+                if len(seen) == enough:
+                    break
+        return seen
+
+    def asynchronous(enough: int = 10**6, fail: bool = False, **given: Any) -> list[Any]:
+        return asyncio.run(act(enough, fail, given))
+
+    return sync if request.param == "sync" else asynchronous
+
+
+# What is read.
+
+
+def test_everything_is_read_in_order_and_gone(client: redis.Redis, read: Read) -> None:
+    written = [(f"{number}a", f"{number}b") for number in range(40)]
+    for ids in written:
+        respond(client, *ids)
+    client.xadd(OUT, dict(zip(*[iter(error_fields(["e"], ValueError("no")))] * 2, strict=True)))
+    assert read() == [*written, ("e",)]
+    assert (left(client), pending(client), consumers(client)) == (0, [], [])
+
+
+def test_a_stream_need_not_exist(client: redis.Redis, read: Read) -> None:
+    assert read() == []
+    respond(client, "a")
+    assert read() == [("a",)]
+
+
+def test_what_comes_while_one_waits_is_read(client: redis.Redis, read: Read) -> None:
+    threading.Timer(0.1, respond, [client, "a"]).start()
+    assert read(1, timeout_s=20) == [("a",)]
+
+
+def test_the_iteration_ends_when_the_stream_is_silent_and_not_when_its_reader_is_slow(
+    client: redis.Redis, options: Settings
+) -> None:
+    now = [1000.0]
+    for number in range(3 * module.AT_ONCE):
+        respond(client, f"{number}")
+    seen: list[str] = []
+    with StreamReader(S, timeout_s=QUIET_S, options=options, clock=lambda: now[0]) as reader:
+        for response in reader:
+            seen += ids_of(response)
+            now[0] += 10 * QUIET_S
+            if len(seen) == 3 * module.AT_ONCE:
+                break
+    assert seen == [f"{number}" for number in range(3 * module.AT_ONCE)]
+
+
+def test_a_slow_asynchronous_reader_does_not_miss_anything_either(
+    client: redis.Redis, options: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act() -> list[str]:
+        seen: list[str] = []
+        async with AsyncStreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+            async for response in reader:
+                seen += ids_of(response)
+                # As if its caller had been at work on it for long.
+                reader._heard_at -= 10 * QUIET_S
+        return seen
+
+    for number in range(2 * module.AT_ONCE):
+        respond(client, f"{number}")
+    assert asyncio.run(act()) == [f"{number}" for number in range(2 * module.AT_ONCE)]
+
+
+def test_what_cannot_be_is_refused_when_a_reader_is_made(options: Settings) -> None:
+    for kind in (StreamReader, AsyncStreamReader):
+        with pytest.raises(InvalidOptionError, match="remember"):
+            kind(S, remember=-1, options=options)
+        with pytest.raises(InvalidOptionError, match="stream"):
+            kind("a b", options=options)
+        with pytest.raises(BrokerNotConfiguredError):
+            kind(S, options=Settings())
+
+
+# What is acknowledged.
+
+
+def test_a_response_is_acknowledged_when_others_are_fetched(
+    client: redis.Redis, options: Settings
+) -> None:
+    for number in range(module.AT_ONCE + 1):
+        respond(client, f"{number}")
+    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+        responses = iter(reader)
+        for _ in range(module.AT_ONCE):
+            next(responses)
+        assert left(client) == module.AT_ONCE + 1
+        next(responses)
+        assert left(client) == 1
+        reader.acknowledge()
+        assert left(client) == 0
+
+
+def test_who_leaves_has_worked_on_all_it_was_given_and_others_get_the_rest_at_once(
+    client: redis.Redis, read: Read
+) -> None:
+    for number in range(10):
+        respond(client, f"{number}")
+    assert read(3) == [("0",), ("1",), ("2",)]
+    assert left(client) == 7
+    assert read(claim_s=1000) == [(f"{number}",) for number in range(3, 10)]
+    assert left(client) == 0
+
+
+def test_who_fails_has_not_worked_on_the_last_and_another_gets_it(
+    client: redis.Redis, read: Read
+) -> None:
+    for number in range(10):
+        respond(client, f"{number}")
+    with pytest.raises(KeyboardInterrupt):
+        read(3, fail=True)
+    assert left(client) == 8
+    assert read(claim_s=1000) == [(f"{number}",) for number in range(2, 10)]
+    assert left(client) == 0
+
+
+def test_what_another_took_over_meanwhile_is_not_taken_back(
+    client: redis.Redis, options: Settings
+) -> None:
+    first, second = respond(client, "a"), respond(client, "b")
+    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+        next(iter(reader))
+        client.xclaim(OUT, OUTPUT_GROUP, "another", 0, [first, second], idle=10)
+        with pytest.raises(KeyboardInterrupt), reader:
+            raise KeyboardInterrupt
+    found: Any = client.xpending_range(OUT, OUTPUT_GROUP, "-", "+", 10)
+    assert {one["consumer"] for one in found} == {b"another"}
+    assert max(one["time_since_delivered"] for one in found) < 60_000
+
+
+def test_what_was_sent_to_a_reader_and_never_arrived_is_read_by_another(
+    client: redis.Redis, options: Settings, read: Read
+) -> None:
+    respond(client, "a")
+    respond(client, "b")
+    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+        assert ids_of(next(iter(reader))) == ("a",)
+        reader._waiting.clear()  # as if the answer had been lost on its way
+    assert read(claim_s=1000) == [("b",)]
+    assert left(client) == 0
+
+
+# Repeats.
+
+
+def test_what_was_seen_is_dropped_and_acknowledged(client: redis.Redis, read: Read) -> None:
+    for ids in (["a", "b"], ["a"], ["b", "c", "a", "d"], ["d", "c"], ["e"]):
+        respond(client, *ids)
+    assert read() == [("a", "b"), ("c", "d"), ("e",)]
+    assert left(client) == 0
+
+
+def test_a_chunk_that_is_twice_in_a_response_is_seen_once(client: redis.Redis, read: Read) -> None:
+    respond(client, "a", "b", "a")
+    assert read() == [("a", "b")]
+
+
+def test_repeats_are_known_as_far_back_as_was_asked_for(client: redis.Redis, read: Read) -> None:
+    for name in "abcaab":
+        respond(client, name)
+    assert read(remember=2) == [("a",), ("b",), ("c",), ("a",), ("b",)]
+    for name in "aa":
+        respond(client, name)
+    assert read(remember=0) == [("a",), ("a",)]
+
+
+def test_errors_are_told_each_time(client: redis.Redis, read: Read) -> None:
+    fields = dict(zip(*[iter(error_fields(["e"], ValueError("no")))] * 2, strict=True))
+    for _ in range(2):
+        client.xadd(OUT, fields)
+    assert read() == [("e",), ("e",)]
+
+
+# Several readers.
+
+
+def test_readers_share_a_stream_and_each_response_goes_to_one(
+    client: redis.Redis, options: Settings
+) -> None:
+    count, seen = 200, [list[str](), list[str]()]
+
+    def run(mine: list[str]) -> None:
+        with StreamReader(S, timeout_s=2.0, options=options) as reader:
+            for response in reader:
+                mine += ids_of(response)
+                if sum(map(len, seen)) == count:
+                    return
+
+    threads = [threading.Thread(target=run, args=[mine]) for mine in seen]
+    for thread in threads:
+        thread.start()
+    for number in range(count):
+        respond(client, f"{number}")
+    for thread in threads:
+        thread.join()
+    assert sorted(seen[0] + seen[1]) == sorted(f"{number}" for number in range(count))
+    assert all(mine == sorted(mine, key=int) for mine in seen)
+    assert left(client) == 0
+
+
+def test_what_a_reader_that_vanished_had_is_read_by_another_after_a_while(
+    client: redis.Redis, options: Settings, read: Read
+) -> None:
+    for number in range(20):
+        respond(client, f"{number}")
+    gone = StreamReader(S, timeout_s=QUIET_S, options=options)
+    responses = iter(gone)
+    assert ids_of(next(responses)) == ("0",)
+    mine: Any = pending(client)
+    assert len(mine) == module.AT_ONCE
+    assert read(claim_s=1000) == [(f"{number}",) for number in range(module.AT_ONCE, 20)]
+    (one,) = consumers(client)
+    client.xclaim(OUT, OUTPUT_GROUP, one["name"], 0, mine, idle=31_000, justid=True)
+    assert read(claim_s=30) == [(f"{number}",) for number in range(module.AT_ONCE)]
+    assert left(client) == 0
+    gone._client.close()
+
+
+def test_what_nobody_has_any_more_is_no_response(
+    client: redis.Redis, options: Settings, read: Read
+) -> None:
+    first = respond(client, "a")
+    with pytest.raises(KeyboardInterrupt):
+        read(1, fail=True)
+    client.xdel(OUT, first)
+    respond(client, "b")
+    assert read() == [("b",)]
+
+
+# What is no response.
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"v": "2"}, UnsupportedVersionError),
+        ({"v": ""}, UnsupportedVersionError),
+        ({}, CorruptResultError),
+        ({"kind": "error", "ids": "["}, CorruptResultError),
+        ({"chunks": "[]"}, CorruptResultError),
+        ({"chunks": '[{"id":"a"}]', "vectors": b"\0\0\0\0"}, CorruptResultError),
+    ],
+)
+def test_what_cannot_be_read_is_an_error_and_the_iteration_can_go_on_behind_it(
+    client: redis.Redis, options: Settings, fields: dict[str, Any], error: type[Exception]
+) -> None:
+    respond(client, "a")
+    corrupt(client, **fields)
+    respond(client, "b")
+    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+        responses = iter(reader)
+        assert ids_of(next(responses)) == ("a",)
+        with pytest.raises(error):
+            next(responses)
+        assert [ids_of(response) for response in reader] == [("b",)]
+    assert left(client) == 0
+
+
+def test_who_dies_of_what_cannot_be_read_loses_nothing(client: redis.Redis, read: Read) -> None:
+    respond(client, "a")
+    bad = corrupt(client)
+    respond(client, "b")
+    for _ in range(2):
+        with pytest.raises(CorruptResultError):
+            read()
+    assert left(client) == 2
+    client.xdel(OUT, bad)
+    assert read() == [("b",)]
+
+
+# Servers that go away, and come back.
+
+
+def restarted(server: DurableServer, act: Callable[[], Sequence[Any]]) -> Sequence[Any]:
+    """Return what ``act`` does while the server is restarted, having seen that it began before."""
+    found: list[Any] = []
+    with redis.Redis.from_url(server.address) as client:
+        thread = threading.Thread(target=lambda: found.extend(act()))
+        respond(client, "a")
+        thread.start()
+        wait_until(lambda: client.xlen(OUT) == 0)
+    server.stop()
+    server.start()
+    with redis.Redis.from_url(server.address) as client:
+        respond(client, "b")
+        thread.join(30)
+        assert not thread.is_alive()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_server_that_restarts_is_waited_for(tmp_path: Path, kind: str) -> None:
+    server = DurableServer(tmp_path)
+    server.start()
+    given = Settings(broker_url=server.address)
+
+    def sync() -> list[Any]:
+        with StreamReader(S, timeout_s=30, options=given) as reader:
+            return [ids_of(response) for response in islice(reader, 2)]
+
+    async def act() -> list[Any]:
+        seen: list[Any] = []
+        async with AsyncStreamReader(S, timeout_s=30, options=given) as reader:
+            async for response in reader:
+                seen.append(ids_of(response))
+                if len(seen) == 2:
+                    break
+        return seen
+
+    try:
+        act_: Callable[[], list[Any]] = sync if kind == "sync" else lambda: asyncio.run(act())
+        assert restarted(server, act_) == [("a",), ("b",)]
+    finally:
+        server.stop()
+
+
+def test_a_server_that_does_not_come_back_is_an_error_after_a_while(tmp_path: Path) -> None:
+    server = DurableServer(tmp_path)
+    server.start()
+    reader = StreamReader(S, timeout_s=QUIET_S, options=Settings(broker_url=server.address))
+    server.stop()
+    with pytest.raises(redis.ConnectionError), reader:
+        next(iter(reader))
+
+
+def test_a_stream_that_is_deleted_while_it_is_read_begins_anew(
+    client: redis.Redis, options: Settings
+) -> None:
+    seen: list[Any] = []
+
+    def run() -> None:
+        with StreamReader(S, timeout_s=20, options=options) as reader:
+            for response in reader:
+                seen.append(ids_of(response))
+                if len(seen) == 2:
+                    return
+
+    respond(client, "a")
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_until(lambda: seen and not left(client))
+    client.delete(OUT)
+    respond(client, "b")
+    thread.join(20)
+    assert seen == [("a",), ("b",)]
+
+
+def test_a_full_server_is_read(client: redis.Redis, read: Read) -> None:
+    for number in range(module.AT_ONCE + 2):
+        respond(client, f"{number}")
+    assert read(1) == [("0",)]
+    with full_memory(client):
+        assert len(read(claim_s=1000)) == module.AT_ONCE + 1
+    assert left(client) == 0
+
+
+def test_a_full_server_is_waited_for_where_nobody_ever_read(client: redis.Redis, read: Read) -> None:
+    respond(client, "a")
+    with full_memory(client):
+        with pytest.raises(redis.OutOfMemoryError):
+            read()
+        threading.Timer(0.1, client.config_set, ["maxmemory", "0"]).start()
+        assert read(1, timeout_s=20) == [("a",)]
