@@ -220,38 +220,47 @@ class FleetSaturated(SutraError):  # noqa: N818 - a state of the fleet, not a fa
 
 
 class BackpressureSignal(SutraError):  # noqa: N818 - a state of the stream, not a fault
-    """A stream takes no more for now; nothing was accepted, and nothing is lost.
+    """A stream takes no more for now; nothing is lost.
 
     Attributes:
         size: entries that wait.
         capacity: entries that may wait; fewer than ``size`` if others do not heed the signal.
         throttle_rate: share of its own unthrottled rate that a producer is asked to offer.
         retry_after_s: seconds after which there should be room.
+        accepted: of the call's first entries those that are in the stream.
     """
 
-    def __init__(self, size: int, capacity: int, throttle_rate: float, retry_after_s: float) -> None:
-        super().__init__(size, capacity, throttle_rate, retry_after_s)
-        self.size, self.capacity = size, capacity
+    def __init__(
+        self, size: int, capacity: int, throttle_rate: float, retry_after_s: float, accepted: int = 0
+    ) -> None:
+        super().__init__(size, capacity, throttle_rate, retry_after_s, accepted)
+        self.size, self.capacity, self.accepted = size, capacity, accepted
         self.throttle_rate, self.retry_after_s = throttle_rate, retry_after_s
 
     def __str__(self) -> str:
         why = "is full" if self.size >= self.capacity else "sheds entries of low priority"
         return (
-            f"the stream {why}: {self.size:,} entries wait, {self.capacity:,} may. Nothing was accepted."
-            f" Try again in {self.retry_after_s:.2f} s, add devices, or raise SUTRA_STREAM_BUFFER_SIZE."
+            f"the stream {why}: {self.size:,} entries wait, {self.capacity:,} may. Of this call "
+            f"{self.accepted or 'nothing'} was accepted. Try again in {self.retry_after_s:.2f} s, "
+            "add devices, or raise SUTRA_STREAM_BUFFER_SIZE."
         )
 
 
 class UnconfirmedEntriesError(SutraError, ConnectionError):
-    """The server went away while entries were sent to a stream."""
+    """The server went away while entries were sent to a stream.
 
-    def __init__(self, entries: int, reason: str) -> None:
-        super().__init__(entries, reason)
-        self.entries, self.reason = entries, reason
+    Attributes:
+        ids: of the entries that may be there, or not; all before them are.
+        reason: what the connection said.
+    """
+
+    def __init__(self, ids: list[str], reason: str) -> None:
+        super().__init__(ids, reason)
+        self.ids, self.reason = ids, reason
 
     def __str__(self) -> str:
         return (
-            f"the server did not say whether it has the last {self.entries} entries ({self.reason})."
+            f"the server did not say whether it has the last {len(self.ids)} entries ({self.reason})."
             " Send them again with the same ids: readers drop what they have seen."
         )
 

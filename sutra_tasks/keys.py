@@ -41,7 +41,8 @@ key                             type    lifetime
 ``sutra:stream:<s>:closed``     stream  what waits meanwhile; renamed back once it has become less
 ``sutra:stream:<s>:out``        stream  vectors and errors nobody has read; never expires (it is work)
 ``sutra:stream:<s>:dead``       stream  entries given up; never expires (it is work)
-``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, :data:`STATE_S`
+``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, and how far idle texts
+                                        were looked through, :data:`STATE_S`
 ``sutra:stream:<s>:totals``     hash    counters since the stream began, :data:`REMEMBER_S`
 ``sutra:stream:<s>:ticked``     string  whose turn it was to look after the stream, a blink
 ``sutra:stream:<s>:by:<p>``     string  last batch of one producer, :data:`FORGET_AFTER_S`
@@ -51,7 +52,8 @@ key                             type    lifetime
 ``sutra:stream:<s>:text:<k>``   hash    what is not committed of one text, and how far it is
 ``sutra:stream:<s>:more:<k>``   list    what was written to it since
 ``sutra:stream:<s>:buffered``   string  bytes in all of them
-``sutra:stream-loads``          hash    incarnation -> JSON: its machine's load, :data:`STATE_S`
+``sutra:stream-loads``          hash    incarnation -> its machine's load and when it said so (ms),
+                                        :data:`STATE_S`
 ``sutra:stream-consumer:<i>``   string  JSON: what one device has measured, :data:`STATE_S`
 ==============================  ======  =====================================================
 

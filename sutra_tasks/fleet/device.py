@@ -25,7 +25,7 @@ from celery.worker.strategy import default as default_strategy
 
 from sutra_tasks import keys
 from sutra_tasks.documents.attention import AttentionChoice
-from sutra_tasks.encoding.batcher import Batcher, DeviceBroken, Drained, Unwanted
+from sutra_tasks.encoding.batcher import Batch, Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.encoding.golden import Golden
@@ -34,6 +34,7 @@ from sutra_tasks.errors import EncodingError
 from sutra_tasks.fleet import parts
 from sutra_tasks.fleet.fanout import documents
 from sutra_tasks.fleet.floor import Floor
+from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.heartbeat import Heartbeat
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.long_texts import LongTexts
@@ -127,7 +128,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         batcher = Batcher(
             encoder,
             limits,
-            on_batch=self._statistics.batch,
+            on_batch=self._on_batch,
             self_check=self._self_check,
             batch_timeout_s=options.batch_timeout_s,
         )
@@ -156,7 +157,8 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             options,
             self._device_id,
             seat=self._floor,
-            serves=lambda: self.monitor.serves,
+            # A router prefers others to one that is unhealthy; who pulls must hold back by itself.
+            serves=lambda: self.monitor.serves and self.monitor.verdict.state is not State.UNHEALTHY,
             load=self._load,
         )
 
@@ -292,6 +294,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self.monitor.suspect()
             self._heartbeat.hasten()
         return works
+
+    def _on_batch(self, batch: Batch) -> None:
+        self._statistics.batch(batch)
+        if self._streams is not None:
+            self._streams.measured(batch)
 
     def _load(self) -> float:
         """Return how loaded this machine is, for producers of streams."""

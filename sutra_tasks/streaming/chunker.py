@@ -150,9 +150,10 @@ class OverlapChunker:
                 there is becomes a chunk, and the text may go on. None: more may come.
         """
         found: list[Chunk] = []
-        begin = progress.position
+        begin, most = progress.position, self.most_chars
         while True:
-            rest = text[progress.position - begin :]
+            at = progress.position - begin
+            rest = text[at : at + most]  # not all of it, each time: a text may be a library
             old = progress.covered - progress.position  # characters of it that are in a chunk already
             cut = self._cut(rest, old, ended=ending is not None)
             if isinstance(cut, int):
@@ -213,7 +214,9 @@ class OverlapChunker:
         # A tokenizer may name a character later than the next token's: cuts still go forward.
         starts = np.minimum.accumulate(offsets.starts[::-1])[::-1]
         if len(starts) <= self.chunk_size:
-            return _Cut(len(text), self._resume(text, starts, len(starts), len(text)), is_rest=ended)
+            # A few very long words, or white space: kept, they would be most of the next chunk as well.
+            resume = self._resume(text, starts, len(starts), len(text)) if ended else len(text)
+            return _Cut(len(text), resume, is_rest=ended)
         least = max(1, int(np.searchsorted(starts, old, side="right")))
         stop = self.chunk_size
         if least <= stop:
@@ -226,7 +229,7 @@ class OverlapChunker:
             end = old or 1
             return _Cut(end, end, is_rest=ended and not old and len(text) == 1)
         end = int(starts[stop])
-        return _Cut(end, self._resume(text, starts, stop, end), is_rest=ended and end == len(text))
+        return _Cut(end, self._resume(text, starts, stop, end), is_rest=False)
 
     def _resume(self, text: str, starts: Integers, stop: int, end: int) -> int:
         """Return where the next chunk begins: ``overlap`` tokens before, at a word if it can."""
@@ -235,4 +238,4 @@ class OverlapChunker:
         first = max(0, stop - self.overlap)
         least = max(0, first - (self.chunk_size - self.overlap) // 4)
         words = (at for at in range(first, least - 1, -1) if is_word_start(text, int(starts[at])))
-        return min(end, int(starts[next(words, first)]))
+        return int(starts[next(words, first)])

@@ -29,23 +29,30 @@ from sutra_tasks.streaming.work import Cutter, Unit, chunk_fields, error_of, res
 from sutra_tasks.vectors import finish
 
 if TYPE_CHECKING:
-    from sutra_tasks.encoding.batcher import Batcher
+    from sutra_tasks.encoding.batcher import Batch, Batcher
     from sutra_tasks.encoding.encoder import Encoder
     from sutra_tasks.settings import Settings
-    from sutra_tasks.streaming.store import RawEntry, Server, Stored
+    from sutra_tasks.streaming.store import OpenText, RawEntry, Server, Stored
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Seat", "StreamConsumer"]
 
 logger = logging.getLogger(__name__)
 
-IN_FLIGHT_BATCHES: Final = 4
-"""One computes, one waits, one is being formed, one is being committed."""
+AHEAD_BATCHES: Final = 2
+"""What waits in the batcher, so that the engine never does; it may compute both at once."""
+MOST_BATCHES: Final = 8
+"""What waits, computes or is being committed."""
 IDLE_S: Final = 0.2
 """Seconds after which texts and silent consumers are looked for, though no entry came."""
+TEXTS_S: Final = 0.01
+"""The same while a text is in hand: there may be more of it once it is committed."""
 FULL_S: Final = 0.02
 NAMES_S: Final = 0.5
 AGAIN_S: Final = 0.5
+BROKEN_S: Final = 2.0
+"""Seconds after which it is known whether a device that failed its own check serves: until then it takes
+nothing, or it would soon have failed on everything."""
 SUSPECT_AFTER: Final = 1
 """Deliveries from which on an entry may have ended the workers that had it: it is run alone."""
 
@@ -111,7 +118,9 @@ class StreamConsumer:
         self._ended = threading.Event()
         self._streams: list[str] = []
         self._named_at = self._claimed_at = -float("inf")
+        self._broken_until = self._looks_again_at = -float("inf")
         self._backlog = False
+        self._texts_committed = 0
         self.upkeep = Upkeep(server, encoder, batcher, options, load)
         self._reader = threading.Thread(target=self._read_all, name="stream-reader", daemon=True)
         self._writer = threading.Thread(target=self._write_all, name="stream-writer", daemon=True)
@@ -120,6 +129,13 @@ class StreamConsumer:
         """Begin to read."""
         self._reader.start()
         self._writer.start()
+
+    def measured(self, batch: Batch) -> None:
+        """Learn from a batch of the engine, whoever's texts it held; on the batcher's thread."""
+        if not batch.errors and not batch.retried:
+            self._sizes = self._sizes.measured(batch.texts, batch.compute_s, time.monotonic())
+        with self._changed:
+            self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> None:
         """Take no more, and give back what has not begun."""
@@ -149,21 +165,22 @@ class StreamConsumer:
             except Exception:
                 logger.exception("a stream's entries were left to be claimed")
                 self._stopping.wait(AGAIN_S)
-        self._give_back([unit for unit in self._forming if unit.error is None])
-        self._forming.clear()
+        self._return_forming()
 
     def _step(self) -> None:
         now = time.monotonic()
         if now - self._named_at >= NAMES_S:
             self._streams, self._named_at = self._server.streams(), now
-        if not self._serves() or not self._streams:
+        if not self._takes_work() or not self._streams:
+            self._return_forming()
             self._stopping.wait(IDLE_S)
             return
         if now - self._claimed_at >= min(1.0, self._options.stream_claim_s / 2):
             self._claimed_at = now
             self._claim()
         size = self._sizes.size(now, backlog=self._backlog)
-        room = IN_FLIGHT_BATCHES * size - self._in_flight - len(self._forming)
+        texts_committed = self._texts_committed
+        room = self._room(size)
         behind: dict[str, bytes] = {}
         found, backlog = 0, room <= 0 and self._backlog
         self._streams = self._streams[1:] + self._streams[:1]
@@ -179,13 +196,46 @@ class StreamConsumer:
         self._submit_formed(size)
         if found:
             return
-        if self._in_flight and room <= 0:
+        if room <= 0:
             with self._changed:
                 self._changed.wait(self._until_trigger(FULL_S))
         elif len(behind) == len(self._streams):
-            self._server.await_entries(behind, self._until_trigger(IDLE_S))
+            in_hand = self._texts_committed != texts_committed or self._has_texts()
+            most_s = TEXTS_S if in_hand else IDLE_S
+            self._server.await_entries(behind, self._until_trigger(most_s))
         else:
             self._stopping.wait(self._until_trigger(FULL_S))
+
+    def _room(self, size: int) -> int:
+        """Return how many entries to take now."""
+        ahead = AHEAD_BATCHES * size - self._batcher.waiting_texts
+        own = size - self._in_flight  # however many texts of tasks wait
+        most = MOST_BATCHES * size - self._in_flight
+        return min(most, max(ahead, own)) - len(self._forming)
+
+    def _takes_work(self) -> bool:
+        return not self._stopping.is_set() and time.monotonic() >= self._broken_until and self._serves()
+
+    def _form(self, unit: Unit) -> None:
+        """Have a unit wait for others; it is held from now on."""
+        with self._changed:
+            self._held[unit] = None
+        self._forming.append(unit)
+
+    def _has_texts(self) -> bool:
+        with self._changed:
+            return any(unit.text is not None for unit in self._held)
+
+    def _return_forming(self) -> None:
+        units = list(self._forming)
+        self._forming.clear()
+        self._give_back(units)
+        self._let_go(units)
+
+    def _let_go(self, units: Sequence[Unit]) -> None:
+        with self._changed:
+            for unit in units:
+                self._held.pop(unit, None)
 
     def _take(self, stream: str, most: int) -> tuple[int, bytes | None]:
         read = self._server.read(
@@ -195,7 +245,8 @@ class StreamConsumer:
             most_unread=self._options.stream_output_size,
         )
         now = time.monotonic()
-        self._forming.extend(self._cutter.of_entry(stream, raw, now) for raw in read.entries)
+        for raw in read.entries:
+            self._form(self._cutter.of_entry(stream, raw, now))
         taken = len(read.entries)
         if read.ready:
             lease_s = self._options.stream_claim_s
@@ -206,7 +257,7 @@ class StreamConsumer:
                 if text.attempts > SUSPECT_AFTER:
                     self._run_alone(self._suspect_text(stream, text))
                 else:
-                    self._forming.append(self._cutter.of_text(stream, text, now))
+                    self._form(self._cutter.of_text(stream, text, now))
             taken += len(texts)
         return taken, read.last
 
@@ -216,10 +267,10 @@ class StreamConsumer:
         age_s = time.monotonic() - self._forming[0].taken_at
         return min(most_s, max(0.001, self._options.stream_max_latency_ms / 1000 - age_s))
 
-    def _submit_formed(self, size: int) -> None:
+    def _submit_formed(self, size: int, *, at_once: bool = False) -> None:
         while self._forming:
             age_ms = 1000 * (time.monotonic() - self._forming[0].taken_at)
-            if not should_trigger(
+            if not at_once and not should_trigger(
                 len(self._forming),
                 age_ms,
                 batch_size=size,
@@ -245,7 +296,11 @@ class StreamConsumer:
 
     def _begin(self, units: Sequence[Unit]) -> _Batch:
         now = time.monotonic()
-        self._cutter.tokenize(units)
+        try:
+            self._cutter.tokenize(units)
+        except BaseException:
+            self._let_go(units)  # others claim them, and run each alone
+            raise
         batch = _Batch(units, now)
         with self._changed:
             self._in_flight += batch.size
@@ -255,7 +310,7 @@ class StreamConsumer:
     def _claim(self) -> None:
         """Take over from consumers that fell silent, one entry after the other."""
         for stream in self._streams:
-            while not self._stopping.is_set():
+            while self._takes_work():
                 claimed = self._server.claim(stream, self._options.stream_claim_s)
                 if not claimed.entries:
                     break
@@ -266,43 +321,48 @@ class StreamConsumer:
     def _take_over(self, stream: str, raw: RawEntry, deliveries: int) -> None:
         unit = self._cutter.of_entry(stream, raw, time.monotonic(), deliveries)
         if deliveries < SUSPECT_AFTER:
-            self._forming.append(unit)
+            self._form(unit)
         elif deliveries >= self._options.max_attempts:
             unit.error = PoisonMessageError(deliveries, "the workers that took this entry died")
             reason = ["reason", str(unit.error), "deliveries", deliveries]
             logger.error("stream %s, entry %s: %s", stream, unit.source, unit.error)
             self._server.give_up(stream, raw, reason, error_of(unit))
+            self.upkeep.given_up(stream)
         else:
             self._run_alone(unit)
 
-    def _suspect_text(self, stream: str, text: Any) -> Unit:
-        unit = self._cutter.of_text(stream, text, time.monotonic())
-        if text.attempts > self._options.max_attempts and unit.error is None:
-            error = PoisonMessageError(text.attempts - 1, "the workers that took this text died")
-            logger.error("stream %s: a stretch of a text was given up: %s", stream, error)
-            unit = self._cutter.without(unit, error)
-        if unit.error is not None:
-            letter = ["key", text.key, "source", text.source, "position", text.progress.position,
-                      "text", text.buffer, "reason", str(unit.error)]  # fmt: skip
-            self._server.bury(stream, text, letter)
-        return unit
+    def _suspect_text(self, stream: str, text: OpenText) -> Unit:
+        now = time.monotonic()
+        if text.attempts <= self._options.max_attempts:
+            return self._cutter.of_text(stream, text, now)
+        error = PoisonMessageError(text.attempts - 1, "the workers that took this text died")
+        logger.error("stream %s: a stretch of a text was given up: %s", stream, error)
+        letter = ["key", text.key, "source", text.source, "position", text.progress.position,
+                  "text", text.buffer, "reason", str(error)]  # fmt: skip
+        self._server.bury(stream, text, letter)
+        return self._cutter.given_up(stream, text, now, error)
 
     def _run_alone(self, unit: Unit) -> None:
         """Compute it while nothing else is, so that there is no doubt if this process ends."""
+        self._submit_formed(self._options.batch_texts, at_once=True)
         with self._changed:
             self._changed.wait_for(lambda: not self._in_flight or self._stopping.is_set())
         batch = self._begin([unit])
         if not unit.rows:
             self._done.put((batch, None))
             return
-        with self._seat.alone():
-            self._server.mark(unit.source)
-            try:
+        future: Future[Encoded] | None = None
+        try:
+            with self._seat.alone():
+                self._server.mark(unit.source)
                 future = self._batcher.submit(unit.rows, alone=True)
                 future.exception()
-            finally:
                 self._server.unmark()
-        self._done.put((batch, future))
+        finally:
+            if future is not None:
+                self._done.put((batch, future))
+            else:  # the server is away: others claim it
+                self._finished(batch)
 
     # The writer's thread.
 
@@ -314,36 +374,49 @@ class StreamConsumer:
                 pass
             else:
                 self._settle(batch, future)
-            try:
-                with self._changed:
-                    held = list(self._held)
-                self.upkeep.step(self._streams, held)
-            except redis.RedisError as error:
-                logger.warning("streams are not looked after for now: %s", error)
-                self._ended.wait(AGAIN_S)
+            self._look_after()
         self.upkeep.leave()
+
+    def _look_after(self) -> None:
+        now = time.monotonic()
+        if now < self._looks_again_at:
+            return
+        with self._changed:
+            held = list(self._held)
+        try:
+            self.upkeep.step(self._streams, held)
+        except redis.RedisError as error:
+            logger.warning("streams are not looked after for now: %s", error)
+            self._looks_again_at = now + AGAIN_S  # what is computed is still committed
+        except Exception:
+            logger.exception("streams are not looked after for now")
+            self._looks_again_at = now + AGAIN_S
 
     def _settle(self, batch: _Batch, future: Future[Encoded] | None) -> None:
         """Commit a batch, or see to it that somebody else can."""
+        again = False
         try:
             rows, computed_at = self._rows_of(future), time.monotonic()
-        except TextError as error:
-            self._without(batch, error)
-        except (Drained, DeviceBroken):
-            self._give_back(batch.units)
-        else:
-            if future is not None:
-                self._sizes = self._sizes.measured(batch.size, future.result().compute_s, computed_at)
             self._commit(batch, rows, computed_at)
-        self._finished(batch)
+        except TextError as error:
+            again = self._without(batch, error)
+        except Drained:
+            self._give_back(batch.units)
+        except DeviceBroken:
+            self._broken_until = time.monotonic() + BROKEN_S
+            self._give_back(batch.units, failed=True)
+        except Exception:
+            logger.exception("a stream's entries were left to be claimed")
+        finally:
+            self._finished(batch, again=again)
 
     def _rows_of(self, future: Future[Encoded] | None) -> Floats:
         if future is None:
             return np.empty((0, self._encoder.card.width), dtype=np.float32)
         return finish(future.result().rows, dimensions=None, normalize=True).astype("<f4", copy=False)
 
-    def _without(self, batch: _Batch, error: TextError) -> None:
-        """Tell of the text at fault; the others are computed once more."""
+    def _without(self, batch: _Batch, error: TextError) -> bool:
+        """Tell of the text at fault; the others are computed once more, if it says so."""
         position, at_fault = error.position, batch.units[0]
         for unit in batch.units:
             at_fault = unit
@@ -353,7 +426,12 @@ class StreamConsumer:
         # The engine's words may hold the text: only their kind is passed on.
         reason = EncodingError(self._device_id, 0, type(error.cause).__name__)
         at_fault.error, at_fault.rows = reason, []
-        self._submit(batch.units)
+        try:
+            self._submit(batch.units)
+        except Exception:
+            logger.exception("a stream's entries were left to be claimed")
+            return False
+        return True
 
     def _commit(self, batch: _Batch, rows: Floats, computed_at: float) -> None:
         first = 0
@@ -367,6 +445,7 @@ class StreamConsumer:
                 by_stream.setdefault(unit.stream, []).append((unit, mine))
             else:
                 stored = self._until_done(partial(self._commit_one, unit, mine))
+                self._texts_committed += unit.text is not None
                 self.upkeep.delivered([unit], mine, batch.formed_at, computed_at, stored)
         for stream, some in by_stream.items():
             oldest = min(unit.taken_at for unit, _ in some)
@@ -421,20 +500,25 @@ class StreamConsumer:
                 if self._ended.wait(AGAIN_S):
                     return None
 
-    def _give_back(self, units: Sequence[Unit]) -> None:
+    def _give_back(self, units: Sequence[Unit], *, failed: bool = False) -> None:
+        """Let others have units; that this device ``failed`` on them counts against them."""
         for stream in {unit.stream for unit in units}:
             for deliveries in {unit.deliveries for unit in units}:
                 mine = [u for u in units if u.stream == stream and u.deliveries == deliveries]
                 entries = [unit.entry[0] for unit in mine if unit.entry is not None]
                 texts = [unit.text for unit in mine if unit.text is not None]
                 try:
-                    self._server.give_back(stream, entries, texts, deliveries)
+                    if failed:  # a text counts as taken already
+                        self._server.refresh(stream, [], texts, 0)
+                        texts = []
+                    self._server.give_back(stream, entries, texts, deliveries + failed)
                 except redis.RedisError as error:
                     logger.warning("what was not begun is claimed by others later: %s", error)
 
-    def _finished(self, batch: _Batch) -> None:
+    def _finished(self, batch: _Batch, *, again: bool = False) -> None:
+        """Count a batch no more; its units are still held if they are computed ``again``."""
+        if not again:
+            self._let_go(batch.units)
         with self._changed:
             self._in_flight -= batch.size
-            for unit in batch.units:
-                self._held.pop(unit, None)
             self._changed.notify_all()

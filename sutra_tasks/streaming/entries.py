@@ -109,13 +109,8 @@ class StreamEntry:
             raise InvalidOptionError("seq", _shown(self.seq), f"a whole number, 0 to {MOST_SEQ}")
         if self.key is None and (self.end or self.seq is not None):
             raise InvalidOptionError("end" if self.end else "seq", "...", "a key beside it")
-        try:
-            for value in (self.text, self.id, self.key, self.prompt):
-                (value or "").encode()
-        except UnicodeEncodeError as error:
-            raise InvalidTextError(
-                0, f"a lone surrogate at character {error.start} is not valid Unicode"
-            ) from None
+        for value in (self.text, self.id, self.key, self.prompt):
+            _check_unicode(value or "")
         return self
 
     def fields(self) -> list[str]:
@@ -152,6 +147,25 @@ class StreamEntry:
             known = ", ".join(_FIELDS)
             raise InvalidTextError(0, f"an entry needs a field text; known are {known}")
         return cls(**found).checked(most_chars)
+
+
+def _check_unicode(value: str) -> None:
+    try:
+        if not value.isascii():
+            value.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidTextError(
+            0, f"a lone surrogate at character {error.start} is not valid Unicode"
+        ) from None
+
+
+def _check_unicode(value: str) -> None:
+    try:
+        if not value.isascii():  # most are, and that is known of them
+            value.encode()
+    except UnicodeEncodeError as error:
+        reason = f"a lone surrogate at character {error.start} is not valid Unicode"
+        raise InvalidTextError(0, reason) from None
 
 
 def _shown(value: object) -> str:
@@ -332,5 +346,5 @@ def parse_output(entry_id: bytes, fields: Mapping[bytes, bytes]) -> StreamingRes
             name, chunks, rows, fields[b"space"].decode(), fields[b"model"].decode(),
             fields[b"device"].decode(), float(fields[b"latency_ms"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CorruptResultError(f"an entry of a stream: {error!r}"[:200]) from None

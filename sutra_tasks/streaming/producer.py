@@ -62,13 +62,12 @@ class _Answer:
     throttle_rate: float
     per_s: float
 
-    @property
-    def signal(self) -> BackpressureSignal:
+    def signal(self, accepted: int = 0) -> BackpressureSignal:
         """Return what a producer is told whose entry was not taken."""
         least, most = RETRY_S
         room_s = ROOM_SHARE * self.capacity / self.per_s if self.per_s else AGAIN_S
         return BackpressureSignal(
-            self.size, self.capacity, self.throttle_rate, min(most, max(least, room_s))
+            self.size, self.capacity, self.throttle_rate, min(most, max(least, room_s)), accepted
         )
 
 
@@ -122,7 +121,8 @@ class _Sending:
         away_s, rested_s = (
             max(0.0, now - then) for now, then in zip(_AWAY_S.get(), before, strict=True)
         )
-        return max(0.0, pause_s(self._clock() - at - away_s, self._throttle_rate) - rested_s)
+        own_s = min(self._clock() - at - away_s, keys.STATE_S)  # an idle hour was no work
+        return max(0.0, pause_s(own_s, self._throttle_rate) - rested_s)
 
     def _request(self, entries: Sequence[StreamEntry]) -> tuple[list[str], list[Any]]:
         """Return keys and arguments of the script; each request is another batch."""
@@ -233,6 +233,8 @@ class StreamProducer(_Sending):
     def send_many(self, entries: Iterable[str | StreamEntry]) -> int:
         """Add any number of texts, in order, and return how many; the iterable is read as they go.
 
+        A batch goes when it is full or the iterable ends: what must not wait is for :meth:`send`.
+
         Raises:
             InvalidInputError: as for :meth:`send`; all before it are in the stream.
             BackpressureSignal: as for :meth:`send`; :meth:`offer` goes on after one.
@@ -240,7 +242,7 @@ class StreamProducer(_Sending):
         """
         sent = 0
         for part in self._parts(entries):
-            self._all(part)
+            self._all(part, sent)
             sent += len(part)
         return sent
 
@@ -256,7 +258,7 @@ class StreamProducer(_Sending):
                 left = left[answer.taken :]
                 if not left:
                     break
-                yield answer.signal
+                yield answer.signal()
 
     def close(self) -> None:
         """Let go of the connection."""
@@ -270,16 +272,16 @@ class StreamProducer(_Sending):
     ) -> None:
         self.close()
 
-    def _all(self, part: Sequence[StreamEntry]) -> None:
+    def _all(self, part: Sequence[StreamEntry], accepted: int = 0) -> None:
         deadline = self._clock() + self._timeout_s
         while part:
             answer = self._send(part)
-            part = part[answer.taken :]
+            part, accepted = part[answer.taken :], accepted + answer.taken
             if part:
                 left_s = deadline - self._clock()
                 if not self._wait or left_s <= 0:
-                    raise answer.signal
-                self._rest(min(answer.signal.retry_after_s, left_s))
+                    raise answer.signal(accepted)
+                self._rest(min(answer.signal().retry_after_s, left_s))
 
     def _rest(self, seconds: float) -> None:
         began = self._clock()
@@ -298,7 +300,7 @@ class StreamProducer(_Sending):
                 answer = self._heard(self._add(keys=names, args=arguments))
             except NO_ANSWER as error:
                 if self._clock() >= deadline:
-                    raise UnconfirmedEntriesError(len(part), str(error)) from None
+                    raise UnconfirmedEntriesError([one.id or "" for one in part], str(error)) from None
                 self._sleep(AGAIN_S)
             else:
                 self._returned(began, refused=answer.taken < len(part))
@@ -342,7 +344,7 @@ class AsyncStreamProducer(_Sending):
         """Add any number of texts, in order; see :meth:`StreamProducer.send_many`."""
         sent = 0
         async for part in self._async_parts(entries):
-            await self._all(part)
+            await self._all(part, sent)
             sent += len(part)
         return sent
 
@@ -356,7 +358,7 @@ class AsyncStreamProducer(_Sending):
                 left = left[answer.taken :]
                 if not left:
                     break
-                yield answer.signal
+                yield answer.signal()
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -391,16 +393,16 @@ class AsyncStreamProducer(_Sending):
         if part:
             yield part
 
-    async def _all(self, part: Sequence[StreamEntry]) -> None:
+    async def _all(self, part: Sequence[StreamEntry], accepted: int = 0) -> None:
         deadline = self._clock() + self._timeout_s
         while part:
             answer = await self._send(part)
-            part = part[answer.taken :]
+            part, accepted = part[answer.taken :], accepted + answer.taken
             if part:
                 left_s = deadline - self._clock()
                 if not self._wait or left_s <= 0:
-                    raise answer.signal
-                await self._rest(min(answer.signal.retry_after_s, left_s))
+                    raise answer.signal(accepted)
+                await self._rest(min(answer.signal().retry_after_s, left_s))
 
     async def _rest(self, seconds: float) -> None:
         began = self._clock()
@@ -419,7 +421,7 @@ class AsyncStreamProducer(_Sending):
                 answer = self._heard(await self._add(keys=names, args=arguments))
             except NO_ANSWER as error:
                 if self._clock() >= deadline:
-                    raise UnconfirmedEntriesError(len(part), str(error)) from None
+                    raise UnconfirmedEntriesError([one.id or "" for one in part], str(error)) from None
                 await asyncio.sleep(AGAIN_S)
             else:
                 self._returned(began, refused=answer.taken < len(part))

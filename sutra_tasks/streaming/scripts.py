@@ -31,6 +31,7 @@ __all__ = [
     "REST",
     "SAY_LOAD",
     "TAKE",
+    "TIDY",
 ]
 
 GROUP: Final = "sutra"
@@ -460,3 +461,19 @@ end
 )
 """KEYS: out. ARGV: group, reader. Others may have at once what it did not acknowledge, and what was sent
 to it but never arrived; if there is nothing, it is forgotten."""
+
+TIDY: Final = (
+    _WORKER
+    + """
+for i = 1, #KEYS do
+  local known = redis.pcall('XINFO', 'CONSUMERS', KEYS[i], ARGV[i + 1])
+  for _, one in ipairs(known) do
+    if one[4] == 0 and one[6] > tonumber(ARGV[1]) then
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[i], ARGV[i + 1], one[2])
+    end
+  end
+end
+"""
+)
+"""KEYS: in, out. ARGV: milliseconds, the group of each. Forgets consumers and readers that have been
+silent for so long and have nothing."""

@@ -338,6 +338,14 @@ class Server:
              MOST_BUFFERED_BYTES, keys.STATE_S],
         )  # fmt: skip
 
+    def tidy(self, stream: str) -> None:
+        """Forget consumers and readers that are long gone."""
+        self._run(
+            "TIDY",
+            _parts(stream, "in", "out"),
+            [1000 * keys.FORGET_AFTER_S, scripts.GROUP, scripts.OUTPUT_GROUP],
+        )
+
     def report(self, measured: Mapping[str, Any]) -> None:
         """Publish what this device has measured."""
         self._client.set(keys.stream_consumer(self._me), json.dumps(measured), ex=keys.STATE_S)

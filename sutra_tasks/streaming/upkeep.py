@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sutra_tasks.streaming.backpressure import ACTIONS, Level, next_level
+from sutra_tasks.streaming.backpressure import ACTIONS, next_level
 from sutra_tasks.streaming.metrics import Measurements, Window, checked, histogram
 
 if TYPE_CHECKING:
@@ -29,8 +29,11 @@ logger = logging.getLogger(__name__)
 TURN_S: Final = 0.2
 """Seconds between two looks at a stream's backlog: a raw producer may go over its limit for so long."""
 REPORT_S: Final = 1.0
+PRESSED_S: Final = 1.0
+"""Seconds for which a look at a stream counts: the next one may be another device's."""
 RATE_S: Final = 1.0
 """Seconds over which a rate is taken that tells producers when there should be room."""
+TIDY_S: Final = 600.0
 CHECK_S: Final = 10.0
 """Seconds between two vectors that are computed once more."""
 
@@ -53,12 +56,23 @@ class Upkeep:
         self._counts: dict[str, int] = {}
         self._rates: dict[str, tuple[int, float, float]] = {}
         self._turned_at = self._reported_at = self._refreshed_at = self._checked_at = -float("inf")
-        self.pressed = False
+        self._pressed_at: dict[str, float] = {}
+        self._tidied_at: dict[str, float] = {}
         self.pause_s = TURN_S / 2
+
+    @property
+    def pressed(self) -> bool:
+        """Whether larger batches are wanted: a stream was under pressure a moment ago."""
+        now = time.monotonic()
+        return any(now - at < PRESSED_S for at in tuple(self._pressed_at.values()))
 
     def claimed(self, stream: str, entries: int) -> None:
         """Count entries that were taken over."""
         self._add(stream, Measurements(claimed=entries))
+
+    def given_up(self, stream: str) -> None:
+        """Count an entry that became a dead letter."""
+        self._add(stream, Measurements(errors=1))
 
     def delivered(
         self,
@@ -100,6 +114,10 @@ class Upkeep:
     def step(self, streams: Sequence[str], held: Sequence[Unit]) -> None:
         """Do what is due."""
         now = time.monotonic()
+        claim_s = self._options.stream_claim_s
+        if now - self._refreshed_at >= claim_s / 4:  # first: it is allowed on a full server
+            self._refreshed_at = now
+            self._refresh([unit for unit in held if now - unit.taken_at >= claim_s / 4])
         if now - self._turned_at >= TURN_S:
             self._turned_at = now
             load = self._load()
@@ -111,10 +129,6 @@ class Upkeep:
             with self._lock:
                 totals = {stream: window.total(now) for stream, window in self._windows.items()}
             self._server.report({stream: total.to_json() for stream, total in totals.items()})
-        claim_s = self._options.stream_claim_s
-        if now - self._refreshed_at >= claim_s / 4:
-            self._refreshed_at = now
-            self._refresh([unit for unit in held if now - unit.taken_at >= claim_s / 4])
 
     def leave(self) -> None:
         """Report nothing any more."""
@@ -128,15 +142,17 @@ class Upkeep:
         if state is None:
             return
         capacity = self._options.stream_buffer_size
-        fleet_load = sum(state.loads.values()) / len(state.loads)
-        level = next_level(state.size / capacity, fleet_load, state.level)
-        with self._lock:
-            window = self._windows.get(stream)
-            per_s = window.total(now).chunks / 60 * len(state.loads) if window is not None else 0.0
-        self._server.publish(stream, level, state.level, capacity=capacity, load=fleet_load, per_s=per_s)
         self._server.guard(stream, state, capacity)
         self._server.rest(stream, self._options.stream_idle_flush_s)
-        self.pressed = ACTIONS[Level(level)].increase_batch_size
+        if now - self._tidied_at.get(stream, -TIDY_S) >= TIDY_S:
+            self._tidied_at[stream] = now
+            self._server.tidy(stream)
+        fleet_load = sum(state.loads.values()) / len(state.loads)
+        level = next_level(state.size / capacity, fleet_load, state.level)
+        per_s = self._rate(stream, now) * len(state.loads)
+        self._server.publish(stream, level, state.level, capacity=capacity, load=fleet_load, per_s=per_s)
+        if ACTIONS[level].increase_batch_size:
+            self._pressed_at[stream] = now
 
     def _rate(self, stream: str, now: float) -> float:
         """Return this device's vectors a second of late."""

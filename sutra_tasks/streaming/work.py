@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,7 +13,13 @@ from sutra_tasks.encoding.encoder import check_options
 from sutra_tasks.encoding.planner import USUAL_BLOCK
 from sutra_tasks.errors import InvalidTextError, SutraError
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, Progress
-from sutra_tasks.streaming.entries import VERSION, EmbeddedChunk, StreamEntry, error_fields
+from sutra_tasks.streaming.entries import (
+    MOST_NAME_CHARS,
+    VERSION,
+    EmbeddedChunk,
+    StreamEntry,
+    error_fields,
+)
 
 if TYPE_CHECKING:
     from sutra_tasks.encoding.encoder import Encoder, TokenizedText
@@ -31,8 +38,8 @@ TAKE_PROBES: Final = 8
 class Unit:
     """What is committed in one step: an entry, or some chunks of a text that is being written.
 
-    ``chunks`` and ``rows`` belong together; both are empty until an entry is tokenised, and of a text from
-    which nothing could be cut yet. ``error`` says why there will be no vectors.
+    ``chunks`` and ``rows`` belong together; both are empty until an entry is tokenised, and of a text
+    from which nothing could be cut yet. ``error`` says why there will be no vectors.
     """
 
     stream: str
@@ -104,14 +111,14 @@ class Cutter:
             stream=stream,
             taken_at=taken_at,
             arrived_ms=int(name.partition("-")[0]),
-            source=name,
+            source=_own_id(fields) or name,
             prompt=None,
             entry=raw,
             deliveries=deliveries,
         )
         try:
             entry = StreamEntry.parse(fields, self._options.max_text_chars)
-            unit.source, unit.prompt, unit.words = entry.id or name, entry.prompt, entry.text
+            unit.prompt, unit.words = entry.prompt, entry.text
             check_options(self._encoder.card, entry.prompt, None)
             if entry.key is not None:
                 raise InvalidTextError(
@@ -123,24 +130,17 @@ class Cutter:
 
     def of_text(self, stream: str, text: OpenText, taken_at: float) -> Unit:
         """Return the chunks that can be cut off a text now."""
-        unit = Unit(
-            stream=stream,
-            taken_at=taken_at,
-            arrived_ms=text.arrived_ms,
-            source=text.source,
-            prompt=text.prompt,
-            text=text,
-        )
+        unit = self._unit_of(stream, text, taken_at)
         try:
             check_options(self._encoder.card, text.prompt, None)
             decoder = codecs.getincrementaldecoder("utf-8")()
             # Pieces may be split within a character; so is what a long text is looked at in.
             words = decoder.decode(text.buffer, final=text.ending == "end")
         except SutraError as error:
-            return self.without(unit, error)
+            return self._without(unit, error)
         except UnicodeDecodeError as error:
             reason = f"the text is not UTF-8 at byte {error.start} behind what was embedded"
-            return self.without(unit, InvalidTextError(0, reason))
+            return self._without(unit, InvalidTextError(0, reason))
         chunks, left = self.chunker_of(text.prompt).chunks(words, text.progress, text.ending)
         done = words[: left.progress.position - text.progress.position]
         unit.done_bytes, unit.progress = len(done.encode()), left.progress
@@ -151,7 +151,22 @@ class Cutter:
         unit.rows = self._rows([chunk.text for chunk in chunks], text.prompt)
         return unit
 
-    def without(self, unit: Unit, error: SutraError) -> Unit:
+    def given_up(self, stream: str, text: OpenText, taken_at: float, error: SutraError) -> Unit:
+        """Return a text without what there is of it; nothing looks at that any more."""
+        return self._without(self._unit_of(stream, text, taken_at), error)
+
+    @staticmethod
+    def _unit_of(stream: str, text: OpenText, taken_at: float) -> Unit:
+        return Unit(
+            stream=stream,
+            taken_at=taken_at,
+            arrived_ms=text.arrived_ms,
+            source=text.source,
+            prompt=text.prompt,
+            text=text,
+        )
+
+    def _without(self, unit: Unit, error: SutraError) -> Unit:
         """Return a text's unit that gives up what there is of it, and goes on behind it."""
         text = unit.text
         assert text is not None
@@ -212,6 +227,15 @@ class Cutter:
         offsets = self._encoder.offsets(row)
         room = self._encoder.card.window - (row.tokens - len(offsets))
         return self._encoder.windows(row, offsets, [(0, room)])[0]
+
+
+def _own_id(fields: Sequence[bytes]) -> str | None:
+    """Return the id that an entry gives itself, if it can be one, whatever else is wrong with it."""
+    found = dict(zip(fields[::2], fields[1::2], strict=False)).get(b"id", b"")
+    with suppress(UnicodeDecodeError):
+        name = found.decode()
+        return name if 0 < len(name) <= MOST_NAME_CHARS else None
+    return None
 
 
 def response_fields(*, space: str, model: str, device: str, width: int, latency_ms: float) -> list[Any]:

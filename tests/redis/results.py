@@ -46,7 +46,7 @@ VALUES: Final[dict[str, Vectors | Embeddings]] = {
 ERRORS: Final[dict[str, errors.SutraError]] = {
     type(error).__name__: error
     for error in (
-        errors.BackpressureSignal(10_000, 10_000, 0.8, 0.25),
+        errors.BackpressureSignal(10_000, 10_000, 0.8, 0.25, 3),
         errors.BrokerNotConfiguredError(),
         errors.CallbackQueueError("shop.index", "link"),
         errors.CorruptMessageError("the rows of a part"),
@@ -64,7 +64,7 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
         errors.SettingsError("SUTRA_HEARTBEAT_S", "-1", "must be positive"),
         errors.SutraError("words"),
         errors.TooLargeError("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
-        errors.UnconfirmedEntriesError(64, "ConnectionError"),
+        errors.UnconfirmedEntriesError(["a", "b"], "ConnectionError"),
         errors.UnsupportedVersionError("message", "2", 1),
     )
 }

@@ -1059,3 +1059,21 @@ def test_all_that_is_there_is_seen(client: redis.Redis, a: Server) -> None:
     client.sadd(keys.STREAMS, "b", "a")
     assert a.streams() == ["a", "b"]
     client.delete(keys.STREAMS)
+
+
+def test_consumers_that_are_long_gone_are_forgotten_unless_they_hold_something(
+    client: redis.Redis, a: Server, b: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def consumers() -> set[str]:
+        found: Any = client.xinfo_consumers(IN, GROUP)
+        return {one["name"].decode() for one in found}
+
+    add(client, text="x")
+    assert len(read(a)) == 1
+    assert read(b) == []
+    known = consumers()
+    a.tidy(S)
+    assert consumers() == known
+    monkeypatch.setattr(keys, "FORGET_AFTER_S", -1)
+    a.tidy(S)
+    assert consumers() == {"a"}

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import redis
 
+from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.configuration import celery_settings
 from sutra_tasks.fleet.server import embedded_server
 from sutra_tasks.settings import Settings, settings
 from tests import conftest
+from tests.system.durable_server import DurableServer
 from tests.system.local_fleet import LocalFleet, local_fleet
+from tests.system.streams import Stream
 
 ROOT = Path(__file__).parents[2]
 OF_THE_FLEET = (b"_kombu.binding", b"sutra:fleet", b"sutra:queues", b"sutra:leases")
@@ -128,3 +131,35 @@ def run_python(server: str) -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@contextmanager
+def streamed(client: redis.Redis) -> Iterator[Stream]:
+    """Give a stream, and take from the server what lasts of it by design."""
+    one = Stream(client)
+    try:
+        yield one
+    finally:
+        client.delete(keys.STREAMS, *(one.key(part) for part in ("in", "closed", "out", "dead")))
+
+
+@pytest.fixture
+def stream(client: redis.Redis) -> Iterator[Stream]:
+    """Give a stream that ends with the test."""
+    with streamed(client) as one:
+        yield one
+
+
+@pytest.fixture
+def durable(server: str, tmp_path: Path) -> Iterator[tuple[DurableServer, redis.Redis]]:
+    """Run a durable server for one test, and make this process its client."""
+    one = DurableServer(tmp_path)
+    one.start()
+    try:
+        with (
+            environment(SUTRA_BROKER_URL=one.address),
+            clean(redis.Redis.from_url(one.address)) as client,
+        ):
+            yield one, client
+    finally:
+        one.stop()

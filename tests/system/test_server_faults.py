@@ -1,31 +1,13 @@
 """A server that restarts, pauses or is full, with 2,000 tasks under way: each ends as it must."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import redis
 
 from sutra_tasks.settings import Settings
-from tests.system.conftest import BRISK, clean, environment
-from tests.system.durable_server import DurableServer
+from tests.system.conftest import BRISK
 from tests.system.local_fleet import local_fleet
 from tests.system.work import LOADED, Work
-
-
-@pytest.fixture
-def durable(server, tmp_path) -> Iterator[tuple[DurableServer, redis.Redis]]:
-    """Run a durable server for one test, and make this process its client."""
-    one = DurableServer(tmp_path)
-    one.start()
-    try:
-        with (
-            environment(SUTRA_BROKER_URL=one.address),
-            clean(redis.Redis.from_url(one.address)) as client,
-        ):
-            yield one, client
-    finally:
-        one.stop()
 
 
 @pytest.mark.parametrize("how", ["in order", "killed"])

@@ -289,7 +289,7 @@ def test_the_largest_overlap_still_advances_by_half_of_the_way(block: int) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["|one| |two|", "|3|.|14|", f"|cafe{ACUTE}s|", "|नि|!", "|😀|x|", "|", "|a|_|b|"]
+    "text", ["|one| |two|", "|3|.|14|", f"|cafe{ACUTE}s|", "|नि|!|", "|😀|x|", "|", "|a|_|b|"]
 )
 def test_a_word_starts_where_no_letters_or_digits_meet(text: str) -> None:
     parts = text.split("|")

@@ -18,7 +18,7 @@ from sutra_tasks.errors import SutraError
 json: Any = kombu_json  # untyped
 
 FACTS: dict[str, tuple[Any, ...]] = {
-    "BackpressureSignal": (10_000, 10_000, 0.8, 0.25),
+    "BackpressureSignal": (10_000, 10_000, 0.8, 0.25, 3),
     "BrokerNotConfiguredError": (),
     "CallbackQueueError": ("project.tasks.save", "link"),
     "CorruptMessageError": ("the rows of a part",),
@@ -36,7 +36,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),
     "SutraError": ("said plainly",),
     "TooLargeError": ("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
-    "UnconfirmedEntriesError": (64, "ConnectionError"),
+    "UnconfirmedEntriesError": (["a", "b"], "ConnectionError"),
     "UnsupportedVersionError": ("message", "2", 1),
 }
 PUBLIC = [name for name, _ in inspect.getmembers(errors, inspect.isclass)]
@@ -77,6 +77,7 @@ def test_an_error_says_its_facts(name: str) -> None:
     said = str(sample(name))
     for fact in FACTS[name]:
         shown = f"{fact:,.0f}" if isinstance(fact, int | float) else fact
+        shown = f"{len(fact)} entries" if isinstance(fact, list) else shown
         assert shown in said
     assert said
 

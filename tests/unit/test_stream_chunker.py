@@ -152,7 +152,7 @@ def check_laws(chunker: OverlapChunker, text: str, chunks: list[Chunk]) -> None:
 
 
 @every_tokenizer
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(data=st.data(), text=TEXTS, cuts=CUTS)
 def test_the_laws_hold_however_a_text_is_split(
     tokenizer: str, data: st.DataObject, text: str, cuts: list[int]
@@ -174,7 +174,7 @@ def test_the_laws_hold_however_a_text_is_split(
 
 
 @every_tokenizer
-@laws(max_examples=25, deadline=None)
+@laws(max_examples=10, deadline=None)
 @given(data=st.data(), text=TEXTS)
 def test_no_chunk_comes_before_the_characters_that_are_missing(
     tokenizer: str, data: st.DataObject, text: str
@@ -200,7 +200,7 @@ def test_no_chunk_comes_before_the_characters_that_are_missing(
 
 
 @every_tokenizer
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(data=st.data(), text=TEXTS, cuts=CUTS)
 def test_the_laws_hold_if_a_text_stands_still_anywhere(
     tokenizer: str, data: st.DataObject, text: str, cuts: list[int]
@@ -216,8 +216,10 @@ def test_the_laws_hold_if_a_text_stands_still_anywhere(
         if covered == end:
             assert not found
         else:
-            assert [one.flushed for one in found] == [None] * (len(found) - 1) + ["idle"]
             assert found[-1].end == end
+            assert all(chunk.flushed is None for chunk in found[:-1])
+            # Where the text stood still just as a chunk was complete, nothing is left to flush.
+            assert found[-1].flushed == "idle" or len(found[-1].text) in chunker.probes()
         assert not writer.add("", "idle")
         assert writer.missing >= 1
         assert len(writer.kept) < chunker.most_chars
@@ -238,7 +240,7 @@ def test_one_giant_word_is_cut_as_specified(total: int, chunker: OverlapChunker)
     assert [(chunk.start, chunk.end) for chunk in found] == expected
 
 
-@laws(max_examples=60, deadline=None)
+@laws(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 9), max_size=200), chunker=chunkers("words", largest=30))
 def test_chunks_are_full_and_share_what_they_should(lengths: list[int], chunker: OverlapChunker) -> None:
     size, overlap = chunker.chunk_size, chunker.overlap
@@ -255,8 +257,8 @@ def test_a_chunk_ends_with_a_sentence_and_the_next_begins_with_a_word() -> None:
     found = chunks_of(OverlapChunker(40, 6, letters), text)
     assert [chunk.text for chunk in found] == [
         "Aaa bbb ccc ddd eee fff ggg hhh iii. ",  # not "Jjj"
-        "iii. Jjj kkk lll mmm nnn ooo ppp qqq ",
-        "qqq rrr",
+        " iii. Jjj kkk lll mmm nnn ooo ppp qqq ",
+        "ppp qqq rrr",
     ]
 
 
@@ -276,11 +278,27 @@ def test_a_word_that_is_cut_has_no_more_tokens_by_itself() -> None:
 
 def test_an_overlap_that_leaves_no_room_is_left_out() -> None:
     def dense_by_itself(text: str) -> Offsets:
-        return five_a_letter(text) if text.startswith("b") else letters(text)
+        return five_a_letter(text) if text.startswith("bb") else letters(text)
 
     found = chunks_of(OverlapChunker(4, 2, dense_by_itself), "aabbaaaaaa")
     assert [(chunk.text, chunk.start) for chunk in found] == [("aabb", 0), ("aaaa", 4), ("aaaa", 6)]
     assert [chunk.overlap_previous for chunk in found] == [False, False, True]
+
+
+def test_a_boundary_does_not_retreat_into_the_overlap() -> None:
+    def dense_by_itself(text: str) -> Offsets:
+        first = [(0, 1), (0, 1)] if text.startswith("b") else []
+        return offsets_of([*first, *((at, at + 1) for at in range(len(text)))])
+
+    found = chunks_of(OverlapChunker(20, 17, dense_by_itself), "aaab" + "c" * 15 + " " + "d" * 40)
+    assert [(chunk.start, chunk.end) for chunk in found[:2]] == [(0, 20), (3, 21)]
+
+
+def test_a_chunk_waits_for_a_few_tokens_behind_it() -> None:
+    writer = Writer(OverlapChunker(31, 0, pairs))
+    assert (31 + 8) * 2 in writer.chunker.probes()
+    assert not writer.add("x" * 77)
+    assert writer.add("x")
 
 
 @pytest.mark.parametrize("tokenizer", [words, letters])
@@ -337,7 +355,7 @@ def test_an_abandoned_text_has_a_last_chunk_that_says_so() -> None:
     ]
 
 
-@every_tokenizer
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.keys() - {"anything"})
 @pytest.mark.parametrize("letter", ["x", " ", "x ", ". ", "世"])
 def test_a_text_that_never_ends_is_not_kept(tokenizer: str, letter: str) -> None:
     longest = 0
@@ -350,17 +368,28 @@ def test_a_text_that_never_ends_is_not_kept(tokenizer: str, letter: str) -> None
     chunker = OverlapChunker(16, 4, watched)
     assert 32 * 16 <= chunker.most_chars < 41 * 16
     writer = Writer(chunker)
-    for _ in range(40):
+    for _ in range(20):
         writer.add(letter * 100)
         assert len(writer.kept) < chunker.most_chars
-    assert writer.progress.covered > 4000 * len(letter) - chunker.most_chars
+    total = 2000 * len(letter)
+    assert writer.progress.covered > total - chunker.most_chars
+    tokens = len(TOKENIZERS[tokenizer](letter * 2000))
+    assert len(writer.chunks) <= 2 * tokens // (16 - 4) + total // (32 * 16)
     assert longest <= chunker.most_chars
+
+
+def test_very_long_words_are_not_in_many_chunks() -> None:
+    chunker = OverlapChunker(16, 4, words)
+    text = ("x" * 99 + " ") * 200
+    found = chunks_of(chunker, text)
+    check_laws(chunker, text, found)
+    assert len(found) <= len(text) // (32 * 16) + 1
 
 
 def test_a_stretch_is_as_long_as_its_text_needs() -> None:
     """Letters wait for twice their number, white space for the largest stretch."""
-    for letter, most in (("x", 2 * 100), ("xxxx ", 7 * 100), (" ", 40 * 100)):
-        writer = Writer(OverlapChunker(100, 10, letters if letter == "x" else words))
+    for letter, most in (("x", 2 * 40), ("xxxx ", 7 * 40), (" " * 9, 40 * 40)):
+        writer = Writer(OverlapChunker(30, 3, letters if letter == "x" else words))
         while not writer.add(letter):
             assert len(writer.kept) < most
 

@@ -1,0 +1,166 @@
+"""A server of streams in memory, whose failures are chosen, and consumers that run on it."""
+
+import threading
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import redis
+
+from sutra_tasks.encoding.batcher import Batcher
+from sutra_tasks.encoding.batching import Limits
+from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.fleet.floor import Floor
+from sutra_tasks.settings import Settings
+from sutra_tasks.streaming.backpressure import Level
+from sutra_tasks.streaming.consumer import StreamConsumer
+from sutra_tasks.streaming.store import Claimed, OpenText, RawEntry, Read, Stored, StreamState
+
+WITHIN_S = 10
+AWAY = redis.ConnectionError("the server is away")
+
+
+def entry(number: int, text: str = "", **fields: str) -> RawEntry:
+    found = {"text": text or f"text {number}", **fields}
+    return f"{number}-0".encode(), [one.encode() for pair in found.items() for one in pair]
+
+
+class FakeServer:
+    """One stream ``s``; what is claimed or taken is put there by the test."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[RawEntry] = deque()
+        self.claims: deque[Claimed] = deque()
+        self.texts: deque[OpenText] = deque()
+        self.state = StreamState(0, closed=False, unread=0, level=Level.NORMAL, loads={"me": 0.0})
+        self.marked: str | None = None
+        self.sizes: dict[str, int] = {}
+        self.failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
+        self.committed: dict[str, str] = {}
+        """What became of each entry or text: ``response``, or the name of an error."""
+        self.given_back: dict[bytes, int] = {}
+        self.refreshed: Counter[bytes] = Counter()
+        self.published: list[dict[str, Any]] = []
+        self.reports: list[Mapping[str, Any]] = []
+        self.done: Counter[str] = Counter()
+
+    def _does(self, what: str) -> None:
+        self.done[what] += 1
+        if self.failures[what]:
+            raise self.failures[what].popleft()
+
+    def streams(self) -> list[str]:
+        return ["s"]
+
+    def read(self, _: str, most: int, **__: Any) -> Read:
+        self._does("read")
+        some = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
+        return Read(some, len(self.texts), None if some else b"0-0")
+
+    def await_entries(self, *_: Any) -> None:
+        threading.Event().wait(0.001)
+
+    def take(self, *_: Any, **__: Any) -> list[OpenText]:
+        return [self.texts.popleft()] if self.texts else []
+
+    def claim(self, *_: Any) -> Claimed:
+        return self.claims.popleft() if self.claims else Claimed(0, [])
+
+    def commit(self, _: str, response: Sequence[Any], entries: Sequence[Any]) -> Stored:
+        self._does("commit")
+        for entry_id, _chunks, _rows in entries:
+            self.committed[entry_id.decode()] = _kind(response)
+        return Stored(0.0, len(entries))
+
+    def commit_text(self, _: str, text: OpenText, *, response: Sequence[Any], **__: Any) -> Stored:
+        self._does("commit")
+        self.committed[text.key.decode()] = _kind(response)
+        return Stored(0.0, 1)
+
+    def refresh(self, _: str, entries: Sequence[bytes], texts: Sequence[OpenText], __: float) -> None:
+        self.refreshed.update(entries)
+        self.refreshed.update(text.key for text in texts)
+
+    def give_back(self, _: str, entries: Sequence[bytes], __: Any, deliveries: int) -> None:
+        self.given_back.update(dict.fromkeys(entries, deliveries))
+
+    def give_up(self, _: str, one: RawEntry, *__: Any) -> None:
+        self.committed[one[0].decode()] = "given up"
+
+    def bury(self, *_: Any) -> None:
+        self._does("bury")
+
+    def mark(self, name: str) -> None:
+        self._does("mark")
+        self.marked = name
+
+    def unmark(self) -> None:
+        self._does("unmark")
+        self.marked = None
+
+    def turn(self, name: str, _: float) -> StreamState:
+        return replace(self.state, size=self.sizes.get(name, self.state.size))
+
+    def say_load(self, _: float) -> None:
+        self._does("say_load")
+
+    def publish(self, _: str, level: Level, before: Level, **said: Any) -> None:
+        self.published.append({"level": level, "before": before, **said})
+        self.state = replace(self.state, level=level)
+
+    def guard(self, *_: Any) -> None:
+        self._does("guard")
+
+    def rest(self, *_: Any) -> None:
+        self._does("rest")
+
+    def tidy(self, *_: Any) -> None:
+        self._does("tidy")
+
+    def report(self, measured: Mapping[str, Any]) -> None:
+        self.reports.append(measured)
+
+    def leave(self) -> None:
+        self._does("leave")
+
+
+def _kind(response: Sequence[Any]) -> str:
+    said = dict(zip(response[::2], response[1::2], strict=True))
+    return str(said["error"] if said["kind"] == "error" else said["kind"])
+
+
+@contextmanager
+def consuming(
+    server: FakeServer,
+    encoder: SimulatedEncoder | None = None,
+    *,
+    self_check: Callable[[], bool] | None = None,
+    floor: Floor | None = None,
+    **options: Any,
+) -> Iterator[StreamConsumer]:
+    """Run a consumer, and see its threads end."""
+    encoder = encoder or SimulatedEncoder(width=4)
+    batcher = Batcher(encoder, Limits(8192, 128, 0), self_check=self_check)
+    batcher.start()
+    consumer = StreamConsumer(
+        server,  # type: ignore[arg-type]
+        encoder,
+        batcher,
+        replace(Settings(stream_claim_s=0.5), **options),
+        "d",
+        seat=floor or Floor(),
+        serves=lambda: True,
+        load=lambda: 0.0,
+    )
+    consumer.start()
+    try:
+        yield consumer
+    finally:
+        consumer.drain(WITHIN_S)
+        batcher.drain()
+        consumer.stop(WITHIN_S)
+        batcher.close(WITHIN_S)
+        assert not consumer._reader.is_alive()
+        assert not consumer._writer.is_alive()
