@@ -153,9 +153,9 @@ class Settings:
     stream_output_size: int = _option(
         1_000, "responses of a stream that may lie unread before devices read no more of it", least=1
     )
-    stream_batch_size: int = _option(16, "texts of streams in a batch, as long as few wait", least=1)
+    stream_batch_size: int = _option(8, "texts of streams in a batch, as long as few wait", least=1)
     stream_max_latency_ms: float = _option(
-        5.0, "milliseconds a batch of a stream waits for company", least=0, most=100
+        2.0, "milliseconds a batch of a stream waits for company", least=0, most=100
     )
     stream_timeout_s: float = _option(
         30.0, "seconds a producer waits for room before it gives the text back", least=0

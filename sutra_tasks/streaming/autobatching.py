@@ -14,8 +14,8 @@ from typing import Final
 
 __all__ = ["MOST_BATCH_S", "Measured", "SizeOptimizer", "should_trigger"]
 
-MOST_BATCH_S: Final = 0.05
-"""The specification's chunk processing time: larger batches are not tried beyond it."""
+MOST_BATCH_S: Final = 0.1
+"""The specification's latency end to end: larger batches are not tried beyond it."""
 
 SMOOTHING: Final = 0.2
 """Weight of the newest batch in what a size is believed to take."""

@@ -151,16 +151,6 @@ class StreamEntry:
 
 def _check_unicode(value: str) -> None:
     try:
-        if not value.isascii():
-            value.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidTextError(
-            0, f"a lone surrogate at character {error.start} is not valid Unicode"
-        ) from None
-
-
-def _check_unicode(value: str) -> None:
-    try:
         if not value.isascii():  # most are, and that is known of them
             value.encode()
     except UnicodeEncodeError as error:

@@ -52,10 +52,10 @@ def seized(fleet: LocalFleet, stream: Stream, victim: str) -> Iterator[None]:
             stream.write(key, *PIECES[: len(PIECES) // 2], end=False)
         while True:
             wait_until(has_some)
-            with frozen(pid):
-                if has_some():
-                    its_own.enter_context(frozen(pid))
-                    break
+            its_own.enter_context(frozen(pid))
+            if has_some():
+                break
+            its_own.close()
         others.close()
         yield
 
@@ -90,7 +90,7 @@ def test_a_device_that_stops_hands_over_what_it_has_not_begun(start_fleet, strea
         victim = fleet.device_ids[0]
         pid = fleet.pid(victim)
         with seized(fleet, stream, victim):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGTERM)  # it hears that when it goes on
         check(stream)
         fleet.await_another(victim, pid)
         assert all("status 0;" in report for report in fleet.reports)
