@@ -188,8 +188,8 @@ def _paced(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str
                 name: [[round(middle_ms(number), 3), count] for number, count in sorted(found.items())]
                 for name, found in (
                     ("end to end", ours),
-                    ("on the device", measured.chunk),
-                    ("in its batch", measured.formation),
+                    ("its batch computed", measured.chunk),
+                    ("waiting for a batch", measured.formation),
                 )
             },
         },
@@ -307,7 +307,7 @@ def plot(results: dict[str, Any], file: Path) -> None:
     from matplotlib import pyplot as plt  # noqa: PLC0415
 
     histograms = results["paced"]["histograms"]
-    asked = {"end to end": 100, "on the device": 50, "in its batch": 10}
+    asked = {"end to end": 100, "its batch computed": 50, "waiting for a batch": 10}
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.6))
     for axis, (name, found) in zip(axes, histograms.items(), strict=True):
         values, counts = [one for one, _ in found], [count for _, count in found]

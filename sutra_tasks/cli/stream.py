@@ -245,7 +245,7 @@ def _drawn(found: list[StreamStatus]) -> Table | Group | Text:
             f"{measured.overlap_ratio:.1%}",
             "-" if measured.consistency is None else f"{measured.consistency:.4f}",
         )
-    note = "last minute; p50 to p99: ms end to end; chunk, formed: p95 ms on the device, in its batch"
+    note = "last minute; p50 to p99: ms end to end; chunk, formed: p95 ms of computing, forming a batch"
     return Group(backlog, Text(), latency, Text(note, style="dim", no_wrap=True))
 
 

@@ -199,12 +199,13 @@ class StreamConsumer:
         if room <= 0:
             with self._changed:
                 self._changed.wait(self._until_trigger(FULL_S))
-        elif len(behind) == len(self._streams):
-            in_hand = self._texts_committed != texts_committed or self._has_texts()
-            most_s = TEXTS_S if in_hand else IDLE_S
-            self._server.await_entries(behind, self._until_trigger(most_s))
-        else:
+        elif self._texts_committed != texts_committed or self._has_texts():
+            self._stopping.wait(self._until_trigger(TEXTS_S))
+        elif self._forming or len(behind) < len(self._streams):
+            # Not on the server, which looks at its clock ten times a second only.
             self._stopping.wait(self._until_trigger(FULL_S))
+        else:
+            self._server.await_entries(behind, IDLE_S)
 
     def _room(self, size: int) -> int:
         """Return how many entries to take now."""
@@ -397,7 +398,8 @@ class StreamConsumer:
         again = False
         try:
             rows, computed_at = self._rows_of(future), time.monotonic()
-            self._commit(batch, rows, computed_at)
+            compute_s = 0.0 if future is None else future.result().compute_s
+            self._commit(batch, rows, computed_at, compute_s)
         except TextError as error:
             again = self._without(batch, error)
         except Drained:
@@ -433,7 +435,7 @@ class StreamConsumer:
             return False
         return True
 
-    def _commit(self, batch: _Batch, rows: Floats, computed_at: float) -> None:
+    def _commit(self, batch: _Batch, rows: Floats, computed_at: float, compute_s: float) -> None:
         first = 0
         spans: list[tuple[Unit, Floats]] = []
         for unit in batch.units:
@@ -446,7 +448,7 @@ class StreamConsumer:
             else:
                 stored = self._until_done(partial(self._commit_one, unit, mine))
                 self._texts_committed += unit.text is not None
-                self.upkeep.delivered([unit], mine, batch.formed_at, computed_at, stored)
+                self.upkeep.delivered([unit], mine, batch.formed_at, compute_s, stored)
         for stream, some in by_stream.items():
             oldest = min(unit.taken_at for unit, _ in some)
             header = self._header(computed_at - oldest)
@@ -457,7 +459,7 @@ class StreamConsumer:
             ]
             stored = self._until_done(partial(self._server.commit, stream, header, entries))
             self.upkeep.delivered(
-                [unit for unit, _ in some], some[0][1], batch.formed_at, computed_at, stored
+                [unit for unit, _ in some], some[0][1], batch.formed_at, compute_s, stored
             )
 
     def _commit_one(self, unit: Unit, rows: Floats) -> Stored:

@@ -57,7 +57,7 @@ class Measurements:
 
     Attributes:
         latency: milliseconds from an entry's arrival at the server to its vectors in the output.
-        chunk: milliseconds from the device's taking an entry to its vectors being ready.
+        chunk: milliseconds the batch took to compute that held it.
         formation: milliseconds a text waited on the device until its batch was handed over.
         chunks: vectors delivered.
         errors: texts that got an error instead.

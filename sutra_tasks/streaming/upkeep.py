@@ -79,7 +79,7 @@ class Upkeep:
         units: Sequence[Unit],
         first_rows: Floats,
         formed_at: float,
-        computed_at: float,
+        compute_s: float,
         stored: Stored | None,
     ) -> None:
         """Count units of one stream that were committed; ``first_rows`` are those of the first one."""
@@ -98,7 +98,7 @@ class Upkeep:
         )
         measured = Measurements(
             latency=histogram(max(0.0, stored.at_ms - unit.arrived_ms) for unit, _ in chunks),
-            chunk=histogram(1000 * (computed_at - unit.taken_at) for unit, _ in chunks),
+            chunk=histogram(1000 * compute_s for _ in chunks),
             formation=histogram(1000 * (formed_at - unit.taken_at) for unit, _ in chunks),
             chunks=len(chunks),
             errors=sum(unit.error is not None for unit in units),
