@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import redis
+
 from sutra_tasks import EmbeddedChunk, StreamingError, StreamReader
 
 if TYPE_CHECKING:
@@ -50,19 +52,25 @@ class Sink(threading.Thread):
         ) as reader:
             while not self._closed.is_set():
                 self._reads.wait()
-                for found in reader:
-                    if isinstance(found, StreamingError):
-                        self.errors += found.chunk_ids
-                        continue
-                    written_ms = int(found.entry_id.partition("-")[0])
-                    self.last_ms = max(self.last_ms, written_ms)
-                    for chunk, row in zip(found.chunks, found.embeddings, strict=True):
-                        self.first_ms = min(self.first_ms, chunk.arrived_ms)
-                        self.latencies_ms.append(written_ms - chunk.arrived_ms)
-                        self._take(chunk, row)
-                    if self._closed.is_set() or not self._reads.is_set():
-                        break
-                reader.acknowledge()
+                try:
+                    self._read(reader)
+                except (redis.ConnectionError, redis.TimeoutError):
+                    time.sleep(0.2)  # faults take the server away
+
+    def _read(self, reader: StreamReader) -> None:
+        for found in reader:
+            if isinstance(found, StreamingError):
+                self.errors += found.chunk_ids
+                continue
+            written_ms = int(found.entry_id.partition("-")[0])
+            self.last_ms = max(self.last_ms, written_ms)
+            for chunk, row in zip(found.chunks, found.embeddings, strict=True):
+                self.first_ms = min(self.first_ms, chunk.arrived_ms)
+                self.latencies_ms.append(written_ms - chunk.arrived_ms)
+                self._take(chunk, row)
+            if self._closed.is_set() or not self._reads.is_set():
+                break
+        reader.acknowledge()
 
     def pause(self, seconds: float) -> None:
         """Read nothing for a while."""

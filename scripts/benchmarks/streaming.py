@@ -53,7 +53,7 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 
 def _simulated(*, quick: bool) -> dict[str, Any]:
-    single, eight, burst, rounds = (1000, 200, 2000, 1) if quick else (20_000, 4_000, 50_000, 5)
+    single, eight, burst, rounds = (1000, 200, 2000, 1) if quick else (20_000, 4_000, 50_000, 3)
     options = Settings(
         engine="simulated", simulated_fixed_s=FIXED_S, simulated_per_token_s=PER_TOKEN_S,
         stream_buffer_size=60_000,
@@ -103,7 +103,7 @@ def _is_simulated(chunk: EmbeddedChunk, row: Floats) -> bool:
 
 
 def _real(*, quick: bool) -> dict[str, Any]:
-    count, rounds, paced_s, overload_s = (200, 1, 2, 3) if quick else (2_000, 5, 30, 60)
+    count, rounds, paced_s, overload_s = (200, 1, 2, 3) if quick else (1_500, 5, 30, 60)
     texts = texts_of(1_000)
     with running(Settings(), devices=1) as here:
         file = Path(here.folder) / "texts.json"

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from functools import partial
@@ -194,12 +194,15 @@ class StreamConsumer:
                 behind[stream] = last
         self._backlog = backlog or self.upkeep.pressed
         self._submit_formed(size)
-        if found:
-            return
+        if not found:
+            self._rest(room, behind, has_texts=self._texts_committed != texts_committed)
+
+    def _rest(self, room: int, behind: Mapping[str, bytes], *, has_texts: bool) -> None:
+        """Wait until there may be something to do."""
         if room <= 0:
             with self._changed:
                 self._changed.wait(self._until_trigger(FULL_S))
-        elif self._texts_committed != texts_committed or self._has_texts():
+        elif has_texts or self._has_texts():
             self._stopping.wait(self._until_trigger(TEXTS_S))
         elif self._forming or len(behind) < len(self._streams):
             # Not on the server, which looks at its clock ten times a second only.
