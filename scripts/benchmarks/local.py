@@ -43,8 +43,14 @@ class Running:
 
 
 @contextmanager
-def running(options: Settings, *, devices: int) -> Iterator[Running]:
-    """Run a fleet; this process becomes its client."""
+def running(options: Settings, *, devices: int, cores: int | None = None) -> Iterator[Running]:
+    """Run a fleet; this process becomes its client.
+
+    Args:
+        options: its settings.
+        devices: how many.
+        cores: that the devices share, as threads of their engines; all if None.
+    """
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-bench-")))
@@ -53,7 +59,7 @@ def running(options: Settings, *, devices: int) -> Iterator[Running]:
         os.environ["SUTRA_BROKER_URL"] = address
         settings.cache_clear()
         specs = plan_devices(
-            host="bench", engine=options.engine, gpus=(), cores=count_cores(), wanted=devices
+            host="bench", engine=options.engine, gpus=(), cores=cores or count_cores(), wanted=devices
         )
         workers = worker_specs(options, specs, worker_options=QUIET)
         output = {

@@ -199,7 +199,8 @@ class StreamConsumer:
 
     def _rest(self, room: int, behind: Mapping[str, bytes], *, has_texts: bool) -> None:
         """Wait until there may be something to do."""
-        if room <= 0:
+        if room <= 0 or self._in_flight:
+            # The engine is busy: what comes meanwhile is read together, for each look takes its time.
             with self._changed:
                 self._changed.wait(self._until_trigger(FULL_S))
         elif has_texts or self._has_texts():
