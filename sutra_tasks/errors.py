@@ -274,8 +274,8 @@ class PoisonMessageError(SutraError):
 
     def __str__(self) -> str:
         return (
-            f"given up after {self.attempts} attempts: {self.reason}. The message is kept: "
-            "`sutra dead-letters list` shows it, and `retry` sends it again."
+            f"given up after {self.attempts} attempts: {self.reason}. It is kept: `sutra dead-letters "
+            "list` shows a message, `sutra stream dead-letters` a stream's, and both can retry it."
         )
 
 
