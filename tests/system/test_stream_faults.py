@@ -47,8 +47,8 @@ def seized(fleet: LocalFleet, stream: Stream, victim: str) -> Iterator[None]:
 
     with ExitStack() as others, ExitStack() as its_own:
         others.enter_context(frozen(*(fleet.pid(one) for one in fleet.device_ids if one != victim)))
-        stream.add(f"text {n}" for n in range(400))
-        for key in KEYS:
+        for number, key in enumerate(KEYS):  # by turns, so that it has both at once
+            stream.add(f"text {number} {n}" for n in range(32))
             stream.write(key, *PIECES[: len(PIECES) // 2], end=False)
         while True:
             wait_until(has_some)
