@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-import redis
 from rich.console import Console
 from rich.table import Table
 
-from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.cli.server import connected
+from sutra_tasks.errors import SutraError
 from sutra_tasks.fleet.dead_letters import DeadLetter, dead_letters, drop, retry
 
 if TYPE_CHECKING:
+    import redis
+
     from sutra_tasks.settings import Settings
 
 __all__ = ["run_drop", "run_list", "run_retry"]
@@ -22,7 +24,7 @@ __all__ = ["run_drop", "run_list", "run_retry"]
 
 def run_list(options: Settings, *, as_json: bool) -> None:
     """Print what was given up; never the texts."""
-    letters = dead_letters(_client(options))
+    letters = dead_letters(connected(options))
     if as_json:
         shown = [
             {"task_id": one.task_id, "reason": one.reason, "attempts": one.attempts, "at": one.at}
@@ -56,7 +58,7 @@ def _apply(
     action: Callable[[redis.Redis, Sequence[DeadLetter]], int],
     done: str,
 ) -> None:
-    client = _client(options)
+    client = connected(options)
     letters = dead_letters(client)
     if task_ids:
         unknown = sorted(set(task_ids) - {one.task_id for one in letters})
@@ -64,14 +66,3 @@ def _apply(
             raise SutraError(f"no dead letter of task {', '.join(unknown)}")
         letters = [one for one in letters if one.task_id in task_ids]
     Console().print(f"{action(client, letters)} {done}")
-
-
-def _client(options: Settings) -> redis.Redis:
-    if options.broker_url is None:
-        raise BrokerNotConfiguredError
-    client = redis.Redis.from_url(options.broker_url, socket_timeout=5, socket_connect_timeout=5)
-    try:
-        client.ping()
-    except redis.RedisError as error:
-        raise SutraError(f"the server of SUTRA_BROKER_URL does not answer: {error}") from None
-    return client

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
-import redis
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from sutra_tasks import keys
-from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.cli.server import connected
+from sutra_tasks.errors import SutraError
 from sutra_tasks.streaming.entries import StreamEntry, StreamingError, StreamingResponse, check_stream
 from sutra_tasks.streaming.metrics import PERCENTILES, percentiles
 from sutra_tasks.streaming.producer import StreamProducer
@@ -28,6 +28,8 @@ from sutra_tasks.streaming.reader import StreamReader
 from sutra_tasks.streaming.status import StreamStatus, stream_status
 
 if TYPE_CHECKING:
+    import redis
+
     from sutra_tasks.settings import Settings
 
 __all__ = ["run_dead", "run_delete", "run_read", "run_send", "run_status"]
@@ -185,7 +187,7 @@ def _shown(found: StreamingResponse | StreamingError, *, vectors: bool) -> Itera
 
 def run_status(options: Settings, *, only: str | None, follow: bool, as_json: bool) -> None:
     """Show how the streams are, once or until Ctrl-C."""
-    client = _client(options)
+    client = connected(options)
     try:
         found = stream_status(client, only)
         if only is not None and not found:
@@ -266,7 +268,7 @@ def _ms(value: float | None) -> str:
 
 def run_dead(options: Settings, stream: str, *, retry: bool, drop: bool) -> None:
     """Show a stream's dead letters, send them again, or forget them; never their texts."""
-    client = _client(options)
+    client = connected(options)
     name = keys.stream(check_stream(stream), "dead")
     letters: Any = client.xrange(name)
     if not letters:
@@ -293,7 +295,7 @@ def run_dead(options: Settings, stream: str, *, retry: bool, drop: bool) -> None
 
 def run_delete(options: Settings, stream: str, *, force: bool) -> None:
     """Forget a stream with everything in it; one that holds work only if forced."""
-    client = _client(options)
+    client = connected(options)
     found = stream_status(client, check_stream(stream))
     if not found:
         raise SutraError(f"there is no stream {stream}; `sutra stream status` lists them")
@@ -309,14 +311,3 @@ def run_delete(options: Settings, stream: str, *, force: bool) -> None:
     if names:
         client.delete(*names)
     Console().print(f"deleted {stream}")
-
-
-def _client(options: Settings) -> redis.Redis:
-    if options.broker_url is None:
-        raise BrokerNotConfiguredError
-    client = redis.Redis.from_url(options.broker_url, socket_timeout=5, socket_connect_timeout=5)
-    try:
-        client.ping()
-    except redis.RedisError as error:
-        raise SutraError(f"the server of SUTRA_BROKER_URL does not answer: {error}") from None
-    return client
