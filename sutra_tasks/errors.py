@@ -7,6 +7,7 @@
     │   ├── InvalidTextError
     │   ├── TooLargeError
     │   ├── InvalidOptionError
+    │   ├── TooLittleTextError
     │   └── CallbackQueueError
     ├── ServerUnavailableError      the server does not answer; nothing was sent (ConnectionError)
     ├── UnsupportedVersionError     written by another version of this package
@@ -19,7 +20,9 @@
     ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
     ├── IncompleteDocumentError     parts of a long text were lost
+    ├── PromotionRefusedError       a version of a model did not pass the gate; the old one serves on
     └── ModelError                  a model cannot be loaded or served
+        └── SpaceUnavailableError   no model that is served gives vectors of the pinned space
 
 Facts are positional and JSON-ready: Celery stores ``args`` and rebuilds the exception from them, so
 the caller's ``.get()`` raises the same class with the same attributes. Texts are never among them.
@@ -42,10 +45,13 @@ __all__ = [
     "ModelError",
     "NoHealthyWorkersError",
     "PoisonMessageError",
+    "PromotionRefusedError",
     "ServerUnavailableError",
     "SettingsError",
+    "SpaceUnavailableError",
     "SutraError",
     "TooLargeError",
+    "TooLittleTextError",
     "UnconfirmedEntriesError",
     "UnsupportedVersionError",
 ]
@@ -119,6 +125,21 @@ class InvalidOptionError(InvalidInputError):
 
     def __str__(self) -> str:
         return f"{self.option}={self.value}: expected {self.expected}"
+
+
+class TooLittleTextError(InvalidInputError):
+    """There are too few different texts to learn from and to measure on."""
+
+    def __init__(self, found: int, needed: int, bad_rows: int) -> None:
+        super().__init__(found, needed, bad_rows)
+        self.found, self.needed, self.bad_rows = found, needed, bad_rows
+
+    def __str__(self) -> str:
+        bad = f" ({self.bad_rows:,} rows could not be read)" if self.bad_rows else ""
+        return (
+            f"{self.found:,} different texts were found{bad}, and {self.needed:,} are needed: those that "
+            "are held out, and twice as many to learn from. Add texts, or lower held_out."
+        )
 
 
 class CallbackQueueError(InvalidInputError):
@@ -314,3 +335,29 @@ class ModelError(SutraError):
 
     def __str__(self) -> str:
         return f"model {self.model}: {self.reason}"
+
+
+class SpaceUnavailableError(ModelError):
+    """No model that is served gives vectors of the embedding space that was asked for."""
+
+    def __init__(self, model: str, space: str, found: str) -> None:
+        super().__init__(model, space)
+        self.args = (model, space, found)
+        self.space, self.found = space, found
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model} gives vectors of the space {self.found}, not of {self.space}. Embed "
+            "your texts anew, or name a version of the model that gives it: `sutra models list`."
+        )
+
+
+class PromotionRefusedError(SutraError):
+    """A version of a model did not pass the gate; the version before it serves on."""
+
+    def __init__(self, model: str, version: int, reason: str) -> None:
+        super().__init__(model, version, reason)
+        self.model, self.version, self.reason = model, version, reason
+
+    def __str__(self) -> str:
+        return f"{self.model}@{self.version} was not promoted, and nothing changed: {self.reason}"

@@ -32,10 +32,13 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "ModelError": ("all-MiniLM-L6-v2", "cannot be loaded"),
     "NoHealthyWorkersError": (4, 31.5, 30.0),
     "PoisonMessageError": (3, "its workers died"),
+    "PromotionRefusedError": ("search", 3, "quality 0.81 is under 0.90"),
     "ServerUnavailableError": ("ConnectionError",),
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),
+    "SpaceUnavailableError": ("search@3", "a:384", "b:192"),
     "SutraError": ("said plainly",),
     "TooLargeError": ("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
+    "TooLittleTextError": (120, 3_000, 7),
     "UnconfirmedEntriesError": (["a", "b"], "ConnectionError"),
     "UnsupportedVersionError": ("message", "2", 1),
 }

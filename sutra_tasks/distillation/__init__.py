@@ -1,0 +1,1 @@
+"""Smaller, faster models made by the fleet itself."""
