@@ -8,6 +8,8 @@
 from sutra_tasks import vectors as _vectors
 from sutra_tasks.app import app
 from sutra_tasks.bulk import embed_many
+from sutra_tasks.distillation.config import DistillationConfig, DistillationMetrics
+from sutra_tasks.distillation.tasks import distill
 from sutra_tasks.errors import (
     BackpressureSignal,
     BrokerNotConfiguredError,
@@ -54,6 +56,8 @@ __all__ = [
     "CallbackQueueError",
     "CorruptMessageError",
     "CorruptResultError",
+    "DistillationConfig",
+    "DistillationMetrics",
     "EmbedResult",
     "EmbeddedChunk",
     "Embeddings",
@@ -83,6 +87,7 @@ __all__ = [
     "UnsupportedVersionError",
     "Vectors",
     "app",
+    "distill",
     "embed",
     "embed_many",
 ]

@@ -39,6 +39,9 @@ def embed_many(
     prompt: str | None = None,
     dimensions: int | None = None,
     normalize: bool = True,
+    truncate: bool = False,
+    model: str | None = None,
+    space: str | None = None,
 ) -> Iterator[Vectors]:
     """Embed any number of texts and yield their vectors in order, each float32 of shape (dim,).
 
@@ -54,6 +57,9 @@ def embed_many(
         prompt: as for ``embed``.
         dimensions: as for ``embed``.
         normalize: as for ``embed``.
+        truncate: as for ``embed``.
+        model: as for ``embed``.
+        space: as for ``embed``; a model that is swapped meanwhile does not mix two in one answer.
 
     Raises:
         InvalidInputError: at the first text that cannot be embedded.
@@ -64,7 +70,14 @@ def embed_many(
     for name, value in (("batch", batch), ("in_flight", in_flight)):
         if value < 1:
             raise InvalidOptionError(name, str(value), "1 or more")
-    options = {"prompt": prompt, "dimensions": dimensions, "normalize": normalize}
+    options = {
+        "prompt": prompt,
+        "dimensions": dimensions,
+        "normalize": normalize,
+        "truncate": truncate,
+        "model": model,
+        "space": space,
+    }
     return _stream(iter(texts), batch, in_flight, timeout_s, options)
 
 

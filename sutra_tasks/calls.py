@@ -37,7 +37,10 @@ OPTIONS: Final = (
     "chunk_vectors",
     "truncate",
     "aggregation_method",
+    "model",
+    "space",
 )
+MOST_NAME_CHARS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Demand:
     bytes: int
     sent_at: float | None
     strategy: str | None
+    model: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -74,6 +78,8 @@ class Call:
     chunk_vectors: bool = False
     truncate: bool = False
     aggregation_method: str | None = None
+    model: str | None = None
+    space: str | None = None
 
     @classmethod
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any], limits: Settings) -> Call:
@@ -116,6 +122,8 @@ class Call:
             chunk_vectors=_checked_flag("chunk_vectors", options.get("chunk_vectors", False)),
             truncate=_checked_flag("truncate", options.get("truncate", False)),
             aggregation_method=_checked_method(options.get("aggregation_method")),
+            model=_checked_name("model", options.get("model")),
+            space=_checked_name("space", options.get("space")),
         )
         if call.chunk_vectors and not call.details:
             raise InvalidOptionError("chunk_vectors", "True", "details=True beside it")
@@ -134,6 +142,7 @@ class Call:
             "bytes": self.bytes,
             "sent_at": sent_at,
             "strategy": strategy,
+            **({"model": self.model} if self.model is not None else {}),
         }
 
     def __repr__(self) -> str:
@@ -156,6 +165,7 @@ def demand_of(header: Any, body_bytes: int) -> Demand:
         bytes=_number(header.get("bytes"), body_bytes),
         sent_at=_moment(header.get("sent_at")),
         strategy=header["strategy"] if isinstance(header.get("strategy"), str) else None,
+        model=header["model"] if isinstance(header.get("model"), str) else None,
     )
 
 
@@ -216,6 +226,13 @@ def _checked_prompt(prompt: Any) -> str | None:
     if prompt is not None and not isinstance(prompt, str):
         raise InvalidOptionError("prompt", _kind(prompt), "the name of one of the model's prompts")
     return prompt
+
+
+def _checked_name(option: str, name: Any) -> str | None:
+    if name is not None and (not isinstance(name, str) or not 0 < len(name) <= MOST_NAME_CHARS):
+        shown = repr(name)[:50] if isinstance(name, str) else _kind(name)
+        raise InvalidOptionError(option, shown, f"a name of 1 to {MOST_NAME_CHARS} characters")
+    return name
 
 
 def _checked_dimensions(dimensions: Any) -> int | None:

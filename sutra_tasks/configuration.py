@@ -55,7 +55,10 @@ def celery_settings(options: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_enable_prefetch_count_reduction": False,
         "worker_redirect_stdouts": False,
-        "beat_schedule": {name: _every(name, seconds) for name, seconds in PERIODIC.items()},
+        "beat_schedule": _schedule(options),
+        "task_routes": {
+            name: {"queue": keys.DISTILL_QUEUE} for name in (keys.DISTILL_TASK, keys.DISTILL_DUE_TASK)
+        },
     }
     if options.broker_url and options.broker_url.startswith("rediss://"):
         # kombu's default for rediss:// is not to check the certificate.
@@ -63,9 +66,17 @@ def celery_settings(options: Settings) -> dict[str, Any]:
     return conf
 
 
-def _every(task: str, seconds: float) -> dict[str, Any]:
-    # One that a router could not run in time is worth nothing once the next is due.
-    options = {"queue": keys.CONTROL_QUEUE, "expires": seconds * 0.8}
+def _schedule(options: Settings) -> dict[str, Any]:
+    schedule = {name: _every(name, seconds, keys.CONTROL_QUEUE) for name, seconds in PERIODIC.items()}
+    if options.distill_every_s:
+        name = keys.DISTILL_DUE_TASK
+        schedule[name] = _every(name, options.distill_every_s, keys.DISTILL_QUEUE)
+    return schedule
+
+
+def _every(task: str, seconds: float, queue: str) -> dict[str, Any]:
+    # One that could not be run in time is worth nothing once the next is due.
+    options = {"queue": queue, "expires": seconds * 0.8}
     return {"task": task, "schedule": seconds, "options": options}
 
 

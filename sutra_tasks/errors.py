@@ -137,8 +137,8 @@ class TooLittleTextError(InvalidInputError):
     def __str__(self) -> str:
         bad = f" ({self.bad_rows:,} rows could not be read)" if self.bad_rows else ""
         return (
-            f"{self.found:,} different texts were found{bad}, and {self.needed:,} are needed: those that "
-            "are held out, and twice as many to learn from. Add texts, or lower held_out."
+            f"{self.found:,} different texts were found{bad}, and {self.needed:,} are needed: those "
+            "that are held out, and twice as many to learn from. Add texts, or lower held_out."
         )
 
 

@@ -5,6 +5,7 @@ key                             type    lifetime
 ==============================  ======  =====================================================
 ``sutra.embed``                 list    a Celery queue: what waits for the router
 ``sutra.device.<id>``           list    a Celery queue: what waits for one device
+``sutra.distill``               list    a Celery queue: distillations, run by distill workers
 ``sutra.control``               list    a Celery queue: periodic tasks, run by a router
 ``sutra:held:<incarnation>``    list    messages one worker process has taken and not finished;
                                         gone when empty, never expires (it is work)
@@ -31,6 +32,12 @@ key                             type    lifetime
                                         result, :data:`DOCUMENT_S` at most
 ``sutra:documents``             zset    on the results' server: task id -> when its missing parts are
                                         overdue; members leave with their document
+``sutra:promotion``             string  JSON: the version of a model that devices are to load aside,
+                                        :data:`PROMOTION_S`
+``sutra:distilling:<name>``     string  the run that makes the next version of a model, and its worker,
+                                        :data:`DISTILLING_S`; renewed while it runs
+``sutra:sample:<period>``       zset    text -> its place in the draw: a sample of real traffic,
+                                        ``SUTRA_SAMPLE_RETENTION_S``
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
 ``sutra:router:<name>``         string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
 ``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``
@@ -71,6 +78,10 @@ __all__ = [
     "CONTROL_QUEUE",
     "DEAD_LETTERS",
     "DEVICE_QUEUE_PREFIX",
+    "DISTILLING_S",
+    "DISTILL_DUE_TASK",
+    "DISTILL_QUEUE",
+    "DISTILL_TASK",
     "DOCUMENTS",
     "DOCUMENT_S",
     "EMBED_QUEUE",
@@ -83,6 +94,8 @@ __all__ = [
     "MEMORY_TASK",
     "OWN_TASK_PREFIX",
     "PART_TASK",
+    "PROMOTION",
+    "PROMOTION_S",
     "QUEUES",
     "REAPED_S",
     "REMEMBER_S",
@@ -91,12 +104,14 @@ __all__ = [
     "STREAM_LOADS",
     "device",
     "device_queue",
+    "distilling",
     "document",
     "held",
     "load",
     "reaped",
     "result",
     "router",
+    "sample",
     "stream",
     "stream_consumer",
     "suspect",
@@ -110,18 +125,28 @@ COMBINE_TASK: Final = "sutra.combine"
 EMBED_QUEUE: Final = "sutra.embed"
 DEVICE_QUEUE_PREFIX: Final = "sutra.device."
 CONTROL_QUEUE: Final = "sutra.control"
+DISTILL_QUEUE: Final = "sutra.distill"
+DISTILL_TASK: Final = "sutra.distill"
+DISTILL_DUE_TASK: Final = "sutra.distill_due"
 HEALTH_TASK: Final = "sutra.health"
 MEMORY_TASK: Final = "sutra.memory"
 
 FLEET: Final = "sutra:fleet"
 QUEUES: Final = "sutra:queues"
 LEASES: Final = "sutra:leases"
+PROMOTION: Final = "sutra:promotion"
 GOLDEN: Final = "sutra:golden"
 BACKLOG: Final = "sutra:backlog"
 DEAD_LETTERS: Final = "sutra:dead-letters"
 DOCUMENTS: Final = "sutra:documents"
 STREAMS: Final = "sutra:streams"
 STREAM_LOADS: Final = "sutra:stream-loads"
+
+PROMOTION_S: Final = 300
+"""Seconds a promotion may take until devices let go of what they loaded for it."""
+
+DISTILLING_S: Final = 60
+"""Seconds without a sign of life after which another run of the same model may begin."""
 
 FORGET_AFTER_S: Final = 3600
 """Seconds a dead device stays visible in ``sutra status`` before its record goes."""
@@ -200,3 +225,13 @@ def stream(name: str, part: str) -> str:
 def stream_consumer(incarnation: str) -> str:
     """What one worker process has measured of the streams."""
     return f"sutra:stream-consumer:{incarnation}"
+
+
+def distilling(name: str) -> str:
+    """Who makes the next version of a model."""
+    return f"sutra:distilling:{name}"
+
+
+def sample(period: int) -> str:
+    """Sample of the texts of one period."""
+    return f"sutra:sample:{period}"

@@ -120,6 +120,15 @@ class Settings:
 
     engine: str = _option("torch", "what computes the vectors: torch or simulated")
     model: str = _option("all-MiniLM-L6-v2", "a sentence-transformers name or folder")
+    models: str | None = _option(
+        None, "further models that callers may name, separated by commas; those of the registry always"
+    )
+    models_dir: str | None = _option(
+        None, "folder with the registry of models, the same for all workers; none if not set"
+    )
+    model_memory_mb: int = _option(
+        4096, "MB of weights one device keeps loaded; the least recently used model leaves", least=1
+    )
     device_id: str | None = _option(None, "name of this worker's device, unique in the fleet")
     incarnation: str | None = _option(
         None, "name of this start of a worker; its supervisor chooses it, to return what it held"
@@ -167,6 +176,28 @@ class Settings:
         0.0, "seconds after which the rest of a text that stopped growing is embedded; 0 never", least=0
     )
 
+    data_dir: str | None = _option(
+        None, "folder with the texts that distillations may read; none if not set"
+    )
+    distill_threads: int | None = _option(
+        None, "torch threads of a distillation on CPUs; all cores if not set", least=1
+    )
+    distill_pause_s: float = _option(
+        1.0, "seconds of work waiting in the fleet from which on a distillation pauses; 0 never", least=0
+    )
+    distill_every_s: float = _option(
+        0.0, "seconds between two scheduled distillations; 0 never", least=0
+    )
+    distill_config: str | None = _option(
+        None, "JSON file with the recipe of scheduled distillations, a DistillationConfig"
+    )
+    sample_texts: int = _option(
+        0, "texts of real traffic kept as a sample to distil from, at most; 0 keeps none", least=0
+    )
+    sample_retention_s: int = _option(
+        7 * 24 * 3600, "seconds after which sampled texts are gone", least=60
+    )
+
     simulated_fixed_s: float = _option(0.0, "simulated engine: seconds per batch", least=0)
     simulated_per_token_s: float = _option(0.0, "simulated engine: seconds per token", least=0)
     simulated_width: int = _option(384, "simulated engine: width of its vectors", least=1)
@@ -184,6 +215,8 @@ class Settings:
             raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
         if self.device_ttl_s < 2 * self.heartbeat_s:
             raise _refused("device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S")
+        if self.distill_every_s and not self.distill_config:
+            raise _refused("distill_every_s", self.distill_every_s, "needs SUTRA_DISTILL_CONFIG")
         if self.lease_s < self.device_ttl_s:
             raise _refused("lease_s", self.lease_s, "must be SUTRA_DEVICE_TTL_S or more")
 
@@ -201,6 +234,11 @@ class Settings:
     def __repr__(self) -> str:
         # Addresses may hold passwords, and logs and Celery's reports print settings.
         return f"<Settings {self.engine} {self.model}>"
+
+    @property
+    def further_models(self) -> tuple[str, ...]:
+        """The models that callers may name beside ``model`` and those of the registry."""
+        return tuple(name.strip() for name in (self.models or "").split(",") if name.strip())
 
     @property
     def results(self) -> str | None:

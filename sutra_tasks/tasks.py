@@ -63,7 +63,9 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
                 its chunks' unit vectors if False), ``details`` (default False) and with it
                 ``chunk_vectors`` (default False); ``truncate`` (default False) to cut texts at the
                 model's window, ``aggregation_method`` (default ``SUTRA_AGGREGATION_METHOD``) for how
-                the vectors of a long text's chunks become one.
+                the vectors of a long text's chunks become one; ``model``, one of the models the fleet
+                may serve (default ``SUTRA_MODEL``; of the registry ``name``, or ``name@3``), and
+                ``space`` to have vectors of that embedding space or an error.
 
         Returns:
             A Celery result; its ``get()`` gives a float32 array of shape (dim,) for one text and

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -79,13 +80,17 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one batch was, for statistics; a retried one was out of memory first, and took longer."""
+    """What one batch was, for statistics; a retried one was out of memory first, and took longer.
+
+    ``space`` is the embedding space of the model that computed it.
+    """
 
     texts: int
     tokens: int
     errors: int
     compute_s: float
     retried: bool = False
+    space: str = ""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -101,7 +106,11 @@ class _Job(Job):
 
 
 class Batcher:
-    """Runs ``encoder`` on one thread, in batches drawn from everything submitted."""
+    """Runs one device's models on one thread, in batches drawn from everything submitted.
+
+    A batch is one model's. A job is computed by the engine it was submitted with, so a model that is
+    replaced finishes what was tokenised for it.
+    """
 
     def __init__(
         self,
@@ -116,7 +125,7 @@ class Batcher:
         """Prepare the thread.
 
         Args:
-            encoder: the engine; its ``encode`` is called on the thread only.
+            encoder: the engine of jobs that name no other; ``encode`` is called on the thread only.
             limits: bounds of a batch, as long as memory suffices.
             on_batch: told of every batch, on the thread.
             self_check: says whether the device works. Asked on the thread when a batch had errors that
@@ -162,6 +171,7 @@ class Batcher:
         self,
         texts: Sequence[TokenizedText],
         *,
+        encoder: Encodes | None = None,
         alone: bool = False,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Future[Encoded]:
@@ -173,10 +183,12 @@ class Batcher:
 
         Args:
             texts: what to embed.
+            encoder: the engine that tokenised them, if it is not the batcher's own.
             alone: share no batch with other jobs.
             wanted: asked before each batch until the job's last text is in one, on the batcher's thread;
                 quick. One that raises is logged, counts as wanted, and is not asked again.
         """
+        encoder = encoder or self._encoder
         lengths = [text.tokens for text in texts]
         order = sorted(range(len(texts)), key=lengths.__getitem__)
         job = _Job(
@@ -184,7 +196,8 @@ class Batcher:
             order=order,
             lengths=sorted(lengths),
             alone=alone,
-            rows=np.empty((len(texts), self._encoder.card.width), dtype=np.float32),
+            engine=encoder,
+            rows=np.empty((len(texts), encoder.card.width), dtype=np.float32),
             arrived_s=self._clock(),
             wanted=wanted,
             missing=len(texts),
@@ -306,12 +319,14 @@ class Batcher:
 
     def _compute(self, taken: list[tuple[_Job, TokenizedText, int]]) -> None:
         texts = [text for _, text, _ in taken]
+        encoder: Encodes = taken[0][0].engine
         began = self._clock()
-        outcome = encode_by_halves(self._encode, texts, self._encoder.card.width)
+        outcome = encode_by_halves(partial(self._encode, encoder), texts, encoder.card.width)
         compute_s = self._clock() - began
         tokens = sum(text.tokens for text in texts)
         retried = outcome.too_large is not None
-        self._on_batch(Batch(len(texts), tokens, len(outcome.errors), compute_s, retried))
+        errors, space = len(outcome.errors), encoder.card.space
+        self._on_batch(Batch(len(texts), tokens, errors, compute_s, retried, space))
         if outcome.too_large is not None:
             self._budget = self._budget.out_of_memory(outcome.too_large, self._clock())
             logger.warning(
@@ -342,9 +357,9 @@ class Batcher:
                 queue_s = max(0.0, began + compute_s - job.arrived_s - job.compute_s)
                 job.future.set_result(Encoded(job.rows, queue_s, job.compute_s))
 
-    def _encode(self, texts: Sequence[TokenizedText]) -> Floats:
+    def _encode(self, encoder: Encodes, texts: Sequence[TokenizedText]) -> Floats:
         with watched(self._batch_timeout_s):
-            return self._encoder.encode(texts)
+            return encoder.encode(texts)
 
     def _device_works(self) -> bool:
         """Ask anew after each failure: a device that worked a moment ago may not do so now."""

@@ -9,7 +9,8 @@ length.
 2. A job that waits for one text only adds it, if it is of similar length: single texts ride along.
 3. Room that is left goes to the owner's other texts of similar length.
 4. Room still left goes to the others', oldest first, unless an overtaken job is left out.
-5. A job that is to be *alone* has its turn like any other, and shares no batch: not its own, not theirs.
+5. A batch is one model's: only jobs of the owner's engine share it.
+6. A job that is to be *alone* has its turn like any other, and shares no batch: not its own, not theirs.
 
 Old jobs so finish before new ones begin, and yet a single text that arrives while a 10,000-text job
 computes is at most one more batch of that job away from its own. *Similar*: padding stays under
@@ -24,7 +25,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -74,11 +75,13 @@ class Waiting:
         lengths: tokens of its waiting texts, ascending, never empty.
         overtaken: a batch of an unfinished job was computed while it waited.
         alone: it is suspected of ending the workers that compute it, and shares no batch.
+        engine: what is to compute it.
     """
 
     lengths: Sequence[int]
     overtaken: bool
     alone: bool = False
+    engine: object = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +122,20 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
         count += 1
 
     unshared = jobs[owner].alone
-    others = [j for j, job in enumerate(jobs) if j != owner and not (unshared or job.alone)]
+    engine = jobs[owner].engine
+    others = [
+        j
+        for j, job in enumerate(jobs)
+        if j != owner and job.engine is engine and not (unshared or job.alone)
+    ]
     for j in sorted(others, key=lambda j: not jobs[j].overtaken):
         if len(jobs[j].lengths) == 1 and room_for(j):
             take(j)
     while room_for(owner):
         take(owner)
-    if all(n or not job.overtaken for n, job in zip(taken, jobs, strict=True)):
+    if all(
+        n or not job.overtaken or job.engine is not engine for n, job in zip(taken, jobs, strict=True)
+    ):
         for j in others:
             while room_for(j):
                 take(j)
@@ -154,6 +164,7 @@ class Job:
     order: list[int]
     lengths: list[int]
     alone: bool = False
+    engine: Any = None
     begun: bool = False
     overtaken: bool = False
 
@@ -163,7 +174,9 @@ def take(jobs: list[AnyJob], limits: Limits) -> list[tuple[AnyJob, TokenizedText
 
     ``jobs`` is as for :func:`next_batch`; those of which nothing waits any more leave it.
     """
-    plan = next_batch([Waiting(job.lengths, job.overtaken, job.alone) for job in jobs], limits)
+    plan = next_batch(
+        [Waiting(job.lengths, job.overtaken, job.alone, job.engine) for job in jobs], limits
+    )
     unfinished = len(plan.parts[plan.owner]) < len(jobs[plan.owner].lengths)
     taken: list[tuple[AnyJob, TokenizedText, int]] = []
     for job, part in zip(jobs, plan.parts, strict=True):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sutra_tasks.documents.chunking import Offsets
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Card", "Encoder", "TokenizedText", "check_options"]
+__all__ = ["Card", "Encoder", "TokenizedText", "check_options", "check_pin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Card:
         width: dimensions of its vectors.
         window: tokens of a text it sees, special tokens and prompt included.
         prompts: the named prompts and their text.
+        weight_bytes: of its weights in memory, about; 0 if it has none.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Card:
     width: int
     window: int
     prompts: Mapping[str, str]
+    weight_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -115,3 +117,9 @@ def check_options(card: Card, prompt: str | None, dimensions: int | None) -> Non
         raise InvalidOptionError("prompt", repr(prompt[:50]), f"one of {known}")
     if dimensions is not None and dimensions > card.width:
         raise InvalidOptionError("dimensions", str(dimensions), f"{card.width} or fewer")
+
+
+def check_pin(card: Card, space: str, dimensions: int | None) -> bool:
+    """Say whether this model's vectors, cut to ``dimensions``, are of a space that a caller pins."""
+    name, _, _ = card.space.rpartition(":")
+    return space == f"{name}:{dimensions or card.width}"

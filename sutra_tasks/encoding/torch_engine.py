@@ -45,6 +45,7 @@ class TorchEncoder(TokenIds):
         self,
         model: str,
         *,
+        folder: str | None = None,
         device: str = "cpu",
         threads: int = 1,
         memory_share: float = 1.0,
@@ -52,7 +53,7 @@ class TorchEncoder(TokenIds):
         dtype: str = "auto",
     ) -> None:
         torch.set_num_threads(threads)
-        self._model = _load(model)
+        self._model = _load(model, folder or locate(model))
         theirs = self._model.tokenizer
         self._pad_id, self._pad_left = int(theirs.pad_token_id or 0), theirs.padding_side == "left"
         tokenizer = _thread_safe_tokenizer(model, theirs)
@@ -66,6 +67,9 @@ class TorchEncoder(TokenIds):
             width=width,
             window=_window(self._model),
             prompts=prompts,
+            weight_bytes=sum(
+                weight.numel() * weight.element_size() for weight in self._model.parameters()
+            ),
         )
         pools_all = all(getattr(module, "include_prompt", True) for module in self._model)
         super().__init__(tokenizer, prompts, self.card.window, pools_prompt=pools_all)
@@ -184,11 +188,11 @@ def _freed_when_full() -> Iterator[None]:
         raise
 
 
-def _load(model: str) -> SentenceTransformer:
+def _load(model: str, folder: str) -> SentenceTransformer:
     forbid_hub_kernels()
     try:
         return SentenceTransformer(
-            locate(model),
+            folder,
             device="cpu",
             trust_remote_code=False,
             # What a probe holds all others against; a model's own wish might download a kernel.

@@ -60,6 +60,8 @@ class Device:
     """Usual time to compute one request."""
 
     latency_per_token_s: float | None = None
+    models: tuple[str, ...] = ()
+    """What it has in memory; any other it would load first."""
 
     @property
     def has_credit(self) -> bool:
@@ -194,9 +196,12 @@ def choose(fleet: Fleet, demand: Demand, ticket: int, *, default: str, queue_pen
     if not standing:
         raise NoHealthyWorkersError(fleet.known, fleet.oldest_heartbeat_s, 0.0)
     tried = _trial(fleet, name, _draw(ticket) >> 32)  # other bits than the strategy "random" looks at
-    if tried is not None:
+    if tried is not None and demand.model in (None, *tried.models):
         return tried
     candidates = [device for device in standing if device.has_credit] or standing
+    if demand.model is not None:
+        # One that would have to load the model is asked only when those that have it are busy.
+        candidates = [device for device in candidates if demand.model in device.models] or candidates
     return STRATEGIES[name](candidates, demand, ticket, queue_penalty_s)
 
 

@@ -12,7 +12,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import redis
@@ -21,14 +21,14 @@ from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Ignore, Reject, TaskRevokedError
 from celery.utils.log import get_logger
 from celery.worker.state import revoked
-from celery.worker.strategy import default as default_strategy
 
 from sutra_tasks import keys
 from sutra_tasks.documents.attention import AttentionChoice
 from sutra_tasks.encoding.batcher import Batch, Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.encoding.golden import Golden
+from sutra_tasks.encoding.loaded import Models
+from sutra_tasks.encoding.models import registry
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fleet import parts
@@ -40,10 +40,12 @@ from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.long_texts import LongTexts
 from sutra_tasks.fleet.memory import device_memory
 from sutra_tasks.fleet.monitor import Monitor
+from sutra_tasks.fleet.promotion import Follower
 from sutra_tasks.fleet.queues import MOST_CREDIT
 from sutra_tasks.fleet.registry import DeviceRecord, fleet_of, sightings
 from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
 from sutra_tasks.fleet.returning import SUSPECT_AFTER, attempts_of
+from sutra_tasks.fleet.sampling import sampler
 from sutra_tasks.fleet.statistics import Statistics
 from sutra_tasks.settings import settings
 from sutra_tasks.streaming.consumer import StreamConsumer
@@ -54,9 +56,10 @@ from sutra_tasks.tasks import serve
 if TYPE_CHECKING:
     from sutra_tasks.calls import Call
     from sutra_tasks.encoding.encoder import Encoder
+    from sutra_tasks.encoding.loaded import Loaded
     from sutra_tasks.vectors import Embeddings, Vectors
 
-__all__ = ["DevicePool", "strategy", "warm_up"]
+__all__ = ["DevicePool"]
 
 Answer = TypeVar("Answer")
 
@@ -67,23 +70,6 @@ ROOM_BATCHES: Final = 2
 
 HEARD_S: Final = 0.2
 """By then every router knows that a device is broken, and sends what comes back from it elsewhere."""
-
-WARM_UP_WORDS: Final = 30
-WARM_UP_TEXTS: Final = (1, 8, 32)
-
-
-def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
-    """Handle a message as Celery does, but acknowledge from the thread that finished it.
-
-    Celery hands acknowledgements to its event loop, which has ended when a stopping pool finishes its
-    last tasks; those would run again elsewhere.
-    """
-    handle = default_strategy(task, app, consumer)
-
-    def handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> Any:  # noqa: ARG001
-        return handle(message, body, message.ack_log_error, message.reject_log_error, callbacks)
-
-    return handler
 
 
 class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
@@ -106,7 +92,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self._current = threading.local()
         self._floor = Floor()
         self._started_at = time.time()
-        self._encoder: Encoder | None = None
+        self._store = registry(options)
+        self._models = Models(options, self._store)
+        self._sampler = sampler(self._client, options)
+        self._follower: Follower | None = None
+        self._serves: Loaded | None = None
         self._batcher: Batcher | None = None
         self.monitor = Monitor(
             options,
@@ -122,8 +112,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         """Load and warm the model; the worker accepts no work before this returns."""
         options = self._options
         self._heartbeat.start()
-        encoder = load_engine(options)
-        self._statistics.warmed_up(*warm_up(encoder))
+        encoder = self._models.first()
         limits = Limits(options.batch_tokens, options.batch_texts, options.batch_wait_s)
         batcher = Batcher(
             encoder,
@@ -132,18 +121,24 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self_check=self._self_check,
             batch_timeout_s=options.batch_timeout_s,
         )
-        self.monitor.loaded(Golden.of(encoder), lambda: batcher.call(lambda: Golden.of(encoder)))
-        self._encoder, self._batcher = encoder, batcher
+        self._batcher = batcher
+        self._now_serves(self._models.begin(encoder, self._service_of))
         batcher.start()
-        self._service = EmbeddingService(
-            encoder, batcher, self._device_id, options, on_answer=self._statistics.answer
-        )
+        if self._store is not None:
+            self._follower = Follower(
+                self._client,
+                self._models,
+                self._store,
+                options,
+                swap=lambda loaded: batcher.call(lambda: self._now_serves(loaded)).result(),
+                hasten=self._heartbeat.hasten,
+            )
         held = held_by(self._incarnation)
         room = ROOM_BATCHES * options.batch_tokens
         held.may_take = lambda _: self.monitor.serves and held.credit < room
         serve(self._answer)
         self._long_texts = LongTexts(
-            self._service,
+            lambda model, space: self._model(model, space).service,
             documents(options),
             self._device_id,
             options,
@@ -152,7 +147,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         parts.serve(self._long_texts)
         self._streams = StreamConsumer(
             Server(self._stream_client, self._incarnation),
-            encoder,
+            lambda: self._models.default.encoder,
             batcher,
             options,
             self._device_id,
@@ -162,17 +157,37 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             load=self._load,
         )
 
+    def _service_of(self, encoder: Encoder) -> EmbeddingService:
+        assert self._batcher is not None
+        return EmbeddingService(
+            encoder, self._batcher, self._device_id, self._options, on_answer=self._statistics.answer
+        )
+
+    def _now_serves(self, loaded: Loaded) -> None:
+        """Serve this model by default; between two batches, for it is on the batcher's thread."""
+        batcher = self._batcher
+        assert batcher is not None
+        self._models.serve_by_default(loaded)
+        self._serves = loaded
+        self._statistics.warmed_up(*loaded.warm_up)
+        self.monitor.loaded(
+            loaded.golden, lambda: batcher.call(lambda: Golden.of(self._models.default.encoder))
+        )
+
     def on_ready(self) -> None:
         """Join the fleet, now that the worker consumes."""
         self._heartbeat.hasten()
-        assert self._encoder is not None
         assert self._streams is not None
         self._streams.start()
-        logger.info("device %s serves %s", self._device_id, self._encoder.card.model)
+        if self._follower is not None:
+            self._follower.start()
+        logger.info("device %s serves %s", self._device_id, self._models.default.reference)
 
     def on_close(self) -> None:
         """Leave the fleet and hand back what has not begun."""
         self._heartbeat.leave()
+        if self._follower is not None:
+            self._follower.stop()
         if self._streams is not None:
             self._streams.drain(self._options.drain_s)
         if self._batcher is not None:
@@ -234,12 +249,21 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self._batcher.arrived()
 
     def _answer(self, call: Call) -> Vectors | Embeddings:
-        prepared = self._service.prepare(call)
+        if self._sampler is not None:
+            with suppress(redis.RedisError):
+                self._sampler.offer(call.texts)
+        service = self._model(call.model, call.space, call.dimensions).service
+        prepared = service.prepare(call)
         if prepared.can_spread and prepared.planned.plan.chunks >= self._options.fanout_chunks:
             fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
-            self._long_texts.spread(prepared, self._current.request.message, fleet)
+            self._long_texts.spread(service, prepared, self._current.request.message, fleet)
             raise Ignore
-        return self._computed(lambda **how: self._service.answer(prepared, **how))
+        return self._computed(lambda **how: service.answer(prepared, **how))
+
+    def _model(self, model: str | None, space: str | None, dimensions: int | None = None) -> Loaded:
+        if model is not None and not self._models.has(model):
+            self._arrived()  # it may have to be loaded: nobody waits for that
+        return self._models.get(model, space, dimensions)
 
     def _computed(self, compute: Callable[..., Answer], *, task_id: str | None = None) -> Answer:
         """Compute for the task of this thread, and see to what is neither an answer nor its failure.
@@ -285,9 +309,8 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _self_check(self) -> bool:
         """Say whether the model is to blame for a failure; on the thread that may call it."""
-        assert self._encoder is not None
         try:
-            works = self.monitor.agrees(Golden.of(self._encoder))
+            works = self.monitor.agrees(Golden.of(self._models.default.encoder))
         except Exception:  # noqa: BLE001 - whatever an engine raises, it should not have
             works = False
         if not works:
@@ -296,7 +319,8 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         return works
 
     def _on_batch(self, batch: Batch) -> None:
-        self._statistics.batch(batch)
+        usual = self._serves is not None and batch.space == self._serves.encoder.card.space
+        self._statistics.batch(batch, usual=usual)
         if self._streams is not None:
             self._streams.measured(batch)
 
@@ -314,9 +338,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _describe(self) -> DeviceRecord:
         options, verdict = self._options, self.monitor.step()
-        card = self._encoder.card if self._encoder is not None else None
+        encoder = self._serves.encoder if self._serves is not None else None
+        card = encoder.card if encoder is not None else None
         # An engine that makes its vectors up has none, and one that loads has none yet.
-        attention = getattr(self._encoder, "attention", AttentionChoice("none" if card else "", ""))
+        attention = getattr(encoder, "attention", AttentionChoice("none" if card else "", ""))
+        follower = self._follower
         summary = self._statistics.summary()
         speed = summary["tokens_per_s"] or 0.0
         uncounted_messages, uncounted_tokens = held_by(self._incarnation).uncounted
@@ -328,6 +354,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             engine=options.engine,
             compute=options.torch_device if options.engine == "torch" else "none",
             model=card.model if card is not None else options.model,
+            models=self._models.names if self._serves is not None else (),
+            candidate=follower.candidate if follower is not None else "",
+            candidate_state=follower.candidate_state if follower is not None else "",
             space=card.space if card is not None else "",
             width=card.width if card is not None else 0,
             window=card.window if card is not None else 0,
@@ -346,18 +375,3 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             memory_share=verdict.memory.share,
             **summary,
         )
-
-
-def warm_up(encoder: Encoder) -> tuple[int, float]:
-    """Run the model on a few shapes: the first passes allocate, and on GPUs compile.
-
-    Returns:
-        Tokens and seconds of the last pass, the first measurement of the device's speed.
-    """
-    tokens, seconds = 0, 0.0
-    for texts in WARM_UP_TEXTS:
-        batch = encoder.tokenize(["word " * WARM_UP_WORDS] * texts, None)
-        began = time.perf_counter()
-        encoder.encode(batch)
-        tokens, seconds = sum(one.tokens for one in batch), time.perf_counter() - began
-    return tokens, seconds

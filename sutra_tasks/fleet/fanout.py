@@ -85,23 +85,27 @@ end
 if redis.call('HGET', KEYS[1], 'done') ~= parts and redis.call('HEXISTS', KEYS[1], 'error') == 0 then
   return 0
 end
-redis.call('HSETNX', KEYS[1], 'sender', ARGV[1])
-return redis.call('HGET', KEYS[1], 'sender') == ARGV[1] and 1 or 0
+return redis.call('HSETNX', KEYS[1], 'sent', 1)
 """
 """KEYS: the document, the documents, the caller's result. ARGV: part, its result or nothing, task id,
 seconds until the rest is overdue, what the caller is told of progress, seconds that is kept. A result is
 not overwritten by progress: a message delivered twice may be computed again behind it. Returns 1 when
-the document can be put together, to the first part that ends then, however often it asks: two bodies at
-once would call the caller's callbacks twice. The part's rows make room for it: allowed on a full server.
+the document can be put together, once: two bodies at once would call the caller's callbacks twice. If
+the one that is told so dies before it sends the body, the sweep sends it. The part's rows make room for
+it: allowed on a full server.
 """
 
 FAIL: Final = """#!lua flags=allow-oom
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('HSETNX', KEYS[1], 'error', ARGV[2])
-redis.call('HSETNX', KEYS[1], 'sender', ARGV[1])
-return redis.call('HGET', KEYS[1], 'sender') == ARGV[1] and 1 or 0
+redis.call('HSETNX', KEYS[1], 'error', ARGV[1])
+return redis.call('HSETNX', KEYS[1], 'sent', 1)
 """
-"""KEYS: the document. ARGV: part, why it has no vector. Returns 1 to the first part that ends then."""
+"""KEYS: the document. ARGV: why it has no vector. Returns 1 to the first that ends it."""
+
+UNSENT: Final = """#!lua flags=allow-oom
+return redis.call('HDEL', KEYS[1], 'sent')
+"""
+"""KEYS: the document."""
 
 SEND: Final = """
 for i = 1, #KEYS, 2 do
@@ -281,19 +285,18 @@ class Documents:
             str(int(self._overdue_s)), json.dumps(progress), str(self._result_ttl_s),
         )  # fmt: skip
         if complete:
-            self._send_body(task_id)
+            self._send_body_once(task_id)
 
-    def fail(self, task_id: str, index: int | None, error: Exception) -> None:
+    def fail(self, task_id: str, error: Exception) -> None:
         """Give a document up, for the first reason that is told, and have its caller told.
 
         Args:
             task_id: the document.
-            index: the part at fault; None: none in particular.
             error: the reason.
         """
         stored = json.dumps(app.backend.prepare_exception(error, "json"))
-        if self._results.eval(FAIL, 1, keys.document(task_id), str(index), stored):
-            self._send_body(task_id)
+        if self._results.eval(FAIL, 1, keys.document(task_id), stored):
+            self._send_body_once(task_id)
 
     def collect(self, task_id: str) -> Collected | None:
         """Return a document that is complete or given up; None if it is neither, or gone."""
@@ -345,7 +348,7 @@ class Documents:
             waited_s = int(self._overdue_s) * (2**resends - 1)
             lost = IncompleteDocumentError(len(missing), int(parts), waited_s)
             logger.error("task %s: %s", task_id, lost)
-            self.fail(task_id, None, lost)
+            self.fail(task_id, lost)
         else:
             logger.warning("task %s: %d overdue parts are sent again", task_id, len(missing))
             self._send_missing(task_id)
@@ -378,6 +381,14 @@ class Documents:
                 messages += [part_message(template, index, len(sizes), rows, tokens), str(weight)]
             if names:
                 self._client.eval(SEND, len(names), *names, *messages)
+
+    def _send_body_once(self, task_id: str) -> None:
+        """Send the body, or let the next part that ends do it."""
+        try:
+            self._send_body(task_id)
+        except BaseException:
+            self._results.eval(UNSENT, 1, keys.document(task_id))
+            raise
 
     def _send_body(self, task_id: str) -> None:
         body: Any = self._results.hget(keys.document(task_id), "body")

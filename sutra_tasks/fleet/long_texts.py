@@ -14,7 +14,7 @@ from celery.utils.log import get_logger
 
 from sutra_tasks.calls import HEADER, demand_of
 from sutra_tasks.documents.plan import Unaggregated, answer, parts_of
-from sutra_tasks.errors import EncodingError, ModelError
+from sutra_tasks.errors import EncodingError
 from sutra_tasks.fleet.balancing import assign
 from sutra_tasks.fleet.chord import part_demand
 from sutra_tasks.fleet.fanout import Begun
@@ -42,7 +42,7 @@ class LongTexts:
 
     def __init__(
         self,
-        service: EmbeddingService,
+        services: Callable[[str | None, str | None], EmbeddingService],
         documents: Documents,
         device_id: str,
         options: Settings,
@@ -51,20 +51,21 @@ class LongTexts:
         """Use what the device has.
 
         Args:
-            service: the device's.
+            services: the device's, by model and embedding space.
             documents: where long texts are kept.
             device_id: its name.
             options: the settings.
             computed: runs a function that computes, given what it passes on to the service, and the id
                 of the task whose caller may give it up.
         """
-        self._service, self._documents, self._device_id = service, documents, device_id
+        self._services, self._documents, self._device_id = services, documents, device_id
         self._options, self._computed = options, computed
 
-    def spread(self, prepared: Prepared, message: Any, fleet: Fleet) -> None:
+    def spread(self, service: EmbeddingService, prepared: Prepared, message: Any, fleet: Fleet) -> None:
         """Replace a call by a chord of its parts.
 
         Args:
+            service: that prepared it.
             prepared: the call.
             message: its message, as this device got it.
             fleet: among whose devices the parts are divided.
@@ -72,7 +73,7 @@ class LongTexts:
         Raises:
             NotStored: the server did not take it.
         """
-        encoder, rows = self._service.encoder, prepared.planned.rows
+        encoder, rows = service.encoder, prepared.planned.rows
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
         # What the router took the call to cost this device it costs all of them.
         fleet = fleet.done(self._device_id, message.sutra_weight)
@@ -119,7 +120,7 @@ class LongTexts:
 
         Raises:
             NotStored: the server does not say what to do.
-            ModelError: the text was begun in another embedding space.
+            ModelError: the text was begun with a model, or in a space, that this device cannot have.
             CorruptMessageError: the rows do not decode.
         """
         began_at = time.monotonic()
@@ -127,12 +128,11 @@ class LongTexts:
             part = self._documents.part(request.group, request.group_index)
         if part is None:
             return None
-        card = self._service.encoder.card
-        if part.space != card.space:
-            raise ModelError(card.model, f"a long text was begun in another space, {part.space}")
+        # A model that was swapped since is loaded once more, for parts of texts that were begun with it.
+        service = self._services(part.model, part.space)
         encode = partial(
-            self._service.encode,
-            self._service.encoder.unpack(part.rows),
+            service.encode,
+            service.encoder.unpack(part.rows),
             part.positions.__getitem__,
             estimated_tokens=demand_of(request.get(HEADER), 0).tokens,
             began_at=began_at,

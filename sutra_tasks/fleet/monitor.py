@@ -89,6 +89,7 @@ class Monitor:
         self._golden: Golden | None = None
         self._exercise: Exercise | None = None
         self._exercised: Future[Golden] | None = None
+        self._succeeds = False
         self._asked = self._asked_memory = self._suspected = False
         self._evaluated_at = self._exercised_at = clock()
         self._memory_at = -float("inf")
@@ -105,12 +106,18 @@ class Monitor:
         return self._verdict.state not in (State.STARTING, State.REFUSED)
 
     def loaded(self, golden: Golden, exercise: Exercise) -> None:
-        """Begin: the model is warm, and these are its vectors of the golden texts."""
+        """Begin, or go on with another model: it is warm, and these are its vectors of known texts."""
+        self._exercised = None
         self._golden, self._exercise = golden, exercise
+        self._succeeds = self.serves
 
     def agrees(self, golden: Golden) -> bool:
-        """Say whether the model still gives the vectors it gave when it was warmed up."""
-        return self._golden is not None and self._golden.disagreement(golden) is None
+        """Say whether the model still gives the vectors it gave when it was warmed up.
+
+        Vectors of a model that was replaced since say nothing against it.
+        """
+        ours = self._golden
+        return ours is not None and (golden.space != ours.space or ours.disagreement(golden) is None)
 
     def ask(self, *, memory: bool) -> None:
         """Evaluate at the next step, and look at the memory if wanted."""
@@ -149,7 +156,10 @@ class Monitor:
         self._decide(state=state, reason=reason or "")
 
     def _keep_golden(self, golden: Golden) -> None:
-        if not self._client.expire(keys.GOLDEN, self._golden_ttl_s):
+        if self._succeeds:  # who joins from now on is to have the new model
+            self._client.set(keys.GOLDEN, golden.to_json(), ex=self._golden_ttl_s)
+            self._succeeds = False
+        elif not self._client.expire(keys.GOLDEN, self._golden_ttl_s):
             self._say(golden)
 
     def _say(self, golden: Golden) -> bytes | None:

@@ -35,7 +35,7 @@ __all__ = [
     "sightings",
 ]
 
-VERSION: Final = 3
+VERSION: Final = 4
 
 BEAT: Final = """#!lua flags=allow-oom
 local now = redis.call('TIME')
@@ -89,6 +89,8 @@ class DeviceRecord:
     """What one device worker says of itself; stored as JSON with a version.
 
     Speeds and latencies are in estimated tokens (:attr:`sutra_tasks.calls.Demand.tokens`), as loads are.
+    ``models`` are those it has in memory, by every name that calls may use. ``candidate`` is the
+    promotion it prepares for, and ``candidate_state`` is ``loading``, ``ready``, or why it cannot.
     ``attention`` and ``dtype`` are how it computes, ``attention_reason`` why it does not do so better.
     """
 
@@ -103,6 +105,9 @@ class DeviceRecord:
     width: int
     window: int
     started_at: float
+    models: tuple[str, ...] = ()
+    candidate: str = ""
+    candidate_state: str = ""
     attention: str = ""
     dtype: str = ""
     attention_reason: str = ""
@@ -142,7 +147,8 @@ class DeviceRecord:
         if value.get("v") != VERSION:
             raise UnsupportedVersionError("device record", str(value.get("v"))[:20], VERSION)
         known = {field.name: value[field.name] for field in fields(cls)}
-        return cls(**known | {"state": State(value["state"]), "warnings": tuple(value["warnings"])})
+        tuples = {name: tuple(value[name]) for name in ("models", "warnings")}
+        return cls(**known | tuples | {"state": State(value["state"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +235,7 @@ def _device(seen: Sighting) -> Device:
         backlog_tokens=seen.backlog_tokens,
         backlog_messages=seen.backlog_messages,
         credit_used=seen.credit_used,
+        models=record.models,
         credit_tokens=record.credit_tokens,
         tokens_per_s=record.tokens_per_s,
         latency_s=record.latency_s,

@@ -130,7 +130,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
             if state == states.SUCCESS:
                 self._documents.join(request.group, request.group_index, result)
             else:
-                self._documents.fail(request.group, request.group_index, result)
+                self._documents.fail(request.group, result)
 
     def _check_lease(self) -> None:
         with as_not_stored():

@@ -126,13 +126,19 @@ class Statistics:
         return self._counts["batches"]
 
     def warmed_up(self, tokens: int, compute_s: float) -> None:
-        """Take the warm-up's batch as the first measurement of speed; ``tokens`` are true ones."""
+        """Take a model's warm-up as the first measurement of its speed; ``tokens`` are true ones.
+
+        What was usual with the model before it is forgotten.
+        """
         with self._lock:
+            self._speeds.clear()
+            self._slots.clear()
+            self._usual, self._latency_s = Usual(), None
             self._warm_up = (tokens, compute_s)
             self._average_tokens, self._average_batch_s = float(tokens), compute_s
 
-    def batch(self, batch: Batch) -> None:
-        """Count one batch."""
+    def batch(self, batch: Batch, *, usual: bool = True) -> None:
+        """Count one batch; speed and health learn of it if it is of the ``usual`` model."""
         now = self._clock()
         with self._lock:
             counts = self._counts
@@ -141,6 +147,8 @@ class Statistics:
             counts["tokens"] += batch.tokens
             counts["errors"] += batch.errors
             self._busy_s += batch.compute_s
+            if not usual:
+                return
             self._speeds.append((now, batch.tokens, batch.compute_s))
             self._average_tokens += SMOOTHING * (batch.tokens - self._average_tokens)
             self._average_batch_s += SMOOTHING * (batch.compute_s - self._average_batch_s)

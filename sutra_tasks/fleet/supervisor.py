@@ -67,11 +67,11 @@ def restart_delay_s(crashes: int, lived_s: float) -> float:
 def worker_specs(
     options: Settings, devices: Sequence[DeviceSpec], *, worker_options: Sequence[str] = ()
 ) -> list[WorkerSpec]:
-    """Return the router and the devices as processes to start, the router first."""
+    """Return the router, the devices, and a distill worker if there are folders for it."""
     shared = options.as_env()
     module = [sys.executable, "-m", "sutra_tasks.fleet.worker"]
     router = WorkerSpec("router", [*module, "router", *worker_options], shared)
-    return [router] + [
+    devices_to_start = [
         WorkerSpec(
             device.id,
             [*module, "device", *worker_options],
@@ -80,6 +80,9 @@ def worker_specs(
         )
         for device in devices
     ]
+    distiller = WorkerSpec("distill", [*module, "distill", *worker_options], shared)
+    distillers = [distiller] if options.data_dir and options.models_dir else []
+    return [router, *devices_to_start, *distillers]
 
 
 class Supervisor:

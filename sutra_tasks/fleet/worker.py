@@ -1,4 +1,4 @@
-"""The two worker roles as Celery apps, and the command that runs one.
+"""The three worker roles as Celery apps, and the command that runs one.
 
 ``python -m sutra_tasks.fleet.worker router`` is what ``sutra up`` starts; a deployment can as well run
 ``celery -A workers.router worker``. Both are the client's app with a role's settings.
@@ -19,6 +19,7 @@ from kombu import Queue
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
+from sutra_tasks.distillation.tasks import distill, distill_due
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
 from sutra_tasks.fleet import control as _control  # noqa: F401 - registers tasks and commands
 from sutra_tasks.fleet import parts
@@ -31,7 +32,7 @@ from sutra_tasks.tasks import embed
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["device_app", "main", "router_app"]
+__all__ = ["device_app", "distill_app", "main", "router_app"]
 
 logger = get_logger(__name__)
 
@@ -81,8 +82,33 @@ def device_app() -> Celery:
             "worker_prefetch_multiplier": 1,
         },
     )
-    _handle_with("sutra_tasks.fleet.device:strategy")
+    _handle_with("sutra_tasks.fleet.acknowledging:strategy")
     worker_ready.connect(_join_fleet, weak=False)
+    return app
+
+
+def distill_app() -> Celery:
+    """Return the app of a distill worker: ``celery -A workers.distill worker``.
+
+    Raises:
+        SettingsError: ``SUTRA_MODELS_DIR`` is not set.
+    """
+    options = settings()
+    if options.models_dir is None:
+        raise SettingsError("SUTRA_MODELS_DIR", "", "a distill worker needs the folder of the registry")
+    _configure(
+        "distill",
+        None,
+        {
+            "task_queues": [Queue(keys.DISTILL_QUEUE, routing_key=keys.DISTILL_QUEUE)],
+            "worker_pool": "sutra_tasks.fleet.distiller:DistillPool",
+            "worker_concurrency": 1,
+            "worker_prefetch_multiplier": 1,
+        },
+    )
+    for task in (distill, distill_due):
+        task.Strategy = "sutra_tasks.fleet.acknowledging:strategy"
+    app.steps["worker"].add(ReaperStep)  # keeps this worker's lease, too
     return app
 
 
@@ -139,13 +165,13 @@ def _join_fleet(sender: Any, **_: Any) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run one worker: ``router`` or ``device``, then options of ``celery worker``."""
+    """Run one worker: ``router``, ``device`` or ``distill``, then options of ``celery worker``."""
     role, *options = arguments
     try:
-        chosen = {"router": router_app, "device": device_app}[role]()
+        chosen = {"router": router_app, "device": device_app, "distill": distill_app}[role]()
     except SutraError as error:
         sys.exit(f"sutra {role}: {error}")
-    name = role if role == "router" else settings().device_id
+    name = settings().device_id if role == "device" else role
     # Gossip and mingle are for workers that coordinate; these do so through Redis.
     quiet = ["--without-gossip", "--without-mingle"]
     node = f"{name}@{os.uname().nodename}"

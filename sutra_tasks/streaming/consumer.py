@@ -71,10 +71,10 @@ class Seat(Protocol):
 
 
 class _Batch:
-    """Units whose rows are computed together."""
+    """Units whose rows are computed together, by the model that tokenised them."""
 
-    def __init__(self, units: Sequence[Unit], formed_at: float) -> None:
-        self.units, self.formed_at = list(units), formed_at
+    def __init__(self, units: Sequence[Unit], formed_at: float, cutter: Cutter) -> None:
+        self.units, self.formed_at, self.cutter = list(units), formed_at, cutter
         self.size = sum(max(1, len(unit.rows)) for unit in units)
 
 
@@ -84,7 +84,7 @@ class StreamConsumer:
     def __init__(
         self,
         server: Server,
-        encoder: Encoder,
+        model: Callable[[], Encoder],
         batcher: Batcher,
         options: Settings,
         device_id: str,
@@ -97,7 +97,7 @@ class StreamConsumer:
 
         Args:
             server: with the streams.
-            encoder: the engine, for tokenising.
+            model: the engine that serves now; another one after a swap.
             batcher: that computes.
             options: of this deployment.
             device_id: of this device.
@@ -105,9 +105,10 @@ class StreamConsumer:
             serves: whether the device takes work.
             load: of this machine, 0 to 1.
         """
-        self._server, self._encoder, self._batcher, self._options = server, encoder, batcher, options
+        self._server, self._model, self._batcher, self._options = server, model, batcher, options
         self._device_id, self._seat, self._serves = device_id, seat, serves
-        self._cutter = Cutter(encoder, options)
+        self._encoder = model()
+        self._cutter = Cutter(self._encoder, options)
         self._sizes = SizeOptimizer(options.stream_batch_size, options.batch_texts)
         self._forming: deque[Unit] = deque()
         self._changed = threading.Condition()
@@ -121,7 +122,7 @@ class StreamConsumer:
         self._broken_until = self._looks_again_at = -float("inf")
         self._backlog = False
         self._texts_committed = 0
-        self.upkeep = Upkeep(server, encoder, batcher, options, load)
+        self.upkeep = Upkeep(server, batcher, options, load)
         self._reader = threading.Thread(target=self._read_all, name="stream-reader", daemon=True)
         self._writer = threading.Thread(target=self._write_all, name="stream-writer", daemon=True)
 
@@ -169,6 +170,10 @@ class StreamConsumer:
 
     def _step(self) -> None:
         now = time.monotonic()
+        if (encoder := self._model()) is not self._encoder:
+            # What the other model has cut is computed by it.
+            self._submit_formed(self._options.batch_texts, at_once=True)
+            self._encoder, self._cutter = encoder, Cutter(encoder, self._options)
         if now - self._named_at >= NAMES_S:
             self._streams, self._named_at = self._server.streams(), now
         if not self._takes_work() or not self._streams:
@@ -283,30 +288,30 @@ class StreamConsumer:
             ):
                 return
             some = [self._forming.popleft() for _ in range(min(size, len(self._forming)))]
-            self._submit(some)
+            self._submit(some, self._cutter)
 
-    def _submit(self, units: Sequence[Unit]) -> None:
-        batch = self._begin(units)
+    def _submit(self, units: Sequence[Unit], cutter: Cutter) -> None:
+        batch = self._begin(units, cutter)
         rows = [row for unit in units for row in unit.rows]
         if not rows:
             self._done.put((batch, None))
             return
         self._seat.join()
-        future = self._batcher.submit(rows)
+        future = self._batcher.submit(rows, encoder=cutter.encoder)
         future.add_done_callback(lambda done: self._computed(batch, done))
 
     def _computed(self, batch: _Batch, future: Future[Encoded]) -> None:
         self._seat.leave()
         self._done.put((batch, future))
 
-    def _begin(self, units: Sequence[Unit]) -> _Batch:
+    def _begin(self, units: Sequence[Unit], cutter: Cutter) -> _Batch:
         now = time.monotonic()
         try:
-            self._cutter.tokenize(units)
+            cutter.tokenize(units)
         except BaseException:
             self._let_go(units)  # others claim them, and run each alone
             raise
-        batch = _Batch(units, now)
+        batch = _Batch(units, now, cutter)
         with self._changed:
             self._in_flight += batch.size
             self._held.update(dict.fromkeys(units))
@@ -352,7 +357,7 @@ class StreamConsumer:
         self._submit_formed(self._options.batch_texts, at_once=True)
         with self._changed:
             self._changed.wait_for(lambda: not self._in_flight or self._stopping.is_set())
-        batch = self._begin([unit])
+        batch = self._begin([unit], self._cutter)
         if not unit.rows:
             self._done.put((batch, None))
             return
@@ -360,7 +365,7 @@ class StreamConsumer:
         try:
             with self._seat.alone():
                 self._server.mark(unit.source)
-                future = self._batcher.submit(unit.rows, alone=True)
+                future = self._batcher.submit(unit.rows, encoder=self._encoder, alone=True)
                 future.exception()
                 self._server.unmark()
         finally:
@@ -401,7 +406,7 @@ class StreamConsumer:
         """Commit a batch, or see to it that somebody else can."""
         again = False
         try:
-            rows, computed_at = self._rows_of(future), time.monotonic()
+            rows, computed_at = _rows_of(future), time.monotonic()
             compute_s = 0.0 if future is None else future.result().compute_s
             self._commit(batch, rows, computed_at, compute_s)
         except TextError as error:
@@ -416,11 +421,6 @@ class StreamConsumer:
         finally:
             self._finished(batch, again=again)
 
-    def _rows_of(self, future: Future[Encoded] | None) -> Floats:
-        if future is None:
-            return np.empty((0, self._encoder.card.width), dtype=np.float32)
-        return finish(future.result().rows, dimensions=None, normalize=True).astype("<f4", copy=False)
-
     def _without(self, batch: _Batch, error: TextError) -> bool:
         """Tell of the text at fault; the others are computed once more, if it says so."""
         position, at_fault = error.position, batch.units[0]
@@ -433,14 +433,17 @@ class StreamConsumer:
         reason = EncodingError(self._device_id, 0, type(error.cause).__name__)
         at_fault.error, at_fault.rows = reason, []
         try:
-            self._submit(batch.units)
+            self._submit(batch.units, batch.cutter)
         except Exception:
             logger.exception("a stream's entries were left to be claimed")
             return False
         return True
 
     def _commit(self, batch: _Batch, rows: Floats, computed_at: float, compute_s: float) -> None:
-        first = 0
+        first, encoder = 0, batch.cutter.encoder
+        told = partial(
+            self.upkeep.delivered, formed_at=batch.formed_at, compute_s=compute_s, encoder=encoder
+        )
         spans: list[tuple[Unit, Floats]] = []
         for unit in batch.units:
             spans.append((unit, rows[first : first + len(unit.rows)]))
@@ -450,23 +453,21 @@ class StreamConsumer:
             if unit.text is None and unit.error is None:
                 by_stream.setdefault(unit.stream, []).append((unit, mine))
             else:
-                stored = self._until_done(partial(self._commit_one, unit, mine))
+                stored = self._until_done(partial(self._commit_one, encoder, unit, mine))
                 self._texts_committed += unit.text is not None
-                self.upkeep.delivered([unit], mine, batch.formed_at, compute_s, stored)
+                told([unit], mine, stored=stored)
         for stream, some in by_stream.items():
             oldest = min(unit.taken_at for unit, _ in some)
-            header = self._header(computed_at - oldest)
+            header = self._header(encoder, computed_at - oldest)
             entries = [
                 (unit.entry[0], ",".join(one.to_json() for one in unit.embedded()), mine.tobytes())
                 for unit, mine in some
                 if unit.entry is not None
             ]
             stored = self._until_done(partial(self._server.commit, stream, header, entries))
-            self.upkeep.delivered(
-                [unit for unit, _ in some], some[0][1], batch.formed_at, compute_s, stored
-            )
+            told([unit for unit, _ in some], some[0][1], stored=stored)
 
-    def _commit_one(self, unit: Unit, rows: Floats) -> Stored:
+    def _commit_one(self, encoder: Encoder, unit: Unit, rows: Floats) -> Stored:
         if unit.text is None:
             assert unit.entry is not None
             return self._server.commit(unit.stream, error_of(unit), [(unit.entry[0], "", b"")])
@@ -474,7 +475,7 @@ class StreamConsumer:
         if unit.error is not None:
             response = [*error_of(unit)]
         elif unit.chunks:
-            header = self._header(time.monotonic() - unit.taken_at)
+            header = self._header(encoder, time.monotonic() - unit.taken_at)
             response = [*header, *chunk_fields(unit, rows)]
         return self._server.commit_text(
             unit.stream,
@@ -486,8 +487,8 @@ class StreamConsumer:
             response=response,
         )
 
-    def _header(self, latency_s: float) -> list[Any]:
-        card = self._encoder.card
+    def _header(self, encoder: Encoder, latency_s: float) -> list[Any]:
+        card = encoder.card
         return response_fields(
             space=card.space,
             model=card.model,
@@ -528,3 +529,9 @@ class StreamConsumer:
         with self._changed:
             self._in_flight -= batch.size
             self._changed.notify_all()
+
+
+def _rows_of(future: Future[Encoded] | None) -> Floats:
+    if future is None:
+        return np.empty((0, 0), dtype=np.float32)
+    return finish(future.result().rows, dimensions=None, normalize=True).astype("<f4", copy=False)

@@ -44,12 +44,11 @@ class Upkeep:
     def __init__(
         self,
         server: Server,
-        encoder: Encoder,
         batcher: Batcher,
         options: Settings,
         load: Callable[[], float],
     ) -> None:
-        self._server, self._encoder, self._batcher = server, encoder, batcher
+        self._server, self._batcher = server, batcher
         self._options, self._load = options, load
         self._lock = threading.Lock()
         self._windows: dict[str, Window] = {}
@@ -78,9 +77,11 @@ class Upkeep:
         self,
         units: Sequence[Unit],
         first_rows: Floats,
+        *,
         formed_at: float,
         compute_s: float,
         stored: Stored | None,
+        encoder: Encoder,
     ) -> None:
         """Count units of one stream that were committed; ``first_rows`` are those of the first one."""
         if stored is None or not stored.entries:
@@ -109,7 +110,7 @@ class Upkeep:
         now = time.monotonic()
         if len(first_rows) and now - self._checked_at >= CHECK_S:
             self._checked_at = now
-            self._check(units[0], first_rows[0])
+            self._check(encoder, units[0], first_rows[0])
 
     def step(self, streams: Sequence[str], held: Sequence[Unit]) -> None:
         """Do what is due."""
@@ -175,9 +176,9 @@ class Upkeep:
                 self._options.stream_claim_s,
             )
 
-    def _check(self, unit: Unit, streamed: Floats) -> None:
+    def _check(self, encoder: Encoder, unit: Unit, streamed: Floats) -> None:
         """Embed a chunk once more, by itself, and compare."""
-        encoder, text = self._encoder, unit.chunks[0].text
+        text = unit.chunks[0].text
 
         def cosine() -> float:
             row = encoder.encode(encoder.tokenize([text], unit.prompt))[0]

@@ -89,7 +89,7 @@ class Cutter:
     """Turns what comes from a stream into rows for the engine; for one thread."""
 
     def __init__(self, encoder: Encoder, options: Settings) -> None:
-        self._encoder, self._options = encoder, options
+        self.encoder, self._options = encoder, options
         self._chunkers: dict[str | None, tuple[OverlapChunker, int]] = {}
         self.chunker_of(None)
 
@@ -119,7 +119,7 @@ class Cutter:
         try:
             entry = StreamEntry.parse(fields, self._options.max_text_chars)
             unit.prompt, unit.words = entry.prompt, entry.text
-            check_options(self._encoder.card, entry.prompt, None)
+            check_options(self.encoder.card, entry.prompt, None)
             if entry.key is not None:
                 raise InvalidTextError(
                     0, f"piece {entry.seq} of a text came without those before it; number them from 0"
@@ -132,7 +132,7 @@ class Cutter:
         """Return the chunks that can be cut off a text now."""
         unit = self._unit_of(stream, text, taken_at)
         try:
-            check_options(self._encoder.card, text.prompt, None)
+            check_options(self.encoder.card, text.prompt, None)
             decoder = codecs.getincrementaldecoder("utf-8")()
             # Pieces may be split within a character; so is what a long text is looked at in.
             words = decoder.decode(text.buffer, final=text.ending == "end")
@@ -185,7 +185,7 @@ class Cutter:
                 by_prompt.setdefault(unit.prompt, []).append(unit)
         for prompt, some in by_prompt.items():
             chunker, block = self._chunker(prompt)
-            texts = self._encoder.tokenize([unit.words for unit in some], prompt)
+            texts = self.encoder.tokenize([unit.words for unit in some], prompt)
             for unit, text in zip(some, texts, strict=True):
                 if text.tokens <= block:
                     unit.chunks = [
@@ -205,7 +205,7 @@ class Cutter:
     def _chunker(self, prompt: str | None) -> tuple[OverlapChunker, int]:
         found = self._chunkers.get(prompt)
         if found is None:
-            encoder = self._encoder
+            encoder = self.encoder
             block = self._options.block_size or min(USUAL_BLOCK, encoder.card.window)
             (probe,) = encoder.tokenize([PROBE], prompt)
             room = block - (probe.tokens - len(encoder.offsets(probe)))
@@ -219,14 +219,14 @@ class Cutter:
         return found
 
     def _rows(self, texts: list[str], prompt: str | None) -> list[TokenizedText]:
-        rows = self._encoder.tokenize(texts, prompt) if texts else []
-        return [row if row.tokens <= self._encoder.card.window else self._cut(row) for row in rows]
+        rows = self.encoder.tokenize(texts, prompt) if texts else []
+        return [row if row.tokens <= self.encoder.card.window else self._cut(row) for row in rows]
 
     def _cut(self, row: TokenizedText) -> TokenizedText:
         """Return what the model sees of a chunk that has more tokens by itself than within its text."""
-        offsets = self._encoder.offsets(row)
-        room = self._encoder.card.window - (row.tokens - len(offsets))
-        return self._encoder.windows(row, offsets, [(0, room)])[0]
+        offsets = self.encoder.offsets(row)
+        room = self.encoder.card.window - (row.tokens - len(offsets))
+        return self.encoder.windows(row, offsets, [(0, room)])[0]
 
 
 def _own_id(fields: Sequence[bytes]) -> str | None:

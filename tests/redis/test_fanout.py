@@ -27,7 +27,7 @@ from sutra_tasks.encoding.batcher import Batcher
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.service import EmbeddingService, Prepared
 from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.errors import EncodingError, IncompleteDocumentError, ModelError, PoisonMessageError
+from sutra_tasks.errors import EncodingError, IncompleteDocumentError, PoisonMessageError
 from sutra_tasks.fleet.balancing import Device, Fleet
 from sutra_tasks.fleet.fanout import AT_ONCE, MOST_RESENDS, Begun, Documents, overdue_s
 from sutra_tasks.fleet.long_texts import LongTexts
@@ -204,7 +204,7 @@ def test_a_message_delivered_again_sends_nothing_for_a_document_that_was_given_u
     client: redis.Redis, documents: Documents
 ) -> None:
     begin(documents)
-    documents.fail("1", 0, ValueError("no"))
+    documents.fail("1", ValueError("no"))
     forget_sent(client)
     begin(documents)
     assert sent_to(client) == []
@@ -249,7 +249,7 @@ def test_a_part_that_nobody_wants_any_more_has_no_rows(documents: Documents) -> 
     assert documents.part("1", 0) is not None
     assert documents.part("1", 9) is None
     assert documents.part("another", 0) is None
-    documents.fail("1", 2, ValueError("no"))
+    documents.fail("1", ValueError("no"))
     assert documents.part("1", 0) is None
 
 
@@ -353,10 +353,11 @@ def test_a_body_that_could_not_be_sent_is_sent_when_its_part_is_delivered_again(
         patch.setattr(Documents, "_send_body", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             documents.join("1", 2, result_of(2))
-    documents.join("1", 1, None)
     assert sent_to(client) == []
     assert documents.part("1", 2) is None
     documents.join("1", 2, None)
+    documents.join("1", 2, None)
+    documents.join("1", 1, None)
     assert sent_to(client) == ["1"]
 
 
@@ -364,7 +365,7 @@ def test_a_part_of_no_document_joins_nothing(
     client: redis.Redis, results: redis.Redis, documents: Documents
 ) -> None:
     documents.join("never", 0, result_of(0))
-    documents.fail("never", 0, ValueError("no"))
+    documents.fail("never", ValueError("no"))
     assert sent_to(client) == []
     assert results.keys() == []
     assert documents.collect("never") is None
@@ -388,8 +389,8 @@ def test_the_first_error_is_the_documents_own(
     begin(documents)
     forget_sent(client)
     documents.join("1", 2, result_of(2))
-    documents.fail("1", 1, error)
-    documents.fail("1", 0, KeyError("second"))
+    documents.fail("1", error)
+    documents.fail("1", KeyError("second"))
     documents.join("1", 2, None)
     documents.join("1", 0, result_of(0))
     assert sent_to(client) == ["1"]
@@ -408,7 +409,7 @@ def test_a_failure_that_could_not_be_told_is_told_when_its_part_is_delivered_aga
     with monkeypatch.context() as patch:
         patch.setattr(Documents, "_send_body", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            documents.fail("1", 1, ValueError("no"))
+            documents.fail("1", ValueError("no"))
     assert documents.part("1", 1) is None
     documents.join("1", 1, None)
     assert sent_to(client) == ["1"]
@@ -483,7 +484,7 @@ def test_a_result_is_never_overwritten_by_progress(
 
 def test_a_document_that_was_given_up_makes_no_progress(documents: Documents, caller: Celery) -> None:
     begin(documents)
-    documents.fail("1", 0, ValueError("no"))
+    documents.fail("1", ValueError("no"))
     documents.join("1", 1, result_of(1))
     assert caller.AsyncResult("1").info == {"done": 0, "of": 3}
 
@@ -581,7 +582,7 @@ def test_a_body_that_was_lost_is_sent_again_however_often(
 ) -> None:
     begin(documents)
     if given_up:
-        documents.fail("1", 0, ValueError("no"))
+        documents.fail("1", ValueError("no"))
     else:
         for index in range(3):
             documents.join("1", index, result_of(index))
@@ -680,7 +681,7 @@ def test_a_full_server_gives_up_and_forgets(
     forget_sent(client)
     with full_memory(client):
         with pytest.raises(redis.ResponseError):
-            documents.fail("1", 0, ValueError("no"))
+            documents.fail("1", ValueError("no"))
         assert documents.part("1", 1) is None
         found = documents.collect("1")
         assert found is not None
@@ -777,7 +778,9 @@ def share(documents: Documents) -> Iterator[Callable[..., LongTexts]]:
             batcher.start()
             opened.callback(batcher.close, 10)
             service = EmbeddingService(engine, batcher, device, OPTIONS)
-            return LongTexts(service, documents, device, OPTIONS, lambda compute, **_: compute())
+            return LongTexts(
+                lambda *_: service, documents, device, OPTIONS, lambda compute, **_: compute()
+            )
 
         yield share_of
 
@@ -794,10 +797,10 @@ def spread(
     of: LongTexts, *devices: Device, weight: int = 0, strategy: str | None = None, **asked: Any
 ) -> Prepared:
     """Have a call spread whose message counts so much in its device's load."""
-    prepared = of._service.prepare(Call.of([TEXTS], asked, Settings()))
+    prepared = of._services(None, None).prepare(Call.of([TEXTS], asked, Settings()))
     sent = delivered(message(1), weight=weight)
     sent.headers[HEADER]["strategy"] = strategy
-    of.spread(prepared, sent, Fleet(devices))
+    of.spread(of._services(None, None), prepared, sent, Fleet(devices))
     return prepared
 
 
@@ -822,7 +825,7 @@ def test_devices_that_share_a_text_give_what_one_would(
             seen.add(name)
             documents.join(request.group, request.group_index, worker.part(request))
     assert seen == {"g0", "g1"}
-    got, alone = workers["g1"].combine("1"), workers["g0"]._service.answer(prepared)
+    got, alone = workers["g1"].combine("1"), workers["g0"]._services(None, None).answer(prepared)
     if not asked:
         assert isinstance(got, Vectors)
         assert np.allclose(got, np.asarray(alone), atol=1e-6)
@@ -875,13 +878,17 @@ def test_without_a_device_all_parts_wait_for_the_router(
     assert client.llen(keys.EMBED_QUEUE) >= 4
 
 
-def test_a_part_of_another_space_is_an_error(
+def test_a_part_asks_for_the_model_and_space_its_text_was_begun_with(
     client: redis.Redis, share: Callable[..., LongTexts]
 ) -> None:
-    spread(share("g0"), device("g0"))
+    one = share("g0")
+    spread(one, device("g0"))
     (raw, *_) = waiting(client, keys.device_queue("g0"))
-    with pytest.raises(ModelError, match="another space, simulated-1:8"):
-        share("g1", SimulatedEncoder(width=16)).part(request_of(raw))
+    asked: list[tuple[str | None, str | None]] = []
+    service = one._services(None, None)
+    one._services = lambda model, space: asked.append((model, space)) or service  # type: ignore[func-returns-value]
+    assert one.part(request_of(raw)) is not None
+    assert asked == [("simulated", "simulated-1:8")]
 
 
 def test_a_part_that_is_done_or_unwanted_is_nothing(
@@ -915,7 +922,7 @@ def test_chunks_without_a_direction_are_an_error_of_their_text(
 def test_an_error_is_raised_as_it_is(documents: Documents, share: Callable[..., LongTexts]) -> None:
     one = share("g0")
     spread(one, device("g0"))
-    documents.fail("1", 0, EncodingError("g7", 2, "no"))
+    documents.fail("1", EncodingError("g7", 2, "no"))
     with pytest.raises(EncodingError) as failed:
         one.combine("1")
     assert failed.value.args == ("g7", 2, "no")

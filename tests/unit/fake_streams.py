@@ -146,7 +146,7 @@ def consuming(
     batcher.start()
     consumer = StreamConsumer(
         server,  # type: ignore[arg-type]
-        encoder,
+        lambda: encoder,
         batcher,
         replace(Settings(stream_claim_s=0.5), **options),
         "d",

@@ -433,3 +433,15 @@ def test_a_device_lives_while_its_heartbeat_is_young(ages: dict[str, float], ttl
     assert [device.queue for device in found.devices] == [f"sutra.device.{name}" for name in ids]
     assert found.known == len(ages)
     assert found.oldest_heartbeat_s == (max(ages.values()) if ages else None)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+@given(ticket=st.integers(0, 2**32))
+def test_a_model_goes_to_devices_that_have_it_while_they_have_credit(name: str, ticket: int) -> None:
+    one = fleet(4)
+    having = tuple(replace(d, models=("m",)) if d.id in ("gpu01", "gpu02") else d for d in one.devices)
+    asked = replace(PLAIN, model="m")
+    assert chosen(replace(one, devices=having), name, ticket, asked).id in ("gpu01", "gpu02")
+    busy = tuple(replace(d, credit_used=d.credit_tokens) if d.models else d for d in having)
+    assert chosen(replace(one, devices=busy), name, ticket, asked).id in ("gpu00", "gpu03")
+    assert chosen(one, name, ticket, asked).id in {device.id for device in one.devices}

@@ -291,3 +291,15 @@ def test_waiting_and_computing_are_told_apart() -> None:
         encoder.gate.set()
         done = [future.result(WITHIN_S) for future in (first, second)]
     assert [(one.queue_s, one.compute_s) for one in done] == [(0, 1), (1, 2)]
+
+
+def test_each_model_computes_what_was_tokenised_for_it() -> None:
+    first, second = FakeEncoder(), FakeEncoder()
+    with busy(first) as batcher:
+        futures = [
+            batcher.submit(texts(n), encoder=second if n % 2 else None) for n in (1, 2, 3, 4, 5, 6)
+        ]
+        first.gate.set()
+        assert [numbers_of(future) for future in futures] == [[n] for n in (1, 2, 3, 4, 5, 6)]
+    assert [sorted(batch) for batch in first.batches] == [[0], [2, 4, 6]]
+    assert [sorted(batch) for batch in second.batches] == [[1, 3, 5]]

@@ -213,3 +213,31 @@ def test_a_batch_waits_only_for_what_arrives_and_fits(
         limits=DEFAULT,
     )
     assert found == pytest.approx(expected)
+
+
+@laws(max_examples=100, deadline=None)
+@given(
+    jobs=st.lists(
+        st.builds(
+            Waiting,
+            lengths=LENGTHS,
+            overtaken=st.booleans(),
+            alone=st.booleans(),
+            engine=st.integers(0, 2),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    limits=LIMITS,
+)
+def test_a_batch_is_one_models_and_fills_up_as_if_there_were_no_others(
+    jobs: list[Waiting], limits: Limits
+) -> None:
+    plan = next_batch(jobs, limits)
+    engine = jobs[plan.owner].engine
+    assert {job.engine for job, part in zip(jobs, plan.parts, strict=True) if part} == {engine}
+    mine = [job for job in jobs if job.engine == engine]
+    alone = next_batch(mine, limits)
+    assert [
+        part for job, part in zip(jobs, plan.parts, strict=True) if job.engine == engine
+    ] == alone.parts

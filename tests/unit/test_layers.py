@@ -16,6 +16,7 @@ TREES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 ENVIRONMENT_FOR_CHILDREN = {"fleet/local.py", "fleet/supervisor.py"}  # handed on, not interpreted
+TRAINING = ("batches", "losses", "speed", "students", "trainer")
 HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 
 BASE = ("errors.py", "keys.py", "settings.py", "calls.py", "vectors.py", "configuration.py")
@@ -25,6 +26,8 @@ FORBIDDEN = {
     **dict.fromkeys(CLIENT, ("testing", "encoding", "fleet", "cli")),
     "testing.py": ("fleet", "cli"),
     "documents/": ("app", "tasks", "bulk", "testing", "encoding", "fleet", "streaming", "cli"),
+    "models/": ("app", "tasks", "bulk", "testing", "encoding", "fleet", "streaming", "cli"),
+    "distillation/": ("testing", "fleet", "streaming", "cli"),
     "encoding/": ("app", "tasks", "bulk", "testing", "fleet", "streaming", "cli"),
     "streaming/": ("app", "tasks", "bulk", "testing", "fleet", "cli"),
     "fleet/": ("testing", "cli"),
@@ -92,7 +95,9 @@ def test_only_what_the_torch_engine_is_made_of_imports_torch_with_its_module() -
         for file, tree in TREES.items()
         if any(name.split(".")[0] in HEAVY for name in imports(tree, at_import=True))
     }
-    assert importers == {"encoding/attention.py", "encoding/passes.py", "encoding/torch_engine.py"}
+    engine = {"encoding/attention.py", "encoding/passes.py", "encoding/torch_engine.py"}
+    training = {f"distillation/{name}.py" for name in TRAINING}
+    assert importers == engine | training
 
 
 def test_what_decides_about_documents_and_attention_knows_no_torch() -> None:

@@ -33,7 +33,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def upkeep_of(server: FakeServer) -> Upkeep:
     options = Settings(stream_buffer_size=100)
-    return Upkeep(server, None, None, options, lambda: 0.0)  # type: ignore[arg-type]
+    return Upkeep(server, None, options, lambda: 0.0)  # type: ignore[arg-type]
 
 
 def test_the_level_rises_with_the_buffer_and_falls_again(clock: Clock) -> None:

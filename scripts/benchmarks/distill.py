@@ -1,0 +1,240 @@
+"""Distillation: what students keep of MiniLM, how fast they are, and whether faults change the result.
+
+Everything runs as users run it: recipes are tasks, a distill worker makes versions in a registry, devices
+serve them. Texts are glosses of WordNet and the words they explain; labels are words and their glosses.
+Figures of quality are on texts that nothing was learned from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import redis
+
+from scripts.benchmarks import glosses
+from scripts.benchmarks.embed import texts_of
+from scripts.benchmarks.local import Running, running
+from scripts.benchmarks.report import percentile
+from scripts.benchmarks.stream_sink import Sink
+from scripts.benchmarks.streaming import offered
+from sutra_tasks import DistillationConfig, EmbedResult, Embeddings, distill, embed, keys
+from sutra_tasks.cli.models import run_add
+from sutra_tasks.fleet.promotion import promote
+from sutra_tasks.models.gate import Floor
+from sutra_tasks.models.store import ModelStore
+from sutra_tasks.settings import Settings
+
+if TYPE_CHECKING:
+    from sutra_tasks.vectors import Floats
+
+TEACHER: Final = "all-MiniLM-L6-v2"
+WIDTH: Final = 384
+WIDTHS: Final = {"two_thirds": 256, "half": 192, "third": 128}
+SEED: Final = 7
+AGREEMENT: Final = 0.999
+KILLS: Final = 3
+RECIPES: Final[dict[str, dict[str, Any]]] = {
+    "layers3": {"layers": 3},
+    "layers2": {"layers": 2},
+    "static": {"student": "static"},
+}
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Run the benchmark."""
+    with tempfile.TemporaryDirectory(prefix="sutra-distill-") as name:
+        folder = Path(name)
+        options = _prepared(folder, quick=quick)
+        results: dict[str, Any] = {"projection": _projections(quick=quick)}
+        results |= _students(options, quick=quick)
+        results["static"] |= _streamed(options, quick=quick)
+        results["swap"] = _swap(options, quick=quick)
+        results["resume"] = _resumed(options, quick=quick)
+        return {**results, "texts": glosses.named(_source(quick=quick))}
+
+
+def _source(*, quick: bool) -> str:
+    return "docstrings" if quick else "wordnet"
+
+
+def _prepared(folder: Path, *, quick: bool) -> Settings:
+    """Write the texts, and begin a registry with the teacher in it."""
+    source = _source(quick=quick)
+    sentences, words, pairs = (600, 200, 100) if quick else (24_000, 12_000, 3_000)
+    texts = glosses.sentences(sentences, SEED, source) + glosses.words(words, SEED, source)
+    (folder / "texts").mkdir()
+    with (folder / "texts" / "corpus.jsonl").open("w") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+    with (folder / "texts" / "pairs.jsonl").open("w") as file:
+        for query, positive in glosses.retrieval(pairs, SEED, source):
+            file.write(json.dumps({"query": query, "positive": positive}) + "\n")
+    options = Settings(
+        data_dir=str(folder / "texts"), models_dir=str(folder / "models"), models=TEACHER, distill_pause_s=0
+    )
+    run_add(options, "search", TEACHER)
+    ModelStore(folder / "models").promote("search", 1)
+    return options
+
+
+def _projections(*, quick: bool) -> dict[str, Any]:
+    """Fit on some vectors, and measure what the way there and back keeps of others."""
+    from sutra_tasks.distillation.own import encoded  # noqa: PLC0415 - after what needs the cores
+    from sutra_tasks.distillation.projection import ceiling, jl, project, svd  # noqa: PLC0415
+    from sutra_tasks.distillation.quality import draw_pairs, spearman  # noqa: PLC0415
+    from sutra_tasks.distillation.ranking import neighbour_overlap  # noqa: PLC0415
+    from sutra_tasks.encoding.engines import load_engine  # noqa: PLC0415
+
+    fit, measured = (300, 100) if quick else (3_000, 1_000)
+    texts = glosses.sentences(fit + measured, SEED, _source(quick=quick))
+    vectors = encoded(load_engine(Settings(torch_threads=os.cpu_count() or 1)), texts)
+    held_out, pairs = vectors[fit:], draw_pairs(measured, 50_000, np.random.default_rng(SEED))
+    found: dict[str, Any] = {}
+    for kind in ("svd", "jl"):
+        for name, width in WIDTHS.items():
+            matrix: Floats = (
+                svd(vectors[:fit], width)
+                if kind == "svd"
+                else jl(WIDTH, width, np.random.default_rng(SEED))
+            )
+            narrow = project(matrix, held_out)
+            found.setdefault(kind, {})[name] = {
+                "cosine": ceiling(matrix, held_out),
+                "spearman": spearman(held_out, narrow, pairs),
+                "top10": float(np.mean(neighbour_overlap(held_out, narrow))),
+            }
+    return found
+
+
+def _students(options: Settings, *, quick: bool) -> dict[str, Any]:
+    """Have the fleet make each student, and read its report."""
+    results: dict[str, Any] = {}
+    with running(options, devices=1) as here:
+        for name, recipe in RECIPES.items():
+            began = time.perf_counter()
+            config = _config(name, quick=quick, **recipe)
+            result = distill.delay(config)
+            _ended(result, here, 1200)
+            made = result.get(timeout=10)
+            report = json.loads((_version(options, made["model"]) / "report.json").read_text())
+            results[name] = _figures(report, time.perf_counter() - began)
+    return results
+
+
+def _config(name: str, *, quick: bool, **recipe: Any) -> DistillationConfig:
+    small: dict[str, Any] = {"max_epochs": 1, "held_out": 100} if quick else {}
+    defaults: dict[str, Any] = {
+        "teacher": TEACHER,
+        "texts": ("corpus.jsonl",),
+        "pairs": "pairs.jsonl",
+        "name": name,
+        "output_dim": WIDTH // 2,
+        "seed": SEED,
+    }
+    return DistillationConfig(**(defaults | recipe | small))
+
+
+def _figures(report: dict[str, Any], seconds: float) -> dict[str, Any]:
+    quality, sizes = report["quality"], report["sizes"]
+    parameters, on_disk, a_vector = (
+        sizes[name] for name in ("parameters", "bytes_on_disk", "bytes_per_vector")
+    )
+    intervals = {
+        name: [quality[name]["low"], quality[name]["high"]]
+        for name in ("cosine", "lifted_cosine", "spearman", "ndcg_ratio")
+    }
+    return {
+        **{name: quality[name]["value"] for name in ("cosine", "lifted_cosine", "spearman", "top10")},
+        "cosine_p5": quality["cosine_p5"]["value"],
+        "ceiling": quality["ceiling"],
+        "mse": quality["mse"]["value"],
+        "ndcg_ratio": quality["ndcg_ratio"]["value"],
+        "ndcg_teacher": quality["ndcg_teacher"]["value"],
+        "ranking_ndcg": quality["ranking_ndcg"]["value"],
+        "intervals": intervals,
+        "speedup": report["speed"]["speed_improvement"],
+        "bytes_ratio": on_disk[0] / on_disk[1],
+        "parameters_ratio": parameters[0] / parameters[1],
+        "vector_bytes_ratio": a_vector[0] / a_vector[1],
+        "seconds": seconds,
+    }
+
+
+def _version(options: Settings, reference: str) -> Path:
+    store = ModelStore(Path(options.models_dir or ""))
+    return store.folder(*store.resolve(reference))
+
+
+def _ended(result: EmbedResult, here: Running, timeout_s: float) -> None:
+    """Wait, and keep what dies alive meanwhile."""
+    deadline = time.monotonic() + timeout_s
+    while not result.ready():
+        assert time.monotonic() < deadline, result.info
+        time.sleep(here.supervisor.step(time.monotonic()))
+
+
+def _streamed(options: Settings, *, quick: bool) -> dict[str, Any]:
+    """Stream short texts through a fleet that serves the static student."""
+    count, rounds = (2_000, 1) if quick else (30_000, 3)
+    ModelStore(Path(options.models_dir or "")).promote("static", 1)
+    served = replace(options, model="static", data_dir=None, stream_buffer_size=60_000)
+    rates = []
+    with running(served, devices=1, cores=1) as here:
+        file = here.folder / "texts.json"
+        file.write_text(json.dumps(texts_of(1_000)))
+        for turn in range(rounds + 1):
+            sink: Sink
+            sink, _ = offered(here, f"static-{turn}", count, 0, file)
+            if turn:
+                rates.append(sink.per_s)
+    return {"stream_per_s": statistics.median(rates), "stream_rates": [round(rate) for rate in rates]}
+
+
+def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
+    """Put a student in the teacher's place while tasks come in, and look at every answer."""
+    tasks, warm = (200, 50) if quick else (2_000, 200)
+    store = ModelStore(Path(options.models_dir or ""))
+    student = store.add_version_of("search", store.folder("layers3", 1))
+    served = replace(options, model="search", data_dir=None)
+    texts = texts_of(64)
+    with running(served, devices=2) as here:
+        client = redis.Redis.from_url(here.options.broker_url or "")
+        expected = {
+            store.manifest("search", version).space: _expected(f"search@{version}", texts)
+            for version in (1, student)
+        }
+        _load(texts, warm, 20.0, expected)
+        rate = _rate(texts, warm)
+        before = _load(texts, tasks // 2, rate, expected)
+        swapper = threading.Thread(
+            target=promote,
+            args=(client, store, "search", student),
+            kwargs={"floor": Floor(), "options": here.options},
+        )
+        swapper.start()
+        during = _load(texts, tasks, rate, expected, until=swapper)
+        swapper.join()
+        after = _load(texts, tasks // 4, rate, expected)
+        assert set(after.spaces) == {store.manifest("search", student).space}
+    return {
+        "failed": before.failed + during.failed + after.failed,
+        "mixed": before.mixed + during.mixed + after.mixed,
+        "p99_ratio": percentile(during.seconds, 0.99) / percentile(before.seconds, 0.99),
+        "tasks": len(during.seconds),
+        "tasks_per_s": rate,
+        "p99_before_ms": 1000 * percentile(before.seconds, 0.99),
+        "p99_during_ms": 1000 * percentile(during.seconds, 0.99),
+        "spaces_during": sorted(during.spaces.values()),
+    }

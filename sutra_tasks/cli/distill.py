@@ -1,0 +1,173 @@
+"""``sutra distill``: send a recipe, watch it, and show what it came to."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sutra_tasks.app import app
+from sutra_tasks.cli.server import connected
+from sutra_tasks.distillation.config import DistillationConfig
+from sutra_tasks.distillation.tasks import distill
+from sutra_tasks.errors import SettingsError
+
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["cancel", "recipe", "run", "sparkline"]
+
+POLL_S: Final = 0.5
+UNTAKEN_S: Final = 5.0
+"""Seconds after which it is said what may be missing."""
+BARS: Final = "▁▂▃▄▅▆▇█"
+WIDTH: Final = 40
+
+
+def recipe(file: Path | None, given: Mapping[str, Any]) -> DistillationConfig:
+    """Return the recipe of a file and of options, which go before it.
+
+    Raises:
+        SutraError: the file is no recipe.
+    """
+    chosen: dict[str, Any] = {}
+    if file is not None:
+        try:
+            chosen = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise SettingsError("--config", str(file), f"is not JSON: {error}") from None
+    chosen.pop("v", None)
+    chosen |= {name: value for name, value in given.items() if value not in (None, ())}
+    return DistillationConfig.from_json({"v": 1, **chosen})
+
+
+def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
+    """Draw numbers as bars of characters, the last ``width`` of them evenly spaced over all."""
+    if not values:
+        return ""
+    shown = [values[at * len(values) // width] for at in range(width)] if len(values) > width else values
+    low, high = min(shown), max(shown)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in shown)
+
+
+def cancel(options: Settings, task_id: str) -> None:
+    """End a run between two steps."""
+    connected(options)
+    app.AsyncResult(task_id).revoke()
+    print(f"{task_id} ends at its next step. The same recipe goes on from there.")  # noqa: T201
+
+
+def run(
+    options: Settings,
+    config: DistillationConfig | None,
+    *,
+    attach: str | None,
+    follow: bool,
+    as_json: bool,
+) -> None:
+    """Send a recipe or attach to a run, and follow it if wanted."""
+    connected(options)
+    if config is not None and options.data_dir is not None:
+        config = replace(config, texts=tuple(_within(options, name) for name in config.texts))
+    result = app.AsyncResult(attach) if config is None else distill.delay(config)
+    if not (follow or attach):
+        print(result.id)  # noqa: T201 - this is the output
+        return
+    console = Console(stderr=True)
+    try:
+        found = _followed(result, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"the run goes on. Watch it: sutra distill --attach {result.id}; "
+            f"end it: sutra distill --cancel {result.id}"
+        )
+        sys.exit(130)
+    if as_json:
+        print(json.dumps(found, indent=2))  # noqa: T201 - this is the output
+    else:
+        Console().print(_summary(found))
+        if options.models_dir is not None:
+            name, _, version = str(found["model"]).partition("@")
+            console.print(f"report: {Path(options.models_dir) / name / version / found['report']}")
+        console.print(f"put it to work: sutra models promote {found['model'].replace('@', ' ')}")
+
+
+def _within(options: Settings, name: str) -> str:
+    """Return a file as the worker knows it: by its name in the folder with the texts."""
+    with suppress(ValueError, OSError):
+        return str(Path(name).resolve(strict=True).relative_to(Path(options.data_dir or "").resolve()))
+    return name
+
+
+def _followed(result: Any, console: Console) -> dict[str, Any]:
+    """Show a run until it has ended, and return its result."""
+    began = time.monotonic()
+    losses: list[float] = []
+    qualities: list[float] = []
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        while not result.ready():
+            info = result.info if result.state == "PROGRESS" else None
+            if isinstance(info, Mapping):
+                _note(losses, info.get("loss"))
+                _note(qualities, info.get("quality"))
+                live.update(_drawn(info, losses, qualities))
+            elif time.monotonic() - began > UNTAKEN_S:
+                live.update(
+                    Text(
+                        "waiting for a distill worker. `sutra up` starts one where SUTRA_DATA_DIR and "
+                        "SUTRA_MODELS_DIR are set; other runs may be before this one."
+                    )
+                )
+            time.sleep(POLL_S)
+    found: dict[str, Any] = result.get(timeout=10)
+    return found
+
+
+def _note(values: list[float], value: Any) -> None:
+    if isinstance(value, int | float) and (not values or values[-1] != value):
+        values.append(float(value))
+
+
+def _drawn(info: Mapping[str, Any], losses: Sequence[float], qualities: Sequence[float]) -> Group:
+    done, total = info.get("step", info.get("done")), info.get("steps", info.get("of"))
+    head = Text(str(info.get("phase", "")), style="bold")
+    if info.get("epoch"):
+        head.append(f"  epoch {info['epoch']} of {info['epochs']}", style="")
+    if done is not None and total:
+        head.append(f"  {done:,} of {total:,}", style="")
+    if info.get("left_s"):
+        head.append(f"  {_minutes(info['left_s'])} left", style="dim")
+    lines: list[Any] = [head]
+    if total:
+        lines.append(ProgressBar(total=total, completed=done or 0, width=60))
+    if losses:
+        lines.append(Text(f"loss     {losses[-1]:8.4f}  {sparkline(losses)}"))
+    if qualities:
+        lines.append(Text(f"quality  {qualities[-1]:8.4f}  {sparkline(qualities)}"))
+    return Group(*lines)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"  # noqa: PLR2004
+
+
+def _summary(found: Mapping[str, Any]) -> Table:
+    made = "" if found["made"] else " (it was there, made of the same recipe and texts)"
+    drawn = Table(title=f"{found['model']}{made}", box=None, show_header=False, title_justify="left")
+    for name, value in found["metrics"].items():
+        drawn.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
+    if found["bad_rows"]:
+        drawn.add_row("bad rows", f"{found['bad_rows']:,} (the report names them)")
+    return drawn

@@ -1,0 +1,91 @@
+"""Texts as a student reads them: tokenised once, batched by length, in an order that can be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Reader", "epoch_order"]
+
+BUCKET_BATCHES: Final = 50
+"""Batches' worth of texts that are sorted by length together: padding is small, batches still mixed."""
+
+Ids = NDArray[np.int32]
+
+
+def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return one epoch's batches: every text exactly once, those of a batch of similar length.
+
+    The same arguments give the same batches, in any process.
+
+    Args:
+        lengths: tokens of each text.
+        batch_size: texts in a batch; the last may hold fewer.
+        seed: of the run.
+        epoch: counted from 0; another one, another order.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    shuffled, known = rng.permutation(len(lengths)), np.asarray(lengths)
+    batches = []
+    bucket = batch_size * BUCKET_BATCHES
+    for start in range(0, len(shuffled), bucket):
+        part = shuffled[start : start + bucket]
+        part = part[np.argsort(known[part], kind="stable")]
+        batches += [part[at : at + batch_size].tolist() for at in range(0, len(part), batch_size)]
+    return [batches[at] for at in rng.permutation(len(batches))]
+
+
+class Reader:
+    """Makes token ids of texts, and of batches of them what the student's first module takes."""
+
+    def __init__(self, student: SentenceTransformer) -> None:
+        self._is_static = isinstance(student[0], StaticEmbedding)
+        self._tokenizer: Any = student.tokenizer
+        self._window = None if self._is_static else student.max_seq_length
+        self._device = student.device
+
+    def ids(self, texts: Sequence[str]) -> list[Ids]:
+        """Return each text's token ids, cut to the student's window, as it would be fed them."""
+        if self._is_static:
+            encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            return [np.array(one.ids, dtype=np.int32) for one in encoded]
+        if not texts:
+            return []
+        found = self._tokenizer(
+            list(texts),
+            truncation=self._window is not None,
+            max_length=self._window,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        return [np.array(one, dtype=np.int32) for one in found["input_ids"]]
+
+    def features(self, batch: Sequence[Ids]) -> dict[str, Any]:
+        """Return what the student's modules take, on its device."""
+        return {name: tensor.to(self._device) for name, tensor in self._tensors(batch).items()}
+
+    def _tensors(self, batch: Sequence[Ids]) -> dict[str, torch.Tensor]:
+        lengths = np.array([len(ids) for ids in batch])
+        if self._is_static:
+            offsets = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+            flat = np.concatenate(batch).astype(np.int64)
+            return {"input_ids": torch.from_numpy(flat), "offsets": torch.from_numpy(offsets)}
+        longest = int(lengths.max())
+        rows = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0, dtype=np.int64)
+        mask = np.zeros_like(rows)
+        left = self._tokenizer.padding_side == "left"
+        for row, ids in enumerate(batch):
+            where = slice(longest - len(ids), longest) if left else slice(len(ids))
+            rows[row, where], mask[row, where] = ids, 1
+        found = {"input_ids": torch.from_numpy(rows), "attention_mask": torch.from_numpy(mask)}
+        if "token_type_ids" in self._tokenizer.model_input_names:
+            found["token_type_ids"] = torch.zeros_like(found["input_ids"])
+        return found

@@ -1,0 +1,122 @@
+"""What a student is trained to make small: its distance to the projected teacher.
+
+A student's vectors are of unit length, and on unit vectors the squared error and the cosine loss have
+the same gradient but for a factor: a mixture of them is no mixture. So the squared error is taken of
+what the student has before it normalises, where it also says how long the vector should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from sutra_tasks.distillation.config import DistillationConfig
+
+__all__ = ["DistillationLoss", "Terms", "contrastive"]
+
+TEMPERATURE: Final = 0.05
+"""Of the contrastive loss; what sentence-transformers' own default scale of 20 is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """One batch's loss and what it is made of, each a tensor of one number.
+
+    Attributes:
+        total: what is minimised.
+        mse: squared error summed over dimensions, mean over texts.
+        cosine: 1 - mean cosine to the target.
+        similarity: mean squared difference of the similarities within the batch.
+        task: the contrastive loss on labelled pairs; 0 where there are none.
+    """
+
+    total: torch.Tensor
+    mse: torch.Tensor
+    cosine: torch.Tensor
+    similarity: torch.Tensor
+    task: torch.Tensor
+
+    def numbers(self) -> dict[str, float]:
+        """Return them as numbers, by name, with the total as ``loss``."""
+        names = ("mse", "cosine", "similarity", "task")
+        return {"loss": self.total.item()} | {name: getattr(self, name).item() for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationLoss:
+    """``(1 - task_weight) * distillation + task_weight * contrastive``.
+
+    The distillation is ``alpha * mse + (1 - alpha) * cosine + similarity_weight * similarity``; with
+    Matryoshka widths its mean over them and the whole width, the target's first dimensions made unit
+    rows again (Kusupati et al. 2022).
+
+    Attributes:
+        alpha: share of the squared error, against the cosine loss.
+        task_weight: share of the contrastive loss.
+        similarity_weight: of the term on similarities within a batch.
+        widths: narrower widths that are to be good as well.
+    """
+
+    alpha: float = 0.5
+    task_weight: float = 0.0
+    similarity_weight: float = 0.0
+    widths: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: DistillationConfig) -> DistillationLoss:
+        """Return the loss that a recipe asks for."""
+        return cls(config.alpha, config.task_weight, config.similarity_weight, config.matryoshka)
+
+    def __call__(
+        self,
+        outputs: torch.Tensor,
+        targets: torch.Tensor,
+        pairs: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> Terms:
+        """Return the loss of one batch.
+
+        Args:
+            outputs: float, shape (texts, width): what the student has before it normalises.
+            targets: unit rows of the same shape.
+            pairs: of labelled pairs the student's outputs for queries and for positives, both of shape
+                (pairs, width); without them the task loss is 0.
+        """
+        mse, cosine, similarity = self._distillation(outputs, targets, [*self.widths, outputs.shape[1]])
+        task = contrastive(*pairs) if pairs is not None else outputs.new_zeros(())
+        distilled = self.alpha * mse + (1 - self.alpha) * cosine + self.similarity_weight * similarity
+        share = self.task_weight if pairs is not None else 0.0
+        return Terms((1 - share) * distilled + share * task, mse, cosine, similarity, task)
+
+    def _distillation(
+        self, outputs: torch.Tensor, targets: torch.Tensor, widths: Sequence[int]
+    ) -> tuple[torch.Tensor, ...]:
+        terms = []
+        for width in widths:
+            mine, wanted = outputs[:, :width], functional.normalize(targets[:, :width], dim=1)
+            unit = functional.normalize(mine, dim=1)
+            mse = (mine - wanted).square().sum(dim=1).mean()
+            cosine = 1 - (unit * wanted).sum(dim=1).mean()
+            similarity = outputs.new_zeros(())
+            if self.similarity_weight:
+                similarity = (unit @ unit.T - wanted @ wanted.T).square().mean()
+            terms.append(torch.stack([mse, cosine, similarity]))
+        return torch.stack(terms).mean(dim=0).unbind()
+
+
+def contrastive(queries: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
+    """Return InfoNCE within a batch: each query's own positive against those of the others.
+
+    van den Oord et al. 2018, on cosines over :data:`TEMPERATURE`.
+
+    Args:
+        queries: float, shape (pairs, width), not normalised.
+        positives: row ``i`` answers row ``i`` of the queries.
+    """
+    cosines = functional.normalize(queries, dim=1) @ functional.normalize(positives, dim=1).T
+    answers = torch.arange(len(queries), device=cosines.device)
+    return functional.cross_entropy(cosines / TEMPERATURE, answers)

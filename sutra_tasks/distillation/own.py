@@ -1,0 +1,39 @@
+"""Vectors that a run computes by itself, without a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sutra_tasks.vectors import finish
+
+if TYPE_CHECKING:
+    from sutra_tasks.encoding.encoder import Encoder
+    from sutra_tasks.vectors import Floats
+
+__all__ = ["encoded"]
+
+AT_ONCE: Final = 256
+
+
+def encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
+    """Return unit vectors computed here, long texts cut at the model's window: float32 rows.
+
+    Args:
+        encoder: the engine; nothing else uses it meanwhile.
+        texts: any number.
+    """
+    rows = np.empty((len(texts), encoder.card.width), dtype=np.float32)
+    for start in range(0, len(texts), AT_ONCE):
+        batch = []
+        for text in encoder.tokenize(list(texts[start : start + AT_ONCE]), None):
+            cut = text
+            if text.tokens > encoder.card.window:
+                offsets = encoder.offsets(text)
+                room = encoder.card.window - (text.tokens - len(offsets))
+                (cut,) = encoder.windows(text, offsets, [(0, room)])
+            batch.append(cut)
+        rows[start : start + len(batch)] = encoder.encode(batch)
+    return finish(rows, dimensions=None, normalize=True)

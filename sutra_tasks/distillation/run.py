@@ -1,0 +1,386 @@
+"""One distillation from files to a version in the registry, step by step.
+
+Everything a run has done is in its folder, so whoever runs it next goes on there: the teacher's vectors
+in shards, checkpoints of the training, the student. The folder's name is a digest of recipe, texts and
+teacher, so another recipe never meets the remains of this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+
+from sutra_tasks.distillation.corpus import read, read_pairs, split
+from sutra_tasks.distillation.own import encoded
+from sutra_tasks.errors import ModelError, SettingsError, SpaceUnavailableError
+from sutra_tasks.models.manifest import Facts, Parent
+
+if TYPE_CHECKING:
+    from sutra_tasks.distillation.config import DistillationConfig
+    from sutra_tasks.encoding.encoder import Encoder
+    from sutra_tasks.models.store import ModelStore
+    from sutra_tasks.settings import Settings
+    from sutra_tasks.vectors import Floats
+
+__all__ = ["Material", "Run", "Watch", "default_name", "gather"]
+
+MOST_CHARS: Final = 100_000
+"""Of a text: more than models see; longer rows are bad ones."""
+SHARD: Final = 2_048
+"""Texts whose vectors are computed and written together."""
+LABELLED_EVERY: Final = 5
+"""With a task loss, of so many labelled pairs one is measured on and the others are learned from."""
+RUNS: Final = ".runs"
+STARTS: Final = "starts.json"
+
+
+class Watch(Protocol):
+    """Who looks on while a run runs."""
+
+    def __call__(self, progress: Mapping[str, Any]) -> None:
+        """Take note of how far it is, often; may wait while the run should pause, or raise to end it."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Material:
+    """The texts of a run.
+
+    Attributes:
+        train: to learn from.
+        held_out: to measure on.
+        pairs: labelled queries and their texts.
+        facts: for the report: counts and what was wrong, no text.
+        fingerprint: of all of it.
+    """
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    facts: Mapping[str, Any]
+    fingerprint: str
+
+
+def default_name(config: DistillationConfig) -> str:
+    """Return the name of a model that was given none: made of teacher, student and width."""
+    teacher = re.sub(r"[^A-Za-z0-9.]+", "-", config.teacher.partition("@")[0]).strip("-.")[-40:]
+    kind = config.student + (str(config.layers) if config.layers else "")
+    return "-".join([teacher or "model", kind, *([str(config.output_dim)] if config.output_dim else [])])
+
+
+def gather(config: DistillationConfig, options: Settings, sample: Sequence[str]) -> Material:
+    """Read the texts that a recipe names.
+
+    Args:
+        config: the recipe.
+        options: says in which folder.
+        sample: texts of real traffic; used if the recipe says so.
+
+    Raises:
+        SettingsError: no folder is set.
+        InvalidInputError: a file is not there or holds no texts, or too few.
+    """
+    if options.data_dir is None and (config.texts or config.pairs):
+        raise SettingsError("SUTRA_DATA_DIR", "", "not set: the folder with the texts to learn from")
+    folder = Path(options.data_dir or ".")
+    rng = np.random.default_rng(config.seed)
+    wanted = config.max_texts + config.held_out
+    corpus = read(folder, config.texts, most_chars=MOST_CHARS, most_texts=wanted, rng=rng)
+    texts = tuple(dict.fromkeys([*corpus.texts, *(sample if config.sample else ())]))
+    corpus = replace(corpus, texts=texts)
+    train, held_out = split(corpus, config.held_out, config.seed)
+    pairs = tuple(read_pairs(folder, config.pairs)) if config.pairs else ()
+    facts = {
+        "files": list(config.texts),
+        "texts": len(train),
+        "held_out": len(held_out),
+        "sampled": len(sample) if config.sample else 0,
+        "pairs": len(pairs),
+        "bad_rows": corpus.bad_rows,
+        "bad": [f"{row.file}:{row.line}: {row.reason}" for row in corpus.bad],
+        "duplicates": corpus.duplicates,
+    }
+    return Material(train, held_out, pairs, facts, _digest([train, held_out, pairs]))
+
+
+class Run:
+    """One distillation; :meth:`make` goes on where an earlier process left off."""
+
+    def __init__(
+        self,
+        config: DistillationConfig,
+        material: Material,
+        options: Settings,
+        store: ModelStore,
+        *,
+        watch: Watch,
+        by_fleet: Callable[[Sequence[str], str], Iterable[Floats]] | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            config: the recipe.
+            material: its texts.
+            options: of this deployment.
+            store: the registry that gets the result.
+            watch: told of progress.
+            by_fleet: gives the vectors of texts by a model, if a fleet serves it; else they are computed
+                here.
+        """
+        # torch takes seconds to import, and a worker that waits for work needs none.
+        from sutra_tasks.encoding.loaded import load_version  # noqa: PLC0415
+        from sutra_tasks.encoding.models import reference_of  # noqa: PLC0415
+
+        # A fleet may be simulated; what is learned from is not.
+        options = replace(options, engine="torch")
+        self._config, self._material, self._options, self._store = config, material, options, store
+        self._watch, self._by_fleet = watch, by_fleet
+        self.name = config.name or default_name(config)
+        self.reference = reference_of(config.teacher, options, store, what="teacher")
+        self._reference_of = reference_of
+        self._teacher: Encoder = load_version(options, store, self.reference)
+        recipe = {**config.to_json(), "name": self.name}
+        self.fingerprint = _digest([recipe, self._teacher.card.space, material.fingerprint])
+        self.folder = Path(options.models_dir or ".").expanduser() / RUNS / self.fingerprint[:16]
+
+    def made(self) -> dict[str, Any] | None:
+        """Return the result of an earlier run of the same recipe, texts and teacher, if one was."""
+        for manifest in reversed(self._store.versions(self.name)):
+            if manifest.fingerprint == self.fingerprint:
+                return _result(manifest, self._material, made=False)
+        return None
+
+    def make(self) -> dict[str, Any]:
+        """Do what is left to do and register the student.
+
+        Returns:
+            What the task returns; see :class:`~sutra_tasks.distillation.tasks.DistillTask`.
+
+        Raises:
+            ModelError: the recipe ends its workers, or cannot be followed with these models.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._count_start()
+        vectors = self._vectors(
+            [*self._material.train, *self._material.held_out, *self._labelled_texts()]
+        )
+        learned = len(self._material.train)
+        matrix = self._matrix(vectors[:learned])
+        trained = self._student(vectors, matrix)
+        return self._register(trained, vectors[learned:], matrix)
+
+    def forgive(self) -> None:
+        """Take back that this run was begun: it is ended on purpose, in good order."""
+        (self.folder / STARTS).unlink(missing_ok=True)
+
+    def _count_start(self) -> None:
+        """Refuse a run whose workers die of it, again and again, without getting any further."""
+        # Neither is torch needed for this, nor is a checkpoint read twice: its name says the step.
+        steps = sorted(path.name for path in self.folder.glob("checkpoint-*"))
+        at = steps[-1] if steps else f"{len(list(self.folder.glob('vectors-*.npy')))} shards"
+        before = _read_json(self.folder / STARTS)
+        starts = before.get("starts", 0) + 1 if before.get("at") == at else 1
+        if starts > self._options.max_attempts:
+            self.forgive()
+            raise ModelError(
+                self.name,
+                f"its distillation ended its worker {starts - 1} times at {at}: out of memory? Lower "
+                "batch_size or max_texts, or give the worker more memory; then ask again.",
+            )
+        _write_json(self.folder / STARTS, {"at": at, "starts": starts})
+
+    def _labelled_texts(self) -> list[str]:
+        return list(dict.fromkeys(text for pair in self._material.pairs for text in pair))
+
+    def _vectors(self, texts: Sequence[str]) -> Floats:
+        """Return the teacher's unit vectors, computed once: each shard is written when it is there."""
+        rows: list[Floats] = []
+        for number, start in enumerate(range(0, len(texts), SHARD)):
+            path = self.folder / f"vectors-{number:06d}.npy"
+            if not path.exists():
+                some = texts[start : start + SHARD]
+                self._watch({"phase": "teacher", "done": start, "of": len(texts)})
+                block = self._block(some)
+                with _aside(path).open("wb") as file:
+                    np.save(file, block.astype(np.float32), allow_pickle=False)
+                _aside(path).replace(path)
+            rows.append(np.load(path, allow_pickle=False))
+        return np.concatenate(rows)
+
+    def _block(self, texts: Sequence[str]) -> Floats:
+        if self._by_fleet is not None:
+            try:
+                return np.stack(list(self._by_fleet(texts, self._teacher.card.space)))
+            except SpaceUnavailableError:
+                self._by_fleet = None  # another model goes by that name there
+        return encoded(self._teacher, texts)
+
+    def _matrix(self, vectors: Floats) -> Floats:
+        from sutra_tasks.distillation.projection import jl, svd  # noqa: PLC0415
+
+        width = self._config.output_dim or vectors.shape[1]
+        if self._config.projection == "svd":
+            return svd(vectors, width)
+        return jl(vectors.shape[1], width, np.random.default_rng(self._config.seed))
+
+    def _student(self, vectors: Floats, matrix: Floats) -> dict[str, Any]:
+        """Train the student and save it in the run's folder; return what its training came to."""
+        done = self.folder / "trained.json"
+        if done.exists():
+            return _read_json(done)
+        from sutra_tasks.distillation.projection import project  # noqa: PLC0415
+        from sutra_tasks.distillation.students import build_student, save_student  # noqa: PLC0415
+        from sutra_tasks.distillation.trainer import train  # noqa: PLC0415
+
+        config, material = self._config, self._material
+        self._watch({"phase": "student"})
+        named = None
+        if config.student_model is not None:
+            named = self._modules(
+                self._reference_of(
+                    config.student_model, self._options, self._store, what="student_model"
+                )
+            )
+        student = build_student(
+            config, self._modules(self.reference), matrix, material.train, student_model=named
+        )
+        facts: dict[str, Any] = {"epochs": 0, "steps": 0, "curves": [], "seconds": 0.0}
+        if config.student != "projection":
+            targets = project(matrix, vectors)
+            learned, measured = len(material.train), len(material.train) + len(material.held_out)
+            trained = train(
+                student,
+                material.train,
+                targets[:learned],
+                material.held_out,
+                targets[learned:measured],
+                self._task_pairs(),
+                config,
+                self.folder,
+                on_step=lambda progress: self._watch({"phase": "training", **asdict(progress)}),
+            )
+            facts = {name: getattr(trained, name) for name in facts}
+        shutil.rmtree(self.folder / "student", ignore_errors=True)
+        save_student(student, self.folder / "student", config.half_precision, "")
+        _write_json(done, facts)
+        return facts
+
+    def _modules(self, reference: str) -> Any:
+        """Load a model to be taken apart, in float32."""
+        from sentence_transformers import SentenceTransformer  # noqa: PLC0415
+
+        from sutra_tasks.encoding.models import locate  # noqa: PLC0415
+
+        folder = locate(reference)
+        if "@" in reference:
+            folder = str(self._store.folder(*self._store.resolve(reference)))
+        return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
+
+    def _task_pairs(self) -> list[tuple[str, str]]:
+        """Return the pairs to learn from: none without a task loss, for all are measured on then."""
+        pairs = self._material.pairs
+        return (
+            [p for at, p in enumerate(pairs) if at % LABELLED_EVERY] if self._config.task_weight else []
+        )
+
+    def _register(self, trained: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
+        """Measure the student as it will serve, and make it a version of the registry."""
+        from sutra_tasks.distillation.measuring import measured  # noqa: PLC0415
+        from sutra_tasks.distillation.report import render  # noqa: PLC0415
+        from sutra_tasks.distillation.students import model_card  # noqa: PLC0415
+        from sutra_tasks.encoding.engines import load_engine  # noqa: PLC0415
+        from sutra_tasks.encoding.golden import Golden  # noqa: PLC0415
+
+        self._watch({"phase": "measuring"})
+        folder, config = self.folder / "student", self._config
+        student = load_engine(self._options, self.name, folder)
+        learned = set(self._task_pairs())
+        pairs = [pair for pair in self._material.pairs if pair not in learned]
+        count = len(self._material.held_out)
+        found = measured(
+            self._teacher,
+            student,
+            held_out=self._material.held_out,
+            rows=vectors[:count],
+            pairs=pairs,
+            teacher_of=dict(zip(self._labelled_texts(), vectors[count:], strict=True)),
+            matrix=matrix,
+            folders=(self._place(self.reference), folder),
+            seed=config.seed,
+        )
+        facts = {
+            "name": self.name,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "teacher": {"name": self.reference, "space": self._teacher.card.space},
+            "student": {"space": student.card.space, "width": student.card.width},
+            "recipe": config.to_json(),
+            "corpus": dict(self._material.facts),
+            "training": dict(trained),
+            **found,
+        }
+        (folder / "README.md").write_text(model_card(config, found["card"]), "utf-8")
+        (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+        (folder / "report.html").write_text(render(facts), "utf-8")
+        self._watch({"phase": "registering"})
+        manifest = self._store.add(
+            self.name,
+            folder,
+            Facts(
+                space=student.card.space,
+                width=student.card.width,
+                golden=Golden.of(student).to_json(),
+                parent=Parent(self.reference, self._teacher.card.space),
+                metrics={**found["metrics"], "spearman": found["quality"]["spearman"]["value"]},
+                recipe=config.to_json(),
+                fingerprint=self.fingerprint,
+            ),
+        )
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return _result(manifest, self._material, made=True)
+
+    def _place(self, reference: str) -> Path:
+        from sutra_tasks.encoding.models import locate  # noqa: PLC0415
+
+        if "@" in reference:
+            return self._store.folder(*self._store.resolve(reference))
+        return Path(locate(reference))
+
+
+def _result(manifest: Any, material: Material, *, made: bool) -> dict[str, Any]:
+    return {
+        "model": f"{manifest.name}@{manifest.version}",
+        "made": made,
+        "space": manifest.space,
+        "metrics": dict(manifest.metrics),
+        "report": "report.html",
+        "bad_rows": material.facts["bad_rows"],
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.writing")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    _aside(path).write_text(json.dumps(value), "utf-8")
+    _aside(path).replace(path)
