@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from celery.exceptions import TaskRevokedError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,7 +22,7 @@ from sutra_tasks.app import app
 from sutra_tasks.cli.server import connected
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.distillation.tasks import distill
-from sutra_tasks.errors import SettingsError
+from sutra_tasks.errors import SettingsError, SutraError
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
@@ -131,7 +132,14 @@ def _followed(result: Any, console: Console) -> dict[str, Any]:
                     )
                 )
             time.sleep(POLL_S)
-    found: dict[str, Any] = result.get(timeout=10)
+    try:
+        found: dict[str, Any] = result.get(timeout=10)
+    except SutraError:
+        raise
+    except TaskRevokedError:
+        raise SutraError("the run was cancelled; the same recipe goes on from there") from None
+    except Exception as error:  # noqa: BLE001 - whatever ended the run is told in one line
+        raise SutraError(f"the run failed, and the worker's log says more: {error!r}") from None
     return found
 
 

@@ -22,6 +22,7 @@ __all__ = ["cli", "distill", "models"]
 @click.option("--layers", type=int, metavar="N", help="How many of the teacher's layers it keeps.")
 @click.option("--student", type=click.Choice(STUDENTS), help="What kind of student; default: layers.")
 @click.option("--epochs", "max_epochs", type=int, metavar="N", help="At most.")
+@click.option("--held-out", type=int, metavar="N", help="Texts to measure on; default: 1,000.")
 @click.option("--name", metavar="NAME", help="Of the model it becomes a version of.")
 @click.option(
     "--config",

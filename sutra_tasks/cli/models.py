@@ -56,8 +56,9 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
         )
         return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "serves", "made of", "created"):
-        drawn.add_column(column)
+    drawn.add_column("model", no_wrap=True, overflow="fold")
+    for column in ("serves", "made of", "created"):
+        drawn.add_column(column, overflow="fold")
     for column in ("width", "MB", "cosine", "spearman", "speed"):
         drawn.add_column(column, justify="right")
     for one, manifest in rows:
@@ -66,7 +67,7 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
             f"{one}@{manifest.version}",
             "[green]yes[/]" if store.current(one) == manifest.version else "",
             manifest.parent.model if manifest.parent is not None else "",
-            datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d %H:%M"),
+            datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d"),
             str(manifest.width),
             f"{manifest.bytes / MB:,.1f}",
             *(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -13,12 +16,45 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["Reader", "epoch_order"]
+    from sutra_tasks.distillation.config import DistillationConfig
+    from sutra_tasks.vectors import Floats
+
+__all__ = ["Data", "Reader", "epoch_order"]
 
 BUCKET_BATCHES: Final = 50
 """Batches' worth of texts that are sorted by length together: padding is small, batches still mixed."""
 
 Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Data:
+    """What is learned from and measured on."""
+
+    texts: Sequence[str]
+    targets: Floats
+    held_out: Sequence[str]
+    held_out_targets: Floats
+    pairs: Sequence[tuple[str, str]]
+
+    def __post_init__(self) -> None:
+        if not self.texts or not self.held_out:
+            raise ValueError("no texts to learn from, or none to measure on")
+        if len(self.texts) != len(self.targets) or len(self.held_out) != len(self.held_out_targets):
+            raise ValueError("not one target a text")
+
+    def fingerprint(self, config: DistillationConfig) -> str:
+        """Hash all that decides what a run comes to."""
+        known = [
+            config.to_json(),
+            list(self.texts),
+            list(self.held_out),
+            [list(pair) for pair in self.pairs],
+        ]
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
+        for rows in (self.targets, self.held_out_targets):
+            digest.update(np.ascontiguousarray(rows, dtype="<f4").data)
+        return digest.hexdigest()
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -108,16 +108,19 @@ body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--paper)
   font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
 h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line) }
 .faint, small { color: var(--faint) }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .75rem }
+.figures { display: grid; margin: 1.5rem 0; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr));
+  gap: .75rem }
 .figures div { background: var(--raised); border: 1px solid var(--line); border-radius: .5rem;
   padding: .75rem }
 .figures b { display: block; font-size: 1.6rem; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .35rem .5rem;
   border-top: 1px solid var(--line) }
-td.n { text-align: right; font-variant-numeric: tabular-nums; overflow-wrap: normal }
+.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+small { font-weight: normal }
 figure { margin: 1rem 0 } svg { display: block; width: 100%; max-width: 40rem; height: auto }
-@media (max-width: 32rem) { th, td { padding: .3rem .2rem; font-size: .9rem } }
+@media (max-width: 32rem) { th, td { padding: .3rem .2rem; font-size: .9rem }
+  td.n { white-space: normal } }
 """
 
 
@@ -194,7 +197,7 @@ def _quality(quality: Mapping[str, Any], plot: str) -> Iterable[str]:
     ]
     if rows:
         yield f"<p>On {_text(quality.get('texts', '?'))} texts that were not learned from.</p>"
-        head = "<tr><th></th><th>Value</th><th>95% interval</th></tr>"
+        head = '<tr><th></th><th class="n">Value</th><th class="n">95% interval</th></tr>'
         yield f"<table>{head}{''.join(rows)}</table>"
     yield plot
 
@@ -209,8 +212,8 @@ def _sizes(facts: Mapping[str, Any]) -> Iterable[str]:
         for before, after in [sizes[name]]
     ]
     if rows:
-        head = "<tr><th></th><th>Teacher</th><th>Student</th><th>Smaller</th></tr>"
-        yield f"<table>{head}{''.join(rows)}</table>"
+        heads = "".join(f'<th class="n">{one}</th>' for one in ("Teacher", "Student", "Smaller"))
+        yield f"<table><tr><th></th>{heads}</tr>{''.join(rows)}</table>"
     if speed:
         yield (
             f"<p>The student embeds {speed['speed_improvement']:.2f} times as many texts a second as "

@@ -8,6 +8,7 @@ teacher, so another recipe never meets the remains of this one.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import re
 import shutil
@@ -40,6 +41,7 @@ SHARD: Final = 2_048
 LABELLED_EVERY: Final = 5
 """With a task loss, of so many labelled pairs one is measured on and the others are learned from."""
 RUNS: Final = ".runs"
+PACKAGES: Final = ("sutra-tasks", "torch", "sentence-transformers")
 STARTS: Final = "starts.json"
 
 
@@ -325,8 +327,9 @@ class Run:
             "corpus": dict(self._material.facts),
             "training": dict(trained),
             **found,
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        (folder / "README.md").write_text(model_card(config, found["card"]), "utf-8")
+        (folder / "README.md").write_text(model_card(config, _card_facts(facts)), "utf-8")
         (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
         (folder / "report.html").write_text(render(facts), "utf-8")
         self._watch({"phase": "registering"})
@@ -363,6 +366,19 @@ def _result(manifest: Any, material: Material, *, made: bool) -> dict[str, Any]:
         "report": "report.html",
         "bad_rows": material.facts["bad_rows"],
     }
+
+
+def _card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the model card shows of a report: counts and figures."""
+    measured = {
+        name: value["value"] if isinstance(value, Mapping) else value
+        for name, value in report["quality"].items()
+        if value is not None
+    }
+    counts = {name: value for name, value in report["corpus"].items() if isinstance(value, int)}
+    sizes = {f"{name}, teacher and student": value for name, value in report["sizes"].items()}
+    speed = {"speed_improvement": report["speed"]["speed_improvement"]}
+    return {"Texts": counts, "Quality on held-out text": measured, "Speed and size": speed | sizes}
 
 
 def _digest(value: Any) -> str:

@@ -7,7 +7,7 @@ needs ``trust_remote_code`` when it is loaded again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from sutra_tasks.distillation.batches import Reader
+from sutra_tasks.distillation.card import model_card
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def build_student(
     elif config.student == "layers":
         body = [*_before_normalize(teacher), _dense(matrix)]
         _keep_layers(config.teacher, body[0], config.layers)
+        _freeze_tokens(body[0])
     else:
         return _assembled([*copy.deepcopy(list(teacher)), _dense(matrix), Normalize()], teacher)
     student = _assembled([*body, Normalize()], student_model or teacher)
@@ -155,49 +157,6 @@ def save_student(student: SentenceTransformer, folder: Path, half_precision: boo
             }
             save_file(halved, path, metadata={"format": "pt"})
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def model_card(config: DistillationConfig, facts: Mapping[str, Any]) -> str:
-    """Return a model card in Markdown: teacher, data, recipe, and what was measured.
-
-    Args:
-        config: the recipe; of its data it names the files, no text.
-        facts: numbers and short names, by name; those that are mappings become tables of their own.
-    """
-    tags = ("sentence-transformers", "feature-extraction", "sentence-similarity", "distillation")
-    front = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:"]
-    front += [*(f"- {tag}" for tag in tags), "---", ""]
-    kinds = {
-        "layers": "the teacher with fewer layers and a projection",
-        "named": f"{config.student_model} and a projection",
-        "static": "a vector a token, no transformer",
-        "projection": "the teacher and a projection, not trained",
-    }
-    data = [*config.texts, *(["a sample of real traffic"] if config.sample else [])]
-    recipe = {
-        name: value
-        for name, value in config.to_json().items()
-        if name not in {"v", "teacher", "texts", "sample", "pairs"} and value is not None
-    }
-    lines = [
-        f"# {config.name or 'A distilled embedding model'}",
-        "",
-        f"Distilled from `{config.teacher}` by sutra-tasks: {kinds[config.student]}.",
-        "Its vectors live in a space of their own, that of the teacher's projected vectors.",
-        "",
-        "## Data",
-        "",
-        *(f"- {name}" for name in data),
-        *([f"- {config.pairs} (labelled pairs)"] if config.pairs else []),
-        "",
-        "## Measured",
-        "",
-        *_table({name: value for name, value in facts.items() if not isinstance(value, Mapping)}),
-    ]
-    for name, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += [f"### {_cell(name)}", "", *_table(value)]
-    return "\n".join([*front, *lines, "## Recipe", "", *_table(recipe)])
 
 
 def parameters(model: SentenceTransformer) -> int:
@@ -266,6 +225,11 @@ def _keep_layers(name: str, transformer: Any, wanted: int | None) -> None:
         inner.config.layer_types = [kinds[at] for at in kept]
 
 
+def _freeze_tokens(transformer: Any) -> None:
+    """Keep the teacher's vectors of tokens: half of the weights, and training them gains nothing."""
+    transformer.auto_model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
+
+
 def _scale(student: SentenceTransformer, module: Any, texts: Sequence[str]) -> None:
     """Scale the last linear module so that the mean length of the outputs is 1."""
     reader = Reader(student)
@@ -284,7 +248,8 @@ def _static(
     for one in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         np.add.at(counts, one.ids, 1)
     rarity = SIF / (SIF + counts / max(counts.sum(), 1))
-    table = (vectors @ matrix.T) * rarity[:, None]
+    # What all tokens alone have in common says nothing, and in a mean it would outweigh what differs.
+    table = (vectors - vectors.mean(axis=0)) @ matrix.T * rarity[:, None]
     return StaticEmbedding(tokenizer, embedding_weights=table.astype(np.float32))
 
 
@@ -296,15 +261,3 @@ def _fast_tokenizer(teacher: SentenceTransformer, name: str) -> Tokenizer:
     made.no_padding()
     made.no_truncation()
     return made
-
-
-def _table(rows: Mapping[str, Any]) -> list[str]:
-    if not rows:
-        return []
-    shown = [f"| {_cell(name)} | {_cell(value)} |" for name, value in rows.items()]
-    return ["| | |", "| --- | --- |", *shown, ""]
-
-
-def _cell(value: object) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")

@@ -7,13 +7,11 @@ against a teacher that is asked once for each text, noise in the student only ha
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from sutra_tasks.distillation import checkpoints
-from sutra_tasks.distillation.batches import Ids, Reader, epoch_order
+from sutra_tasks.distillation.batches import Data, Ids, Reader, epoch_order
 from sutra_tasks.distillation.checkpoints import Checkpoint
 from sutra_tasks.distillation.losses import DistillationLoss, Terms
 from sutra_tasks.distillation.progress import Progress, State, Trained, learning_rate_share
@@ -77,42 +75,13 @@ def train(  # noqa: PLR0917 - texts and their targets, then what to do with them
     Raises:
         ValueError: there is nothing to learn from or to measure on, or shapes do not fit.
     """
-    data = _Data(texts, targets, held_out, held_out_targets, pairs)
+    data = Data(texts, targets, held_out, held_out_targets, pairs)
+    folder.mkdir(parents=True, exist_ok=True)
     run = _Run(student, data, config, folder, clock)
     run.resume()
     while not run.state.finished:
         run.advance(on_step)
     return run.restored()
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Data:
-    """What is learned from and measured on."""
-
-    texts: Sequence[str]
-    targets: Floats
-    held_out: Sequence[str]
-    held_out_targets: Floats
-    pairs: Sequence[tuple[str, str]]
-
-    def __post_init__(self) -> None:
-        if not self.texts or not self.held_out:
-            raise ValueError("no texts to learn from, or none to measure on")
-        if len(self.texts) != len(self.targets) or len(self.held_out) != len(self.held_out_targets):
-            raise ValueError("not one target a text")
-
-    def fingerprint(self, config: DistillationConfig) -> str:
-        """Hash all that decides what a run comes to."""
-        known = [
-            config.to_json(),
-            list(self.texts),
-            list(self.held_out),
-            [list(pair) for pair in self.pairs],
-        ]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode())
-        for rows in (self.targets, self.held_out_targets):
-            digest.update(np.ascontiguousarray(rows, dtype="<f4").data)
-        return digest.hexdigest()
 
 
 class _Run:
@@ -121,7 +90,7 @@ class _Run:
     def __init__(
         self,
         student: SentenceTransformer,
-        data: _Data,
+        data: Data,
         config: DistillationConfig,
         folder: Path,
         clock: Callable[[], float],

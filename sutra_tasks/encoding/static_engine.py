@@ -7,7 +7,7 @@ the ``Dense`` modules are applied to the table of token vectors once, when it is
 Measured on one core of an AMD EPYC, texts of 24 tokens, 384 dimensions, 64 in a batch: the mean takes
 4 µs a text from a float32 table, gathered for the batch and added up text by text; 13 with
 ``np.add.reduceat``, 22 from a float16 table, which numpy converts slowly; 1.5 with torch's
-``embedding_bag``, whose import takes 3 s and 300 MB. Tokenising takes 40, and 3 where
+``embedding_bag``, whose import takes 1 s and 200 MB. Tokenising takes 40, and 8 where
 :mod:`sutra_tasks.encoding.words` has seen all words.
 """
 

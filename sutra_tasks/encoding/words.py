@@ -1,9 +1,9 @@
 """Token ids, word by word, of words seen before: text repeats its words.
 
-Tokenising is nearly all that a static model costs. Measured on one core, WordNet's glosses in texts of 5
-to 20 words: 43 µs a text by the tokenizer, 3 µs where all words were seen before, 17 where one text in
-two has a new one (a dictionary is the worst prose there is); 120 µs instead of 47 where every word is
-new, as no text is.
+Tokenising is nearly all that a static model costs. Measured on one core with 64,000 texts of 5 to 20
+words from WordNet's glosses: 40 µs a text by the tokenizer; by words 27 the first time, 18 the second (a
+dictionary has more of them than are kept) and 8 where all were seen before. Where every word is new, as
+in no prose, it takes 83 instead of 41.
 """
 
 from __future__ import annotations

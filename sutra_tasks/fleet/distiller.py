@@ -17,6 +17,7 @@ import redis
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Ignore, Reject
+from celery.result import allow_join_result
 from celery.utils.log import get_logger
 from celery.worker.state import revoked
 
@@ -189,7 +190,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             with suppress(redis.RedisError):  # it expires
                 self._client.eval(LET_GO, 1, lock, task + self._incarnation)
 
-    def _by_fleet(self, teacher: str) -> Callable[[Sequence[str], str], Iterator[Floats]] | None:
+    def _by_fleet(self, teacher: str) -> Callable[[Sequence[str], str], list[Floats]] | None:
         """Return how the fleet embeds texts with the teacher, if a live device has it in memory."""
         ttl_s = self._options.device_ttl_s
         able = any(
@@ -201,7 +202,13 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         )
         if not able:
             return None
-        return lambda texts, space: embed_many(texts, model=teacher, space=space, truncate=True)
+
+        def embedded(texts: Sequence[str], space: str) -> list[Floats]:
+            # A task must not wait for one of its own queue; devices never wait for this worker.
+            with allow_join_result():
+                return list(embed_many(texts, model=teacher, space=space, truncate=True))
+
+        return embedded
 
 
 class _Watch:

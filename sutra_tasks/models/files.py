@@ -86,13 +86,18 @@ def _to_disk(file: BinaryIO) -> None:
 
 
 def _plain(model: str, root: Path, *, links: bool) -> Iterator[Path]:
-    """Yield the files of a folder, in order, but its manifest."""
-    for path in sorted(root.rglob("*")):
-        if path == root / MANIFEST:
-            continue
-        if path.is_symlink() and (path.is_dir() or not links):
-            raise ModelError(model, f"{path.relative_to(root)} is a link")
-        if path.is_file():
-            yield path
-        elif not path.is_dir():
-            raise ModelError(model, f"{path.relative_to(root)} is not a plain file")
+    """Yield the files of a folder but its manifest."""
+    for folder, folders, names in os.walk(root, onerror=_give_up):
+        for path in (Path(folder, name) for name in sorted([*folders, *names])):
+            if path == root / MANIFEST:
+                continue
+            if path.is_symlink() and (path.is_dir() or not links):
+                raise ModelError(model, f"{path.relative_to(root)} is a link")
+            if path.is_file():
+                yield path
+            elif not path.is_dir():
+                raise ModelError(model, f"{path.relative_to(root)} is not a plain file")
+
+
+def _give_up(error: OSError) -> None:
+    raise error  # or a folder that cannot be read would be taken for an empty one

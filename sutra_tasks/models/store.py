@@ -127,16 +127,14 @@ class ModelStore:
     def add(self, name: str, source: Path, facts: Facts) -> Manifest:
         """Copy a sentence-transformers folder into the registry as the next version of a model.
 
-        It serves when it is promoted. What fails leaves nothing that is visible.
+        It serves when it is promoted. What fails leaves no version that is half there.
 
         Raises:
             ModelError: the source has no files, or ones that are not plain.
         """
-        check_model_name(name)
-        home = self._folder / name
+        home = self._home(name)
         with self._access(name):
             home.mkdir(exist_ok=True)
-            self._home(name)
             self._drop_abandoned(home)
             incoming = Path(tempfile.mkdtemp(prefix=INCOMING, dir=home))
             try:
@@ -177,8 +175,8 @@ class ModelStore:
         Raises:
             ModelError: there is no such version.
         """
-        self.manifest(name, version)
         with self._changing(name):
+            self.manifest(name, version)
             history = self._history(name)
             if history[-1:] != [version]:
                 write_history(self._home(name), [*history, version])
