@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmarks import balancing, chaos, embed, long_text, overhead, scaling, streaming
+from scripts.benchmarks import balancing, chaos, distill, embed, long_text, overhead, scaling, streaming
 from scripts.benchmarks.report import document, show
 
 BENCHMARKS = {
@@ -17,6 +17,7 @@ BENCHMARKS = {
     "chaos": chaos.run,
     "long_text": long_text.run,
     "streaming": streaming.run,
+    "distill": distill.run,
 }
 PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot, "streaming": streaming.plot}
 

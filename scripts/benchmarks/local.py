@@ -47,14 +47,14 @@ def running(options: Settings, *, devices: int, cores: int | None = None) -> Ite
     """Run a fleet; this process becomes its client.
 
     Args:
-        options: its settings.
+        options: its settings; a server of its own if they name none.
         devices: how many.
         cores: that the devices share, as threads of their engines; all if None.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-bench-")))
-        address = stack.enter_context(embedded_server())
+        address = options.broker_url or stack.enter_context(embedded_server())
         options = replace(options, broker_url=address)
         os.environ["SUTRA_BROKER_URL"] = address
         settings.cache_clear()

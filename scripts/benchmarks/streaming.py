@@ -116,7 +116,7 @@ def _real(*, quick: bool) -> dict[str, Any]:
         streamed, alone = [], []
         for turn in range(rounds + 1):
             own = encode()
-            sink, _ = _offered(here, f"over-{turn}", count, 3 * own, file)
+            sink, _ = offered(here, f"over-{turn}", count, 3 * own, file)
             if turn:
                 alone.append(own)
                 streamed.append(sink.per_s)
@@ -154,9 +154,10 @@ def _in_process(here: Running, texts: Sequence[str]) -> Callable[[], float]:
     return encode
 
 
-def _offered(
+def offered(
     here: Running, stream: str, count: int, per_s: float, texts: Path, *, batch: int = 64
 ) -> tuple[Sink, dict[str, Any]]:
+    """Stream texts at a rate, 0 for as fast as it goes; return the reader and what the producer said."""
     sink = Sink(stream, here.options)
     producer = _producer(
         here, "--streams", stream, "--count", count, "--per-s", per_s, "--batch", batch, "--texts", texts
@@ -172,7 +173,7 @@ def _offered(
 
 def _paced(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
     """Offer less than the device can do, text by text, at random times."""
-    sink, _ = _offered(here, "paced", int(per_s * seconds), per_s, texts, batch=1)
+    sink, _ = offered(here, "paced", int(per_s * seconds), per_s, texts, batch=1)
     time.sleep(1.5)  # devices report once a second
     with redis.Redis.from_url(here.options.broker_url or "") as client:
         (status,) = stream_status(client, "paced")

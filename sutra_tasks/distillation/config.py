@@ -19,6 +19,14 @@ __all__ = ["PROJECTIONS", "STUDENTS", "DistillationConfig", "DistillationMetrics
 VERSION: Final = 1
 STUDENTS: Final = ("layers", "named", "static", "projection")
 PROJECTIONS: Final = ("svd", "jl")
+BY_STUDENT: Final[dict[str, tuple[float, float]]] = {
+    "alpha": (0.5, 0.0),
+    "similarity_weight": (1.0, 0.0),
+    "learning_rate": (5e-4, 5e-3),
+    "batch_size": (32, 256),
+}
+"""What is not given: for students with a transformer, and for static ones. A table of vectors takes
+steps forty times as long, and the length of its sums says nothing; docs/distillation.md has figures."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -59,14 +67,16 @@ class DistillationConfig:
         output_dim: width of the student's vectors; None: the teacher's.
         projection: ``svd`` (leading right singular vectors of the teacher's vectors) or ``jl``
             (Johnson-Lindenstrauss, orthonormalised).
-        alpha: share of the squared error in the distillation loss, against the cosine loss.
+        alpha: share of the squared error in the distillation loss, against the cosine loss; None: 0.5,
+            of a static student 0.
         task_weight: share of a contrastive loss on ``pairs``, against the distillation loss.
-        similarity_weight: weight of the term on similarities within a batch, beside the others.
+        similarity_weight: weight of the term on similarities within a batch, beside the others; None:
+            1, of a static student 0.
         matryoshka: narrower widths at which the vectors are to be good as well.
-        learning_rate: peak of AdamW's, after the warm-up.
+        learning_rate: peak of AdamW's, after the warm-up; None: 5e-4, of a static student 5e-3.
         warmup_share: of all steps.
         weight_decay: of AdamW.
-        batch_size: texts in one step.
+        batch_size: texts in one step; None: 32, of a static student 256.
         max_epochs: passes over the texts, at most.
         quality_threshold: mean cosine to the projected teacher on held-out text at which it ends.
         patience: evaluations without a better one after which it ends.
@@ -89,14 +99,14 @@ class DistillationConfig:
     layers: int | None = _within(None, 1)
     output_dim: int | None = _within(None, 1)
     projection: str = "svd"
-    alpha: float = _within(0.5, 0, 1)
+    alpha: float = _within(None, 0, 1)
     task_weight: float = _within(0.0, 0, 1)
-    similarity_weight: float = _within(0.0, 0)
+    similarity_weight: float = _within(None, 0)
     matryoshka: tuple[int, ...] = ()
-    learning_rate: float = _within(5e-4, 1e-9, 1)
+    learning_rate: float = _within(None, 1e-9, 1)
     warmup_share: float = _within(0.1, 0, 1)
     weight_decay: float = _within(0.01, 0)
-    batch_size: int = _within(32, 1)
+    batch_size: int = _within(None, 1)
     max_epochs: int = _within(3, 1)
     quality_threshold: float = _within(0.98, 0, 1)
     patience: int = _within(3, 1)
@@ -109,8 +119,7 @@ class DistillationConfig:
     seed: int = _within(0, 0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "texts", tuple(self.texts))
-        object.__setattr__(self, "matryoshka", tuple(self.matryoshka))
+        self._fill_in()
         self._check_kinds()
         self._check_bounds()
         for name, known in (("student", STUDENTS), ("projection", PROJECTIONS)):
@@ -133,6 +142,13 @@ class DistillationConfig:
         widest = self.output_dim or math.inf
         if any(type(width) is not int or not 0 < width < widest for width in self.matryoshka):
             raise _refused("matryoshka", self.matryoshka, "whole numbers under output_dim")
+
+    def _fill_in(self) -> None:
+        object.__setattr__(self, "texts", tuple(self.texts))
+        object.__setattr__(self, "matryoshka", tuple(self.matryoshka))
+        for name, (otherwise, static) in BY_STUDENT.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, static if self.student == "static" else otherwise)
 
     def _check_kinds(self) -> None:
         for option in fields(self):

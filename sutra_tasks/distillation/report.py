@@ -116,7 +116,7 @@ h1 { line-height: 1.2 } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--
 table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .35rem .5rem;
   border-top: 1px solid var(--line) }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums }
+.n { text-align: right; white-space: nowrap; overflow-wrap: normal; font-variant-numeric: tabular-nums }
 small { font-weight: normal }
 figure { margin: 1rem 0 } svg { display: block; width: 100%; max-width: 40rem; height: auto }
 @media (max-width: 32rem) { th, td { padding: .3rem .2rem; font-size: .9rem }

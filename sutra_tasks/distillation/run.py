@@ -7,37 +7,34 @@ teacher, so another recipe never meets the remains of this one.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from sutra_tasks.distillation.corpus import read, read_pairs, split
 from sutra_tasks.distillation.own import encoded
-from sutra_tasks.errors import ModelError, SettingsError, SpaceUnavailableError
+from sutra_tasks.distillation.shards import aside, cached, digest, drop_old, shards
+from sutra_tasks.errors import ModelError, SpaceUnavailableError
 from sutra_tasks.models.manifest import Facts, Parent
 
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
+    from sutra_tasks.distillation.material import Material
     from sutra_tasks.encoding.encoder import Encoder
     from sutra_tasks.models.store import ModelStore
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Material", "Run", "Watch", "default_name", "gather"]
+__all__ = ["Run", "Watch", "default_name"]
 
-MOST_CHARS: Final = 100_000
-"""Of a text: more than models see; longer rows are bad ones."""
-SHARD: Final = 2_048
-"""Texts whose vectors are computed and written together."""
 LABELLED_EVERY: Final = 5
 """With a task loss, of so many labelled pairs one is measured on and the others are learned from."""
 RUNS: Final = ".runs"
@@ -52,65 +49,11 @@ class Watch(Protocol):
         """Take note of how far it is, often; may wait while the run should pause, or raise to end it."""
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Material:
-    """The texts of a run.
-
-    Attributes:
-        train: to learn from.
-        held_out: to measure on.
-        pairs: labelled queries and their texts.
-        facts: for the report: counts and what was wrong, no text.
-        fingerprint: of all of it.
-    """
-
-    train: tuple[str, ...]
-    held_out: tuple[str, ...]
-    pairs: tuple[tuple[str, str], ...]
-    facts: Mapping[str, Any]
-    fingerprint: str
-
-
 def default_name(config: DistillationConfig) -> str:
     """Return the name of a model that was given none: made of teacher, student and width."""
     teacher = re.sub(r"[^A-Za-z0-9.]+", "-", config.teacher.partition("@")[0]).strip("-.")[-40:]
     kind = config.student + (str(config.layers) if config.layers else "")
     return "-".join([teacher or "model", kind, *([str(config.output_dim)] if config.output_dim else [])])
-
-
-def gather(config: DistillationConfig, options: Settings, sample: Sequence[str]) -> Material:
-    """Read the texts that a recipe names.
-
-    Args:
-        config: the recipe.
-        options: says in which folder.
-        sample: texts of real traffic; used if the recipe says so.
-
-    Raises:
-        SettingsError: no folder is set.
-        InvalidInputError: a file is not there or holds no texts, or too few.
-    """
-    if options.data_dir is None and (config.texts or config.pairs):
-        raise SettingsError("SUTRA_DATA_DIR", "", "not set: the folder with the texts to learn from")
-    folder = Path(options.data_dir or ".")
-    rng = np.random.default_rng(config.seed)
-    wanted = config.max_texts + config.held_out
-    corpus = read(folder, config.texts, most_chars=MOST_CHARS, most_texts=wanted, rng=rng)
-    texts = tuple(dict.fromkeys([*corpus.texts, *(sample if config.sample else ())]))
-    corpus = replace(corpus, texts=texts)
-    train, held_out = split(corpus, config.held_out, config.seed)
-    pairs = tuple(read_pairs(folder, config.pairs)) if config.pairs else ()
-    facts = {
-        "files": list(config.texts),
-        "texts": len(train),
-        "held_out": len(held_out),
-        "sampled": len(sample) if config.sample else 0,
-        "pairs": len(pairs),
-        "bad_rows": corpus.bad_rows,
-        "bad": [f"{row.file}:{row.line}: {row.reason}" for row in corpus.bad],
-        "duplicates": corpus.duplicates,
-    }
-    return Material(train, held_out, pairs, facts, _digest([train, held_out, pairs]))
 
 
 class Run:
@@ -150,8 +93,12 @@ class Run:
         self._reference_of = reference_of
         self._teacher: Encoder = load_version(options, store, self.reference)
         recipe = {**config.to_json(), "name": self.name}
-        self.fingerprint = _digest([recipe, self._teacher.card.space, material.fingerprint])
-        self.folder = Path(options.models_dir or ".").expanduser() / RUNS / self.fingerprint[:16]
+        self.fingerprint = digest([recipe, self._teacher.card.space, material.fingerprint])
+        runs = Path(options.models_dir or ".").expanduser() / RUNS
+        self.folder = runs / self.fingerprint[:16]
+        self._texts = [*material.train, *material.held_out, *self._labelled_texts()]
+        # The teacher's vectors serve every recipe with these texts.
+        self._shards = runs / f"teacher-{digest([self._teacher.card.space, self._texts])[:16]}"
 
     def made(self) -> dict[str, Any] | None:
         """Return the result of an earlier run of the same recipe, texts and teacher, if one was."""
@@ -170,10 +117,9 @@ class Run:
             ModelError: the recipe ends its workers, or cannot be followed with these models.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        drop_old(self.folder.parent, time.time(), but=(self.folder, self._shards))
         self._count_start()
-        vectors = self._vectors(
-            [*self._material.train, *self._material.held_out, *self._labelled_texts()]
-        )
+        vectors = cached(self._shards, self._texts, self._block, watch=self._watch)
         learned = len(self._material.train)
         matrix = self._matrix(vectors[:learned])
         trained = self._student(vectors, matrix)
@@ -187,7 +133,7 @@ class Run:
         """Refuse a run whose workers die of it, again and again, without getting any further."""
         # Neither is torch needed for this, nor is a checkpoint read twice: its name says the step.
         steps = sorted(path.name for path in self.folder.glob("checkpoint-*"))
-        at = steps[-1] if steps else f"{len(list(self.folder.glob('vectors-*.npy')))} shards"
+        at = steps[-1] if steps else f"{shards(self._shards)} shards of the teacher's vectors"
         before = _read_json(self.folder / STARTS)
         starts = before.get("starts", 0) + 1 if before.get("at") == at else 1
         if starts > self._options.max_attempts:
@@ -201,21 +147,6 @@ class Run:
 
     def _labelled_texts(self) -> list[str]:
         return list(dict.fromkeys(text for pair in self._material.pairs for text in pair))
-
-    def _vectors(self, texts: Sequence[str]) -> Floats:
-        """Return the teacher's unit vectors, computed once: each shard is written when it is there."""
-        rows: list[Floats] = []
-        for number, start in enumerate(range(0, len(texts), SHARD)):
-            path = self.folder / f"vectors-{number:06d}.npy"
-            if not path.exists():
-                some = texts[start : start + SHARD]
-                self._watch({"phase": "teacher", "done": start, "of": len(texts)})
-                block = self._block(some)
-                with _aside(path).open("wb") as file:
-                    np.save(file, block.astype(np.float32), allow_pickle=False)
-                _aside(path).replace(path)
-            rows.append(np.load(path, allow_pickle=False))
-        return np.concatenate(rows)
 
     def _block(self, texts: Sequence[str]) -> Floats:
         if self._by_fleet is not None:
@@ -381,14 +312,6 @@ def _card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"Texts": counts, "Quality on held-out text": measured, "Speed and size": speed | sizes}
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _aside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.writing")
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -398,5 +321,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _aside(path).write_text(json.dumps(value), "utf-8")
-    _aside(path).replace(path)
+    aside(path).write_text(json.dumps(value), "utf-8")
+    aside(path).replace(path)

@@ -24,7 +24,8 @@ from celery.worker.state import revoked
 from sutra_tasks import keys
 from sutra_tasks.admission import Backlog
 from sutra_tasks.bulk import embed_many
-from sutra_tasks.distillation.run import Run, gather
+from sutra_tasks.distillation.material import gather
+from sutra_tasks.distillation.run import Run
 from sutra_tasks.distillation.tasks import serve
 from sutra_tasks.encoding.models import registry
 from sutra_tasks.errors import SettingsError, SutraError

@@ -47,6 +47,9 @@ SUSPECT_AFTER: Final = 2
 """Attempts after which a message runs alone, so that the next death is blamed on nobody else, and counts
 only for the one that did run."""
 
+UNROUTED: Final = (keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)
+"""Queues whose messages go back there; all others are the router's, whatever device they were with."""
+
 MOST_NEAR: Final = 8
 """So many deaths near a suspect count as one of it: it may end workers before it can be run alone."""
 
@@ -103,6 +106,7 @@ class _Going:
     priority: int
     message: str | bytes
     weight: int
+    queue: str
 
 
 def attempts_of(headers: Mapping[str, Any] | None) -> int:
@@ -153,7 +157,9 @@ def _returned(
         priority = int(properties.get("priority") or 0)
     except (TypeError, ValueError):
         priority = 0
-    return _Going(priority, json.dumps(message) if redelivered else raw, weight)
+    sent_to = properties["delivery_info"].get("routing_key")
+    queue = sent_to if sent_to in UNROUTED else keys.EMBED_QUEUE
+    return _Going(priority, json.dumps(message) if redelivered else raw, weight, queue)
 
 
 def _return(
@@ -188,7 +194,7 @@ def give_back(
 def give_back_all(
     client: redis.Redis,
     incarnation: str,
-    queue: str = keys.EMBED_QUEUE,
+    queue: str | None = None,
     *,
     own: Mapping[bytes, str] = MappingProxyType({}),
     but: Collection[bytes] = (),
@@ -201,7 +207,7 @@ def give_back_all(
     Args:
         client: the server.
         incarnation: a process that is gone, or whose ``but`` names what it still works on.
-        queue: where its messages belong.
+        queue: where its messages belong; None: each where it was sent.
         own: messages that belong elsewhere.
         but: messages that stay held.
         died: the process died, of one of these messages perhaps: each counts an attempt more, or only
@@ -212,11 +218,12 @@ def give_back_all(
     name = suspect.decode() if suspect else ""
     # The newest is at the head: giving it back first leaves the oldest next in line.
     messages: list[bytes] = client.lrange(held, 0, -1)  # type: ignore[assignment]  # nothing decodes
-    going = [
-        (raw, own.get(raw, queue), _returned(raw, died=died and device is not None, suspect=name))
-        for raw in messages
-        if raw not in but
-    ]
+    going = []
+    for raw in messages:
+        if raw not in but:
+            found = _returned(raw, died=died and device is not None, suspect=name)
+            sent_to = found.queue if found is not None else keys.EMBED_QUEUE
+            going.append((raw, own.get(raw) or queue or sent_to, found))
     return _return(client, held, load_of(incarnation), going)
 
 

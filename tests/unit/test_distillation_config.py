@@ -12,6 +12,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.distillation.config import (
+    BY_STUDENT,
     PROJECTIONS,
     STUDENTS,
     DistillationConfig,
@@ -63,14 +64,14 @@ BAD: dict[str, list[Any]] = {
     "layers": [0, -1, 1.0, "3", True],
     "output_dim": [0, -1, 256.0, "256", True],
     "projection": [None, 1, "pca", "SVD"],
-    "alpha": [None, -0.01, 1.01, math.nan, math.inf, "0.5", True],
+    "alpha": [-0.01, 1.01, math.nan, math.inf, "0.5", True],
     "task_weight": [None, -0.01, 1.01, math.nan, 0.5],
-    "similarity_weight": [None, -0.01, math.nan, math.inf],
+    "similarity_weight": [-0.01, math.nan, math.inf],
     "matryoshka": [(0,), (-1,), (1.5,), ("64",), (True,)],
-    "learning_rate": [None, 0, -1e-4, 1.01, math.nan, math.inf, "1e-4"],
+    "learning_rate": [0, -1e-4, 1.01, math.nan, math.inf, "1e-4"],
     "warmup_share": [None, -0.1, 1.1, math.nan],
     "weight_decay": [None, -0.1, math.nan, math.inf],
-    "batch_size": [None, 0, -1, 32.0, "32", True],
+    "batch_size": [0, -1, 32.0, "32", True],
     "max_epochs": [None, 0, 1.5, True],
     "quality_threshold": [None, -0.1, 1.1, math.nan],
     "patience": [None, 0, 1.5],
@@ -248,3 +249,10 @@ def test_a_last_batch_does_not_overwrite_the_others() -> None:
 def test_metrics_are_json() -> None:
     metrics = DistillationMetrics(cosine_similarity=0.9, texts=4)
     assert DistillationMetrics(**json.loads(json.dumps(metrics.to_json(), allow_nan=False))) == metrics
+
+
+def test_what_is_not_given_suits_the_student() -> None:
+    layers, static = DistillationConfig(**LEAST), DistillationConfig(**LEAST, student="static")
+    for name, (otherwise, suited) in BY_STUDENT.items():
+        assert (getattr(layers, name), getattr(static, name)) == (otherwise, suited)
+    assert DistillationConfig(**LEAST, student="static", alpha=0.5).alpha == 0.5

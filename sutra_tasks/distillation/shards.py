@@ -1,0 +1,79 @@
+"""Vectors of many texts on disk, in pieces: what was computed before a death is not computed again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sutra_tasks.vectors import Floats
+
+__all__ = ["aside", "cached", "digest", "drop_old", "shards"]
+
+SHARD: Final = 2_048
+"""Texts whose vectors are computed and written together."""
+OLD_S: Final = 30 * 24 * 3600.0
+"""Seconds after which nobody goes on with a run."""
+
+
+def cached(
+    folder: Path,
+    texts: Sequence[str],
+    compute: Callable[[Sequence[str]], Floats],
+    *,
+    watch: Callable[[Mapping[str, Any]], None],
+) -> Floats:
+    """Return the vectors of texts, float32 (texts, width); each shard is written when it is there.
+
+    Args:
+        folder: of these texts and of what computes them, and of nothing else.
+        texts: one at least.
+        compute: gives the vectors of some of them.
+        watch: told before each shard; see :class:`~sutra_tasks.distillation.run.Watch`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[Floats] = []
+    for start in range(0, len(texts), SHARD):
+        path = folder / f"vectors-{start // SHARD:06d}.npy"
+        if not path.exists():
+            watch({"phase": "teacher", "done": start, "of": len(texts)})
+            with aside(path).open("wb") as file:
+                block = compute(texts[start : start + SHARD])
+                np.save(file, block.astype(np.float32), allow_pickle=False)
+            aside(path).replace(path)
+        rows.append(np.load(path, allow_pickle=False))
+    return np.concatenate(rows)
+
+
+def shards(folder: Path) -> int:
+    """Return how many shards are there."""
+    return len(list(folder.glob("vectors-*.npy")))
+
+
+def drop_old(runs: Path, now: float, *, but: Collection[Path]) -> None:
+    """Delete what nobody goes on with: folders that nothing was written to for a month.
+
+    Args:
+        runs: the folder of all runs.
+        now: seconds since 1970.
+        but: those that stay.
+    """
+    for path in runs.iterdir():
+        if path not in but and path.is_dir() and now - path.stat().st_mtime > OLD_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of a JSON value, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def aside(path: Path) -> Path:
+    """Return where a file is written before it is renamed: one that is there is whole."""
+    return path.with_name(f".{path.name}.writing")
