@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from sutra_tasks.encoding.encoder import cut_to_window
 from sutra_tasks.vectors import finish
 
 if TYPE_CHECKING:
@@ -27,13 +28,7 @@ def encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
     """
     rows = np.empty((len(texts), encoder.card.width), dtype=np.float32)
     for start in range(0, len(texts), AT_ONCE):
-        batch = []
-        for text in encoder.tokenize(list(texts[start : start + AT_ONCE]), None):
-            cut = text
-            if text.tokens > encoder.card.window:
-                offsets = encoder.offsets(text)
-                room = encoder.card.window - (text.tokens - len(offsets))
-                (cut,) = encoder.windows(text, offsets, [(0, room)])
-            batch.append(cut)
+        some = encoder.tokenize(list(texts[start : start + AT_ONCE]), None)
+        batch = [cut_to_window(encoder, text) for text in some]
         rows[start : start + len(batch)] = encoder.encode(batch)
     return finish(rows, dimensions=None, normalize=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sutra_tasks.documents.chunking import Offsets
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Card", "Encoder", "TokenizedText", "check_options", "check_pin"]
+__all__ = ["Card", "Encoder", "TokenizedText", "check_options", "check_pin", "cut_to_window"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,3 +123,12 @@ def check_pin(card: Card, space: str, dimensions: int | None) -> bool:
     """Say whether this model's vectors, cut to ``dimensions``, are of a space that a caller pins."""
     name, _, _ = card.space.rpartition(":")
     return space == f"{name}:{dimensions or card.width}"
+
+
+def cut_to_window(encoder: Encoder, text: TokenizedText) -> TokenizedText:
+    """Return what the model sees of a whole text: all of it, or its first tokens."""
+    if text.tokens <= encoder.card.window:
+        return text
+    offsets = encoder.offsets(text)
+    room = encoder.card.window - (text.tokens - len(offsets))
+    return encoder.windows(text, offsets, [(0, room)])[0]

@@ -60,10 +60,13 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
         errors.ModelError("all-MiniLM-L6-v2", "no such folder"),
         errors.NoHealthyWorkersError(4, 31.5, 30.0),
         errors.PoisonMessageError(3, "its workers died"),
+        errors.PromotionRefusedError("search", 3, "quality 0.81 is under 0.90"),
         errors.ServerUnavailableError("ConnectionError"),
         errors.SettingsError("SUTRA_HEARTBEAT_S", "-1", "must be positive"),
+        errors.SpaceUnavailableError("search@3", "a:384", "b:192"),
         errors.SutraError("words"),
         errors.TooLargeError("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
+        errors.TooLittleTextError(120, 3_000, 7),
         errors.UnconfirmedEntriesError(["a", "b"], "ConnectionError"),
         errors.UnsupportedVersionError("message", "2", 1),
     )

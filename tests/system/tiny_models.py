@@ -45,6 +45,7 @@ class Kind:
     left: bool = False
     architecture: str = "bert"
     prompts: dict[str, str] = field(default_factory=dict)
+    hidden: int = HIDDEN
 
 
 def _wordpiece() -> Tokenizer:
@@ -168,7 +169,7 @@ def build(kind: Kind, folder: Path) -> str:
     made = kind.tokenizer()
     shape: dict[str, Any] = {
         "vocab_size": made.get_vocab_size(),
-        "hidden_size": HIDDEN,
+        "hidden_size": kind.hidden,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 64,
@@ -206,9 +207,9 @@ def build(kind: Kind, folder: Path) -> str:
         cls_token=token(made, "[CLS]", "<s>"),
     ).save_pretrained(bare)
     modules: list[Any] = [Transformer(str(bare), max_seq_length=WINDOW)]
-    modules.append(Pooling(HIDDEN, kind.pooling, include_prompt=kind.include_prompt))
+    modules.append(Pooling(kind.hidden, kind.pooling, include_prompt=kind.include_prompt))
     if kind.dense:
-        modules.append(Dense(HIDDEN, kind.dense, activation_function=torch.nn.Tanh()))
+        modules.append(Dense(kind.hidden, kind.dense, activation_function=torch.nn.Tanh()))
     if kind.normalizes:
         modules.append(Normalize())
     saved = folder / "model"

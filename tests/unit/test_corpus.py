@@ -276,9 +276,10 @@ def test_what_is_outside_is_refused_in_the_words_for_what_is_nowhere(folder: Pat
     ]
     said = {refusal(folder, name).expected for name in names}
     assert said == {"a file that can be read, inside SUTRA_DATA_DIR"}
-    # An absolute name is refused even if it is a file of the folder.
+    # An absolute name, or one that goes up, is refused even if it is a file of the folder.
     write(folder, "a.txt", "one")
-    assert refusal(folder, str(folder / "a.txt")).expected in said
+    for name in (str(folder / "a.txt"), "../data/a.txt", "folder.txt/../a.txt"):
+        assert refusal(folder, name).expected in said
 
 
 def test_a_link_that_stays_inside_is_followed(folder: Path) -> None:

@@ -247,6 +247,15 @@ def test_a_model_that_gives_every_text_one_vector_finds_no_more_than_chance() ->
     np.testing.assert_allclose(found, chance, atol=1e-9)
 
 
+def test_documents_that_are_rounding_apart_share_their_places() -> None:
+    first = np.array([[1.0, 0.0]], dtype=np.float32)
+    documents = np.array([[1.0, 0.0], [1.0 - 3e-7, 0.0]], dtype=np.float32)
+    documents[1, 1] = 8e-4  # of unit length, and its cosine is 3e-7 less
+    for answer in (0, 1):
+        shared = (1 + 1 / math.log2(3)) / 2
+        assert ndcg(first, documents, np.array([answer]))[0] == pytest.approx(shared, abs=1e-9)
+
+
 def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = drawn(24, 60, 8), drawn(25, 60, 8)
     whole = neighbours(a), ranking_ndcg(a, b), ndcg(a[:20], b, np.arange(20))
