@@ -106,8 +106,8 @@ def test_a_model_that_gives_no_numbers_is_refused(monkeypatch):
 
     load = torch_engine._load
 
-    def broken(name):
-        model = load(name)
+    def broken(name, folder):
+        model = load(name, folder)
         next(model.parameters()).data.fill_(torch.nan)
         return model
 

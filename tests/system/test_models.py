@@ -74,7 +74,9 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
     serving: Fleet, store: ModelStore, client: redis.Redis
 ) -> None:
     with serving(2) as fleet:
-        stop, spaces, errors = threading.Event(), [], []
+        stop = threading.Event()
+        spaces: list[str] = []
+        errors: list[Exception] = []
 
         def ask() -> None:
             while not stop.is_set():
