@@ -144,8 +144,11 @@ class DistillationConfig:
             raise _refused("matryoshka", self.matryoshka, "whole numbers under output_dim")
 
     def _fill_in(self) -> None:
-        object.__setattr__(self, "texts", tuple(self.texts))
-        object.__setattr__(self, "matryoshka", tuple(self.matryoshka))
+        for name in ("texts", "matryoshka"):
+            given: Any = getattr(self, name)
+            if not isinstance(given, list | tuple):  # a str would be taken letter by letter
+                raise _refused(name, type(given).__name__, "a list")
+            object.__setattr__(self, name, tuple(given))
         for name, (otherwise, static) in BY_STUDENT.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, static if self.student == "static" else otherwise)

@@ -55,7 +55,7 @@ OTHER: dict[str, Any] = {
 
 BAD: dict[str, list[Any]] = {
     "teacher": [None, 1, b"m"],
-    "texts": [(), ("",), (1,), (None,)],
+    "texts": ["a.jsonl", None, (), ("",), (1,), (None,)],
     "sample": [None, 1, "yes"],
     "pairs": [1, b"a"],
     "name": [1, "", "-a", "a/b", "../a", "a..b", "a b", "ä", "x" * 65],
@@ -67,7 +67,7 @@ BAD: dict[str, list[Any]] = {
     "alpha": [-0.01, 1.01, math.nan, math.inf, "0.5", True],
     "task_weight": [None, -0.01, 1.01, math.nan, 0.5],
     "similarity_weight": [-0.01, math.nan, math.inf],
-    "matryoshka": [(0,), (-1,), (1.5,), ("64",), (True,)],
+    "matryoshka": [64, "64", (0,), (-1,), (1.5,), ("64",), (True,)],
     "learning_rate": [0, -1e-4, 1.01, math.nan, math.inf, "1e-4"],
     "warmup_share": [None, -0.1, 1.1, math.nan],
     "weight_decay": [None, -0.1, math.nan, math.inf],
