@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import re
 import shutil
 import time
@@ -20,9 +21,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from sutra_tasks.distillation.card import model_card
 from sutra_tasks.distillation.own import encoded
+from sutra_tasks.distillation.projection import jl, project, svd
 from sutra_tasks.distillation.shards import aside, cached, digest, drop_old, shards
-from sutra_tasks.errors import ModelError, SpaceUnavailableError
+from sutra_tasks.encoding.engines import load_engine
+from sutra_tasks.encoding.golden import Golden
+from sutra_tasks.encoding.loaded import load_version
+from sutra_tasks.encoding.models import locate, reference_of
+from sutra_tasks.errors import ModelError, SutraError
 from sutra_tasks.models.manifest import Facts, Parent
 
 if TYPE_CHECKING:
@@ -37,6 +44,8 @@ __all__ = ["Run", "Watch", "default_name"]
 
 LABELLED_EVERY: Final = 5
 """With a task loss, of so many labelled pairs one is measured on and the others are learned from."""
+logger = logging.getLogger(__name__)
+
 RUNS: Final = ".runs"
 PACKAGES: Final = ("sutra-tasks", "torch", "sentence-transformers")
 STARTS: Final = "starts.json"
@@ -80,17 +89,12 @@ class Run:
             by_fleet: gives the vectors of texts by a model, if a fleet serves it; else they are computed
                 here.
         """
-        # torch takes seconds to import, and a worker that waits for work needs none.
-        from sutra_tasks.encoding.loaded import load_version  # noqa: PLC0415
-        from sutra_tasks.encoding.models import reference_of  # noqa: PLC0415
-
         # A fleet may be simulated; what is learned from is not.
         options = replace(options, engine="torch")
         self._config, self._material, self._options, self._store = config, material, options, store
         self._watch, self._by_fleet = watch, by_fleet
         self.name = config.name or default_name(config)
         self.reference = reference_of(config.teacher, options, store, what="teacher")
-        self._reference_of = reference_of
         self._teacher: Encoder = load_version(options, store, self.reference)
         recipe = {**config.to_json(), "name": self.name}
         self.fingerprint = digest([recipe, self._teacher.card.space, material.fingerprint])
@@ -152,13 +156,15 @@ class Run:
         if self._by_fleet is not None:
             try:
                 return np.stack(list(self._by_fleet(texts, self._teacher.card.space)))
-            except SpaceUnavailableError:
-                self._by_fleet = None  # another model goes by that name there
+            except SutraError as error:
+                # Another model goes by that name there, or no device lives: a run is not lost for that.
+                logger.warning(
+                    "the fleet gives no vectors of the teacher, they are computed here: %s", error
+                )
+                self._by_fleet = None
         return encoded(self._teacher, texts)
 
     def _matrix(self, vectors: Floats) -> Floats:
-        from sutra_tasks.distillation.projection import jl, svd  # noqa: PLC0415
-
         width = self._config.output_dim or vectors.shape[1]
         if self._config.projection == "svd":
             return svd(vectors, width)
@@ -169,7 +175,7 @@ class Run:
         done = self.folder / "trained.json"
         if done.exists():
             return _read_json(done)
-        from sutra_tasks.distillation.projection import project  # noqa: PLC0415
+        # torch takes seconds to import, and a worker that waits for work needs none.
         from sutra_tasks.distillation.students import build_student, save_student  # noqa: PLC0415
         from sutra_tasks.distillation.trainer import train  # noqa: PLC0415
 
@@ -177,11 +183,10 @@ class Run:
         self._watch({"phase": "student"})
         named = None
         if config.student_model is not None:
-            named = self._modules(
-                self._reference_of(
-                    config.student_model, self._options, self._store, what="student_model"
-                )
+            reference = reference_of(
+                config.student_model, self._options, self._store, what="student_model"
             )
+            named = self._modules(reference)
         student = build_student(
             config, self._modules(self.reference), matrix, material.train, student_model=named
         )
@@ -210,11 +215,7 @@ class Run:
         """Load a model to be taken apart, in float32."""
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
-        from sutra_tasks.encoding.models import locate  # noqa: PLC0415
-
-        folder = locate(reference)
-        if "@" in reference:
-            folder = str(self._store.folder(*self._store.resolve(reference)))
+        folder = str(self._place(reference))
         return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
 
     def _task_pairs(self) -> list[tuple[str, str]]:
@@ -228,9 +229,6 @@ class Run:
         """Measure the student as it will serve, and make it a version of the registry."""
         from sutra_tasks.distillation.measuring import measured  # noqa: PLC0415
         from sutra_tasks.distillation.report import render  # noqa: PLC0415
-        from sutra_tasks.distillation.students import model_card  # noqa: PLC0415
-        from sutra_tasks.encoding.engines import load_engine  # noqa: PLC0415
-        from sutra_tasks.encoding.golden import Golden  # noqa: PLC0415
 
         self._watch({"phase": "measuring"})
         folder, config = self.folder / "student", self._config
@@ -281,8 +279,6 @@ class Run:
         return _result(manifest, self._material, made=True)
 
     def _place(self, reference: str) -> Path:
-        from sutra_tasks.encoding.models import locate  # noqa: PLC0415
-
         if "@" in reference:
             return self._store.folder(*self._store.resolve(reference))
         return Path(locate(reference))

@@ -20,7 +20,6 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from sutra_tasks.distillation.batches import Reader
-from sutra_tasks.distillation.card import model_card
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ __all__ = [
     "build_student",
     "bytes_on_disk",
     "chosen_layers",
-    "model_card",
     "outputs",
     "parameters",
     "save_student",

@@ -32,6 +32,7 @@ from sutra_tasks.encoding.models import registry
 from sutra_tasks.encoding.service import EmbeddingService
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fleet import parts
+from sutra_tasks.fleet.acknowledging import run_task
 from sutra_tasks.fleet.fanout import documents
 from sutra_tasks.fleet.floor import Floor
 from sutra_tasks.fleet.health import State
@@ -227,18 +228,10 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _run(self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
         # The callback is a method of Celery's request, which has the message.
-        request = self._current.request = callback.__self__
+        self._current.request = callback.__self__
         self._current.arriving = True
         try:
-            accept_callback(os.getpid(), time.monotonic())
-            callback(target(*args, **kwargs))
-        except BaseException as error:
-            # What escapes Celery's tracing (results cannot be stored, say) would end in a future
-            # nobody reads: no acknowledgement, and after enough of them a worker that is deaf.
-            logger.error("task %s goes back to its queue: %r", request.id, error)  # noqa: TRY400
-            request.reject(requeue=True)
-            if not isinstance(error, Exception):
-                raise
+            run_task(target, args, kwargs, callback, accept_callback)
         finally:
             self._arrived()
 

@@ -6,7 +6,6 @@ process lives; after a death it comes back, and the run goes on at its last chec
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from sutra_tasks.distillation.run import Run
 from sutra_tasks.distillation.tasks import serve
 from sutra_tasks.encoding.models import registry
 from sutra_tasks.errors import SettingsError, SutraError
+from sutra_tasks.fleet.acknowledging import run_task
 from sutra_tasks.fleet.hardware import count_cores
 from sutra_tasks.fleet.registry import serves, sightings
 from sutra_tasks.fleet.sampling import sampler
@@ -133,17 +133,9 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         )
 
     def _task(self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
-        # The callback is a method of Celery's request, which has the message.
-        request = self._request = callback.__self__
-        try:
-            accept_callback(os.getpid(), time.monotonic())
-            callback(target(*args, **kwargs))
-        except BaseException as error:
-            # What escapes Celery's tracing would end in a future nobody reads.
-            logger.error("task %s goes back to its queue: %r", request.id, error)  # noqa: TRY400
-            request.reject(requeue=True)
-            if not isinstance(error, Exception):
-                raise
+        # The callback is a method of Celery's request.
+        self._request = callback.__self__
+        run_task(target, args, kwargs, callback, accept_callback)
 
     def _run(self, config: DistillationConfig) -> dict[str, Any]:
         options = self._options

@@ -14,6 +14,7 @@ from sutra_tasks import keys
 from sutra_tasks.fleet.held import HeldMessages, held_by
 from sutra_tasks.fleet.queues import lane, lanes, new_incarnation
 from sutra_tasks.fleet.returning import AT_ONCE, give_back_all
+from tests.redis.flow import message as sent_message
 from tests.redis.peers import absent_server, full_memory, waiting
 
 Put = Callable[..., list[bytes]]
@@ -416,3 +417,15 @@ def test_a_message_without_headers_can_be_given_back(
     leaves.add("q")
     [returned] = waiting(client, "q")
     assert unmarked(returned) == {**message, "headers": {}}
+
+
+@pytest.mark.parametrize("queue", [keys.DISTILL_QUEUE, keys.CONTROL_QUEUE])
+def test_what_a_dead_process_held_of_another_queue_goes_back_there(
+    client: redis.Redis, leaves: set[str], queue: str
+) -> None:
+    raw = sent_message(1, routing_key=queue)
+    client.lpush(keys.held("distill.1"), raw)
+    assert give_back_all(client, "distill.1", died=True) == 1
+    leaves.add(queue)
+    assert [json.loads(one)["headers"]["id"] for one in waiting(client, queue)] == ["1"]
+    assert not client.exists(keys.EMBED_QUEUE)

@@ -22,6 +22,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from sutra_tasks.distillation import checkpoints, trainer
 from sutra_tasks.distillation.batches import Reader, epoch_order
+from sutra_tasks.distillation.card import model_card
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.distillation.losses import DistillationLoss, contrastive
 from sutra_tasks.distillation.progress import Progress, learning_rate_share
@@ -31,7 +32,6 @@ from sutra_tasks.distillation.students import (
     build_student,
     bytes_on_disk,
     chosen_layers,
-    model_card,
     outputs,
     parameters,
     save_student,
