@@ -20,6 +20,7 @@
     ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
     ├── IncompleteDocumentError     parts of a long text were lost
+    ├── DistillationUnderWayError   another run makes the next version of this model
     ├── PromotionRefusedError       a version of a model did not pass the gate; the old one serves on
     └── ModelError                  a model cannot be loaded or served
         └── SpaceUnavailableError   no model that is served gives vectors of the pinned space
@@ -36,6 +37,7 @@ __all__ = [
     "CallbackQueueError",
     "CorruptMessageError",
     "CorruptResultError",
+    "DistillationUnderWayError",
     "EncodingError",
     "FleetSaturated",
     "IncompleteDocumentError",
@@ -350,6 +352,17 @@ class SpaceUnavailableError(ModelError):
             f"model {self.model} gives vectors of the space {self.found}, not of {self.space}. Embed "
             "your texts anew, or name a version of the model that gives it: `sutra models list`."
         )
+
+
+class DistillationUnderWayError(SutraError):
+    """Another run makes the next version of this model."""
+
+    def __init__(self, model: str, task: str) -> None:
+        super().__init__(model, task)
+        self.model, self.task = model, task
+
+    def __str__(self) -> str:
+        return f"task {self.task} makes the next version of {self.model}. Wait for it, or revoke it."
 
 
 class PromotionRefusedError(SutraError):

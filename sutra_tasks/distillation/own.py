@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sutra_tasks.encoding.encoder import Encoder
     from sutra_tasks.vectors import Floats
 
-__all__ = ["encoded"]
+__all__ = ["AT_ONCE", "encoded"]
 
 AT_ONCE: Final = 256
 

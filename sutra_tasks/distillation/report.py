@@ -91,6 +91,7 @@ CORPUS: Final = {
     "held_out": "Texts held out",
     "sampled": "Of them from real traffic",
     "pairs": "Labelled pairs",
+    "texts_of_pairs_left_out": "Texts left out because labelled pairs hold them",
     "duplicates": "Duplicates left out",
     "bad_rows": "Bad rows",
 }

@@ -13,7 +13,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 
 from sutra_tasks.distillation.card import model_card
-from sutra_tasks.distillation.own import encoded
+from sutra_tasks.distillation.own import AT_ONCE, encoded
 from sutra_tasks.distillation.projection import jl, project, svd
 from sutra_tasks.distillation.shards import aside, cached, digest, drop_old, shards
 from sutra_tasks.encoding.engines import load_engine
@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "Watch", "default_name"]
 
-LABELLED_EVERY: Final = 5
-"""With a task loss, of so many labelled pairs one is measured on and the others are learned from."""
 logger = logging.getLogger(__name__)
 
 RUNS: Final = ".runs"
@@ -123,7 +121,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_old(self.folder.parent, time.time(), but=(self.folder, self._shards))
         self._count_start()
-        vectors = cached(self._shards, self._texts, self._block, watch=self._watch)
+        vectors = cached(self._shards, self._texts, self._vectors, watch=self._watch)
         learned = len(self._material.train)
         matrix = self._matrix(vectors[:learned])
         trained = self._student(vectors, matrix)
@@ -152,17 +150,22 @@ class Run:
     def _labelled_texts(self) -> list[str]:
         return list(dict.fromkeys(text for pair in self._material.pairs for text in pair))
 
-    def _block(self, texts: Sequence[str]) -> Floats:
+    def _vectors(self, texts: Sequence[str]) -> Generator[Floats]:
+        """Yield the teacher's vectors of texts, some rows at a time."""
+        done = 0
         if self._by_fleet is not None:
             try:
-                return np.stack(list(self._by_fleet(texts, self._teacher.card.space)))
+                for row in self._by_fleet(texts, self._teacher.card.space):
+                    done += 1
+                    yield row[None]
             except SutraError as error:
                 # Another model goes by that name there, or no device lives: a run is not lost for that.
                 logger.warning(
                     "the fleet gives no vectors of the teacher, they are computed here: %s", error
                 )
                 self._by_fleet = None
-        return encoded(self._teacher, texts)
+        for start in range(done, len(texts), AT_ONCE):
+            yield encoded(self._teacher, texts[start : start + AT_ONCE])
 
     def _matrix(self, vectors: Floats) -> Floats:
         width = self._config.output_dim or vectors.shape[1]
@@ -200,7 +203,7 @@ class Run:
                 targets[:learned],
                 material.held_out,
                 targets[learned:measured],
-                self._task_pairs(),
+                material.task_pairs,
                 config,
                 self.folder,
                 on_step=lambda progress: self._watch({"phase": "training", **asdict(progress)}),
@@ -218,13 +221,6 @@ class Run:
         folder = str(self._place(reference))
         return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
 
-    def _task_pairs(self) -> list[tuple[str, str]]:
-        """Return the pairs to learn from: none without a task loss, for all are measured on then."""
-        pairs = self._material.pairs
-        return (
-            [p for at, p in enumerate(pairs) if at % LABELLED_EVERY] if self._config.task_weight else []
-        )
-
     def _register(self, trained: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
         """Measure the student as it will serve, and make it a version of the registry."""
         from sutra_tasks.distillation.measuring import measured  # noqa: PLC0415
@@ -233,15 +229,13 @@ class Run:
         self._watch({"phase": "measuring"})
         folder, config = self.folder / "student", self._config
         student = load_engine(self._options, self.name, folder)
-        learned = set(self._task_pairs())
-        pairs = [pair for pair in self._material.pairs if pair not in learned]
         count = len(self._material.held_out)
         found = measured(
             self._teacher,
             student,
             held_out=self._material.held_out,
             rows=vectors[:count],
-            pairs=pairs,
+            pairs=self._material.pairs,
             teacher_of=dict(zip(self._labelled_texts(), vectors[count:], strict=True)),
             matrix=matrix,
             folders=(self._place(self.reference), folder),

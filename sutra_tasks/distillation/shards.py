@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ OLD_S: Final = 30 * 24 * 3600.0
 def cached(
     folder: Path,
     texts: Sequence[str],
-    compute: Callable[[Sequence[str]], Floats],
+    compute: Callable[[Sequence[str]], Generator[Floats]],
     *,
     watch: Callable[[Mapping[str, Any]], None],
 ) -> Floats:
@@ -34,8 +35,8 @@ def cached(
     Args:
         folder: of these texts and of what computes them, and of nothing else.
         texts: one at least.
-        compute: gives the vectors of some of them.
-        watch: told before each shard; see :class:`~sutra_tasks.distillation.run.Watch`.
+        compute: gives the vectors of some of them, some rows at a time; closed if ``watch`` raises.
+        watch: told whenever there are some; see :class:`~sutra_tasks.distillation.run.Watch`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows: list[Floats] = []
@@ -43,9 +44,15 @@ def cached(
         path = folder / f"vectors-{start // SHARD:06d}.npy"
         if not path.exists():
             watch({"phase": "teacher", "done": start, "of": len(texts)})
+            block: list[Floats] = []
+            done = start
+            with closing(compute(texts[start : start + SHARD])) as found:
+                for some in found:
+                    block.append(some)
+                    done += len(some)
+                    watch({"phase": "teacher", "done": done, "of": len(texts)})
             with aside(path).open("wb") as file:
-                block = compute(texts[start : start + SHARD])
-                np.save(file, block.astype(np.float32), allow_pickle=False)
+                np.save(file, np.concatenate(block).astype(np.float32), allow_pickle=False)
             aside(path).replace(path)
         rows.append(np.load(path, allow_pickle=False))
     return np.concatenate(rows)

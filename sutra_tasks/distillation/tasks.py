@@ -16,6 +16,7 @@ from sutra_tasks.app import app
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.errors import (
     BrokerNotConfiguredError,
+    DistillationUnderWayError,
     InvalidInputError,
     ServerUnavailableError,
     SettingsError,
@@ -109,8 +110,14 @@ def _distill(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @app.task(name=keys.DISTILL_DUE_TASK, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
 def distill_due() -> dict[str, Any]:
-    """Do the scheduled distillation; nothing if its recipe and texts are those of the last one."""
-    return _running()(scheduled())
+    """Do the scheduled distillation; nothing if its recipe and texts are those of the last one.
+
+    Nor if it is under way: with several schedulers it is asked for more than once.
+    """
+    try:
+        return _running()(scheduled())
+    except DistillationUnderWayError as error:
+        return {"model": error.model, "made": False, "under_way": error.task}
 
 
 def scheduled() -> DistillationConfig:

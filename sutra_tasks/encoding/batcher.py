@@ -197,6 +197,7 @@ class Batcher:
             lengths=sorted(lengths),
             alone=alone,
             engine=encoder,
+            pads=not encoder.card.is_static,
             rows=np.empty((len(texts), encoder.card.width), dtype=np.float32),
             arrived_s=self._clock(),
             wanted=wanted,

@@ -14,7 +14,7 @@ length.
 
 Old jobs so finish before new ones begin, and yet a single text that arrives while a 10,000-text job
 computes is at most one more batch of that job away from its own. *Similar*: padding stays under
-an eighth of the batch, or under 64 tokens in all.
+an eighth of the batch, or under 64 tokens in all; an engine that does not pad takes any together.
 
 A batch that fails is halved until the texts at fault stand alone. One that did not fit into memory also
 makes the next ones smaller for a while.
@@ -76,12 +76,14 @@ class Waiting:
         overtaken: a batch of an unfinished job was computed while it waited.
         alone: it is suspected of ending the workers that compute it, and shares no batch.
         engine: what is to compute it.
+        pads: whether that pads a batch's texts to the longest.
     """
 
     lengths: Sequence[int]
     overtaken: bool
     alone: bool = False
     engine: object = None
+    pads: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,8 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
 
     ``jobs`` is in order of arrival and not empty.
     """
-    owner = next(
-        (j for j, job in enumerate(jobs) if job.overtaken and _one_batch(job.lengths, limits)), 0
-    )
-    longest = jobs[owner].lengths[-1]
+    owner = next((j for j, job in enumerate(jobs) if job.overtaken and _one_batch(job, limits)), 0)
+    longest, pads = jobs[owner].lengths[-1], jobs[owner].pads
     # Only a single text may be longer than the owner's: or singles would split by one token.
     stops = [1 if len(job.lengths) == 1 else bisect_right(job.lengths, longest) for job in jobs]
     taken = [0] * len(jobs)
@@ -111,7 +111,7 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
         if at < 0 or count >= limits.max_texts:
             return False
         length = jobs[j].lengths[at]
-        return _fits(count + 1, tokens + length, max(longest, length), limits)
+        return _fits(count + 1, tokens + length, max(longest, length), limits, pads=pads)
 
     def take(j: int) -> None:
         nonlocal count, tokens, longest
@@ -142,17 +142,19 @@ def next_batch(jobs: Sequence[Waiting], limits: Limits) -> Plan:
     return Plan(owner, [range(stop - n, stop) for stop, n in zip(stops, taken, strict=True)])
 
 
-def _fits(texts: int, tokens: int, longest: int, limits: Limits) -> bool:
-    """Say whether texts of ``tokens`` in all may share a batch that is padded to ``longest``."""
-    padded = texts * longest
+def _fits(texts: int, tokens: int, longest: int, limits: Limits, *, pads: bool) -> bool:
+    """Say whether texts of ``tokens`` in all may share a batch, padded to ``longest`` if it is."""
+    padded = texts * longest if pads else tokens
     padding = padded - tokens
     return padded <= limits.max_tokens and padding <= max(PADDING_TOKENS, PADDING_SHARE * padded)
 
 
-def _one_batch(lengths: Sequence[int], limits: Limits) -> bool:
+def _one_batch(job: Waiting, limits: Limits) -> bool:
     """Say whether one batch can finish a job."""
-    return len(lengths) == 1 or (
-        len(lengths) <= limits.max_texts and _fits(len(lengths), sum(lengths), lengths[-1], limits)
+    texts = len(job.lengths)
+    return texts == 1 or (
+        texts <= limits.max_texts
+        and _fits(texts, sum(job.lengths), job.lengths[-1], limits, pads=job.pads)
     )
 
 
@@ -165,6 +167,7 @@ class Job:
     lengths: list[int]
     alone: bool = False
     engine: Any = None
+    pads: bool = True
     begun: bool = False
     overtaken: bool = False
 
@@ -175,7 +178,7 @@ def take(jobs: list[AnyJob], limits: Limits) -> list[tuple[AnyJob, TokenizedText
     ``jobs`` is as for :func:`next_batch`; those of which nothing waits any more leave it.
     """
     plan = next_batch(
-        [Waiting(job.lengths, job.overtaken, job.alone, job.engine) for job in jobs], limits
+        [Waiting(job.lengths, job.overtaken, job.alone, job.engine, job.pads) for job in jobs], limits
     )
     unfinished = len(plan.parts[plan.owner]) < len(jobs[plan.owner].lengths)
     taken: list[tuple[AnyJob, TokenizedText, int]] = []

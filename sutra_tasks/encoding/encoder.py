@@ -26,6 +26,8 @@ class Card:
         window: tokens of a text it sees, special tokens and prompt included.
         prompts: the named prompts and their text.
         weight_bytes: of its weights in memory, about; 0 if it has none.
+        is_static: whether a vector is the mean of its tokens' vectors: batches have no padding then, and
+            long texts need no chunks.
     """
 
     model: str
@@ -34,6 +36,7 @@ class Card:
     window: int
     prompts: Mapping[str, str]
     weight_bytes: int = 0
+    is_static: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)

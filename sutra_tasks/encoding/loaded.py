@@ -37,6 +37,8 @@ logger = get_logger(__name__)
 MB: Final = 1_000_000
 WARM_UP_WORDS: Final = 30
 WARM_UP_TEXTS: Final = (1, 8, 32)
+RESOLVED_S: Final = 0.5
+"""Seconds for which a name means the version it meant: the registry may be on a disk far away."""
 SUPERSEDED_S: Final = 60.0
 """Seconds a version that serves no more stays for parts of long texts that were begun with it."""
 
@@ -128,6 +130,7 @@ class Models:
         self._lock = threading.Lock()
         self._held: dict[str, Loaded] = {}
         self._loading: dict[str, Future[Loaded]] = {}
+        self._resolved: dict[str, tuple[str, float]] = {}
         self._kept: str | None = None
         self._default: Loaded | None = None
 
@@ -247,7 +250,7 @@ class Models:
                     del self._held[reference]
 
     def _named(self, model: str) -> Loaded:
-        reference = reference_of(model, self._options, self._store)
+        reference = self._reference(model)
         try:
             return self.load(reference)
         except ModelError:
@@ -257,6 +260,14 @@ class Models:
                 raise
             logger.exception("%s cannot be loaded; %s serves on", reference, older.reference)
             return older
+
+    def _reference(self, model: str) -> str:
+        now = self._clock()
+        reference, found_at = self._resolved.get(model, ("", -float("inf")))
+        if now - found_at >= RESOLVED_S:
+            reference = reference_of(model, self._options, self._store)
+            self._resolved[model] = reference, now
+        return reference
 
     def _pinned(self, loaded: Loaded, space: str, dimensions: int | None) -> Loaded:
         name = loaded.reference.partition("@")[0]

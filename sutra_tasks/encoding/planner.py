@@ -70,7 +70,7 @@ class Planner:
         card = encoder.card
         usual = min(USUAL_BLOCK, card.window)
         self._encoder, self._options = encoder, options
-        self._threshold = options.sequence_threshold or usual
+        self._threshold = options.sequence_threshold or (card.window if card.is_static else usual)
         self._block = options.block_size or usual
         for name, tokens in (
             ("SUTRA_SEQUENCE_THRESHOLD", self._threshold),

@@ -101,6 +101,7 @@ class StaticEncoder(TokenIds):
             window=parts.window,
             prompts=parts.prompts,
             weight_bytes=parts.table.nbytes,
+            is_static=True,
         )
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, TimeoutError  # noqa: A004 - what results raise
 from celery.result import allow_join_result
 from celery.utils.log import get_logger
 from celery.worker.state import revoked
@@ -27,7 +27,7 @@ from sutra_tasks.distillation.material import gather
 from sutra_tasks.distillation.run import Run
 from sutra_tasks.distillation.tasks import serve
 from sutra_tasks.encoding.models import registry
-from sutra_tasks.errors import SettingsError, SutraError
+from sutra_tasks.errors import DistillationUnderWayError, SettingsError, SutraError
 from sutra_tasks.fleet.acknowledging import run_task
 from sutra_tasks.fleet.hardware import count_cores
 from sutra_tasks.fleet.registry import serves, sightings
@@ -46,6 +46,8 @@ logger = get_logger(__name__)
 TELL_S: Final = 1.0
 LOCK_S: Final = keys.DISTILLING_S / 4
 LOOK_S: Final = 0.5
+FLEET_S: Final = 300.0
+"""Seconds that the fleet may take for some of the teacher's vectors, until they are computed here."""
 RESUME_SHARE: Final = 0.5
 """Share of the pause's threshold under which a run goes on, so that it does not flap."""
 
@@ -148,12 +150,10 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         watch = _Watch(self._client, options, self._request, self._stopping)
         by_fleet = self._by_fleet(config.teacher)
         run = Run(config, material, options, store, watch=watch, by_fleet=by_fleet)
-        if (found := run.made()) is not None:
-            logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])
-            return found
         try:
             with self._alone(run.name, watch):
-                return run.make()
+                if (found := run.made()) is None:
+                    return run.make()
         except _Cancelled:
             run.forgive()
             self._request.revoked()  # says so to its caller
@@ -161,6 +161,8 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         except _Stopping:
             run.forgive()
             raise Reject("the worker is stopping", requeue=True) from None
+        logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])
+        return found
 
     @contextmanager
     def _alone(self, name: str, watch: _Watch) -> Iterator[None]:
@@ -170,10 +172,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         def take() -> None:
             held: Any = self._client.eval(TAKE, 1, lock, task, self._incarnation, str(keys.DISTILLING_S))
             if held:
-                other = held.decode().partition(" ")[0]
-                raise SutraError(
-                    f"task {other} makes the next version of {name} already. Wait for it, or revoke it."
-                )
+                raise DistillationUnderWayError(name, held.decode().partition(" ")[0])
 
         take()
         watch.keep = take
@@ -183,7 +182,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             with suppress(redis.RedisError):  # it expires
                 self._client.eval(LET_GO, 1, lock, task + self._incarnation)
 
-    def _by_fleet(self, teacher: str) -> Callable[[Sequence[str], str], list[Floats]] | None:
+    def _by_fleet(self, teacher: str) -> Callable[[Sequence[str], str], Iterator[Floats]] | None:
         """Return how the fleet embeds texts with the teacher, if a live device has it in memory."""
         ttl_s = self._options.device_ttl_s
         able = any(
@@ -196,10 +195,15 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         if not able:
             return None
 
-        def embedded(texts: Sequence[str], space: str) -> list[Floats]:
+        def embedded(texts: Sequence[str], space: str) -> Iterator[Floats]:
             # A task must not wait for one of its own queue; devices never wait for this worker.
             with allow_join_result():
-                return list(embed_many(texts, model=teacher, space=space, truncate=True))
+                try:
+                    yield from embed_many(
+                        texts, model=teacher, space=space, truncate=True, timeout_s=FLEET_S
+                    )
+                except TimeoutError:
+                    raise SutraError(f"it gave none for {FLEET_S:.0f} s") from None
 
         return embedded
 

@@ -60,6 +60,7 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
         errors.ModelError("all-MiniLM-L6-v2", "no such folder"),
         errors.NoHealthyWorkersError(4, 31.5, 30.0),
         errors.PoisonMessageError(3, "its workers died"),
+        errors.DistillationUnderWayError("search", "5f1b"),
         errors.PromotionRefusedError("search", 3, "quality 0.81 is under 0.90"),
         errors.ServerUnavailableError("ConnectionError"),
         errors.SettingsError("SUTRA_HEARTBEAT_S", "-1", "must be positive"),

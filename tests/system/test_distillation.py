@@ -1,29 +1,29 @@
-"""Whole distillations: as values in this process, and as tasks of a worker that is paused and killed."""
+"""Whole distillations in this process: every kind of student, from texts to a version."""
 
 import json
-import os
-import signal
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-import numpy as np
 import pytest
-import redis
-from celery.exceptions import TaskRevokedError
 
-from sutra_tasks import DistillationConfig, distill, keys
-from sutra_tasks.admission import Backlog
+from sutra_tasks import DistillationConfig
 from sutra_tasks.distillation.material import gather
+from sutra_tasks.distillation.own import encoded
 from sutra_tasks.distillation.run import Run
-from sutra_tasks.errors import InvalidOptionError, ModelError, TooLittleTextError
+from sutra_tasks.encoding.engines import load_engine
+from sutra_tasks.errors import (
+    InvalidOptionError,
+    ModelError,
+    ServerUnavailableError,
+    TooLittleTextError,
+)
 from sutra_tasks.models.store import ModelStore
 from sutra_tasks.settings import Settings
+from sutra_tasks.vectors import Floats
 from tests.system.tiny_models import KINDS, build
-
-WITHIN_S = 90
 
 
 @pytest.fixture(scope="module")
@@ -137,66 +137,17 @@ def test_a_recipe_that_ends_its_workers_is_given_up_and_may_be_tried_anew(
         run.make()
 
 
-@pytest.fixture
-def worker(start_fleet: Callable[..., Any], options: Settings) -> Callable[..., Any]:
-    """Return a fleet of a router and a distill worker."""
+def test_a_run_whose_fleet_fails_computes_the_rest_by_itself(teacher: str, options: Settings) -> None:
+    given: list[int] = []
 
-    def start() -> Any:
-        folders = {"data_dir": options.data_dir, "models_dir": options.models_dir}
-        return start_fleet(0, model=options.model, distill_pause_s=1.0, distill_threads=1, **folders)
+    def by_fleet(texts: Sequence[str], _: str) -> Iterator[Floats]:
+        for row in encoded(load_engine(replace(options, engine="torch")), texts[:5]):
+            given.append(len(row))
+            yield row
+        raise ServerUnavailableError("ConnectionError")
 
-    return start
-
-
-def long(teacher: str, **changed: Any) -> DistillationConfig:
-    more = {"max_texts": 800, "batch_size": 4, "max_epochs": 2, "checkpoint_steps": 20}
-    return recipe(teacher, half_precision=False, **(more | changed))
-
-
-def is_training(result: Any, beyond: int = 0) -> bool:
-    info = result.info
-    return isinstance(info, dict) and info.get("phase") == "training" and info["step"] > beyond
-
-
-def test_a_killed_worker_goes_on_at_its_checkpoint_with_the_same_result(
-    worker: Callable[..., Any], teacher: str, options: Settings, wait_until: Callable[..., None]
-) -> None:
-    from safetensors.numpy import load_file
-
-    store = ModelStore(Path(options.models_dir or ""))
-    with worker() as fleet:
-        distill.delay(long(teacher, name="undisturbed")).get(timeout=WITHIN_S)
-        result = distill.delay(long(teacher, name="killed"))
-        step = 0
-        for _ in range(2):
-            wait_until(lambda: is_training(result, step + 60), within_s=WITHIN_S)  # noqa: B023
-            step = result.info["step"]
-            os.kill(fleet.pid("distill"), signal.SIGKILL)
-        assert result.get(timeout=WITHIN_S)["model"] == "killed@1"
-    one, other = (
-        load_file(store.folder(name, 1) / "model.safetensors") for name in ("undisturbed", "killed")
-    )
-    assert max(np.abs(one[name] - other[name]).max() for name in one) <= 1e-4
-
-
-def test_a_run_waits_for_a_saturated_fleet_and_ends_when_it_is_revoked(
-    worker: Callable[..., Any], teacher: str, client: redis.Redis, wait_until: Callable[..., None]
-) -> None:
-    with worker():
-        result = distill.delay(long(teacher, max_epochs=50))
-        wait_until(lambda: is_training(result), within_s=WITHIN_S)
-
-        def saturated() -> bool:  # routers say that nothing waits, once a second
-            client.set(keys.BACKLOG, Backlog(10**6, 1000.0).to_json(), ex=5)
-            return isinstance(result.info, dict) and result.info.get("phase") == "paused"
-
-        wait_until(saturated, within_s=WITHIN_S)
-        step = result.info["step"]
-        wait_until(lambda: is_training(result, step), within_s=WITHIN_S)
-        result.revoke()
-        with pytest.raises(TaskRevokedError):
-            result.get(timeout=WITHIN_S)
-        # The worker is free again.
-        with pytest.raises(InvalidOptionError):
-            distill.delay(long(teacher, texts=("none.txt",))).get(timeout=WITHIN_S)
-    client.delete(keys.BACKLOG)
+    config = recipe(teacher, student="projection", layers=None)
+    assert run_of(config, options, by_fleet=by_fleet).make()["made"]
+    report = ModelStore(Path(options.models_dir or "")).folder("small", 1) / "report.json"
+    assert given == [1024] * 5
+    assert json.loads(report.read_text())["quality"]["cosine"]["value"] == pytest.approx(1, abs=1e-3)

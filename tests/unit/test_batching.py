@@ -1,6 +1,7 @@
 """The laws of the plan: what the next batch holds, whoever waits."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,6 +138,19 @@ def test_of_equal_large_jobs_the_oldest_finishes_first() -> None:
     while first.lengths:
         take(jobs, DEFAULT)
     assert all(len(other.lengths) > 150 for other in others)
+
+
+@laws(max_examples=60, deadline=None)
+@given(jobs=JOBS, limits=LIMITS)
+def test_an_engine_that_does_not_pad_takes_texts_of_any_length_together(
+    jobs: list[Waiting], limits: Limits
+) -> None:
+    jobs = [replace(job, pads=False, alone=False, overtaken=False) for job in jobs]
+    plan = next_batch(jobs, limits)
+    lengths = [job.lengths[i] for job, part in zip(jobs, plan.parts, strict=True) for i in part]
+    assert len(lengths) == 1 or sum(lengths) <= limits.max_tokens
+    left = jobs[0].lengths[: plan.parts[0].start]
+    assert not left or len(lengths) == limits.max_texts or sum(lengths) + left[-1] > limits.max_tokens
 
 
 def test_64_equal_singles_make_one_batch() -> None:

@@ -32,6 +32,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "ModelError": ("all-MiniLM-L6-v2", "cannot be loaded"),
     "NoHealthyWorkersError": (4, 31.5, 30.0),
     "PoisonMessageError": (3, "its workers died"),
+    "DistillationUnderWayError": ("search", "5f1b"),
     "PromotionRefusedError": ("search", 3, "quality 0.81 is under 0.90"),
     "ServerUnavailableError": ("ConnectionError",),
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),

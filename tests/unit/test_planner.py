@@ -1,6 +1,7 @@
 """From texts to rows: what is whole, what is cut, what is chunked, and what sees more than its chunk."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -107,6 +108,15 @@ def test_threshold_and_block_are_usually_512_or_the_window() -> None:
         found = planned([words(usual - 2), words(usual - 1)], Prompted(window=window))
         assert [len(text.spans) for text in found.plan.texts] == [1, 2]
         assert max(row.tokens for row in found.rows) <= usual
+
+
+def test_a_static_model_takes_texts_of_any_length_whole_unless_a_threshold_is_set() -> None:
+    encoder = Pooling(window=2**23)
+    encoder.card = replace(encoder.card, is_static=True)
+    text = words(3_000)
+    assert len(planned(text, encoder).rows) == 1
+    assert len(planned(text, encoder, {"sequence_threshold": 1_000}).rows) > 1
+    assert len(planned(text, encoder, {"chunking": "late"}).rows) == 1
 
 
 def test_a_larger_threshold_keeps_more_texts_whole_and_chunks_others_as_before() -> None:
