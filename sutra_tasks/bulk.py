@@ -12,14 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 from kombu.exceptions import OperationalError
 
-from sutra_tasks.errors import FleetSaturated, InvalidOptionError, ServerUnavailableError
+from sutra_tasks.errors import (
+    FleetSaturated,
+    InvalidOptionError,
+    ServerUnavailableError,
+    SpaceUnavailableError,
+)
 from sutra_tasks.tasks import embed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sutra_tasks.results import EmbedResult
-    from sutra_tasks.vectors import Vectors
+    from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["embed_many"]
 
@@ -47,7 +52,8 @@ def embed_many(
 
     At most ``batch * in_flight`` texts are on their way at any time: the iterable is read as results
     are taken, and each result is deleted from the server as soon as it has arrived. A saturated fleet,
-    and a server that goes away, are waited for. Calls of ``embed`` go before these.
+    and a server that goes away, are waited for. Calls of ``embed`` go before these. All
+    vectors are of one embedding space.
 
     Args:
         texts: read lazily; may be longer than memory.
@@ -59,11 +65,13 @@ def embed_many(
         normalize: as for ``embed``.
         truncate: as for ``embed``.
         model: as for ``embed``.
-        space: as for ``embed``; a model that is swapped meanwhile does not mix two in one answer.
+        space: as for ``embed``; if it is not given, that of the first answer is asked of all others.
 
     Raises:
         InvalidInputError: at the first text that cannot be embedded.
         celery.exceptions.TimeoutError: a message took longer than ``timeout_s``.
+        SpaceUnavailableError: the fleet went over to another version of the model meanwhile, and vectors
+            of the first answer's space are not to be had any more. Give ``space``, or begin anew.
         FleetSaturated: the fleet took no message for ``timeout_s``.
         ServerUnavailableError: the server did not answer, and nothing is on its way.
     """
@@ -74,6 +82,7 @@ def embed_many(
         "prompt": prompt,
         "dimensions": dimensions,
         "normalize": normalize,
+        "details": True,
         "truncate": truncate,
         "model": model,
         "space": space,
@@ -102,10 +111,13 @@ def _stream(
                 part = []
             if not sent:
                 return
-            vectors = sent[0].get(timeout=timeout_s)
+            answer: Embeddings = sent[0].get(timeout=timeout_s)
             with _server_may_be_away():
                 sent.popleft().forget()
-            yield from vectors
+            options["space"] = options["space"] or answer.space
+            if answer.space != options["space"]:
+                raise SpaceUnavailableError(answer.model, options["space"], answer.space)
+            yield from answer.vectors
     finally:
         # Left early or failed: what is still queued need not be computed.
         with _server_may_be_away():

@@ -75,7 +75,8 @@ def _schedule(options: Settings) -> dict[str, Any]:
 
 
 def _every(task: str, seconds: float, queue: str) -> dict[str, Any]:
-    # One that could not be run in time is worth nothing once the next is due.
+    # One that could not be run in time is worth nothing once the next is due. Nor does it pile up: the
+    # distillation that it asks for is a message of its own, which does not expire.
     options = {"queue": queue, "expires": seconds * 0.8}
     return {"task": task, "schedule": seconds, "options": options}
 

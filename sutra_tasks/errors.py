@@ -130,17 +130,29 @@ class InvalidOptionError(InvalidInputError):
 
 
 class TooLittleTextError(InvalidInputError):
-    """There are too few different texts to learn from and to measure on."""
+    """There are too few different texts to learn from and to measure on.
 
-    def __init__(self, found: int, needed: int, bad_rows: int) -> None:
-        super().__init__(found, needed, bad_rows)
-        self.found, self.needed, self.bad_rows = found, needed, bad_rows
+    Attributes:
+        found: those that can be used.
+        needed: so many.
+        bad_rows: rows that could not be read.
+        left_out: texts that were found, but labelled pairs that are measured on hold them.
+    """
+
+    def __init__(self, found: int, needed: int, bad_rows: int, left_out: int = 0) -> None:
+        super().__init__(found, needed, bad_rows, left_out)
+        self.found, self.needed, self.bad_rows, self.left_out = found, needed, bad_rows, left_out
 
     def __str__(self) -> str:
         bad = f" ({self.bad_rows:,} rows could not be read)" if self.bad_rows else ""
+        held = (
+            f" {self.left_out:,} more are left out: they are measured on, in labelled pairs."
+            if self.left_out
+            else ""
+        )
         return (
             f"{self.found:,} different texts were found{bad}, and {self.needed:,} are needed: those "
-            "that are held out, and twice as many to learn from. Add texts, or lower held_out."
+            f"that are held out, and twice as many to learn from.{held} Add texts, or lower held_out."
         )
 
 

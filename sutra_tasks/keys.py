@@ -36,11 +36,14 @@ key                             type    lifetime
                                         :data:`PROMOTION_S`
 ``sutra:distilling:<name>``     string  the run that makes the next version of a model, and its worker,
                                         :data:`DISTILLING_S`; renewed while it runs
+``sutra:cancelled:<task>``      string  a distillation that is to end, also where no worker is up to be
+                                        told, :data:`DISTILLED_S`
 ``sutra:sample:<period>``       zset    text -> its place in the draw: a sample of real traffic,
                                         ``SUTRA_SAMPLE_RETENTION_S``
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
 ``sutra:router:<name>``         string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
-``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``
+``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``; of a
+                                        distillation, and its progress, :data:`DISTILLED_S`
 ``sutra:streams``               set     names of the streams that devices read; members leave with
                                         ``sutra stream delete``
 ``sutra:stream:<s>:in``         stream  entries that wait; never expires (it is work). While it is over
@@ -78,6 +81,7 @@ __all__ = [
     "CONTROL_QUEUE",
     "DEAD_LETTERS",
     "DEVICE_QUEUE_PREFIX",
+    "DISTILLED_S",
     "DISTILLING_S",
     "DISTILL_DUE_TASK",
     "DISTILL_QUEUE",
@@ -102,6 +106,7 @@ __all__ = [
     "STATE_S",
     "STREAMS",
     "STREAM_LOADS",
+    "cancelled",
     "device",
     "device_queue",
     "distilling",
@@ -147,6 +152,9 @@ PROMOTION_S: Final = 300
 
 DISTILLING_S: Final = 60
 """Seconds without a sign of life after which another run of the same model may begin."""
+
+DISTILLED_S: Final = 7 * 24 * 3600
+"""Seconds what is said of a distillation is kept: whoever began it comes back after a weekend."""
 
 FORGET_AFTER_S: Final = 3600
 """Seconds a dead device stays visible in ``sutra status`` before its record goes."""
@@ -230,6 +238,11 @@ def stream_consumer(incarnation: str) -> str:
 def distilling(name: str) -> str:
     """Who makes the next version of a model."""
     return f"sutra:distilling:{name}"
+
+
+def cancelled(task_id: str) -> str:
+    """Mark that a distillation is not wanted any more."""
+    return f"sutra:cancelled:{task_id}"
 
 
 def sample(period: int) -> str:

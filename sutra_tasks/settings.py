@@ -47,7 +47,9 @@ class Settings:
 
     broker_url: str | None = _option(None, "Redis or Valkey with the queues: redis:// or rediss://")
     result_url: str | None = _option(None, "Redis or Valkey with the results; the broker if not set")
-    result_ttl_s: int = _option(600, "seconds a result is kept for its caller", least=1)
+    result_ttl_s: int = _option(
+        600, "seconds a result is kept for its caller; of a distillation 7 days at the least", least=1
+    )
     socket_timeout_s: float = _option(30.0, "seconds without an answer from the server", least=1)
 
     max_text_chars: int = _option(8_000_000, "characters in one text", least=1)

@@ -43,7 +43,7 @@ def local_fleet(*, width: int = 384, batch_s: float = 0.0) -> Iterator[None]:
         batch_s: seconds every batch takes, to see how a caller behaves while it waits.
     """
     encoder = SimulatedEncoder(width=width, fixed_s=batch_s)
-    batcher = Batcher(encoder, Limits(max_tokens=8192, max_texts=128, max_wait_s=0))
+    batcher = Batcher(Limits(max_tokens=8192, max_texts=128, max_wait_s=0))
     service = EmbeddingService(encoder, batcher, "test", Settings())
 
     def answer(call: Call) -> Vectors | Embeddings:

@@ -1,6 +1,7 @@
 """What all tiers share: no network, a way to await a condition, and one to close a result backend."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith("SUTRA_")]:
     del os.environ[_name]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So it is in what a script starts in the background, and would be in the commands that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_until(condition: Callable[[], object], *, within_s: float = 20.0) -> None:

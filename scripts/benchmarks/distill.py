@@ -64,7 +64,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     # One server for all fleets, for this process stays its client.
     with tempfile.TemporaryDirectory(prefix="sutra-distill-") as name, embedded_server() as address:
         options = replace(_prepared(Path(name), quick=quick), broker_url=address)
-        results: dict[str, Any] = {"projection": _projections(quick=quick)}
+        results = _projections(quick=quick)
         resumed = _resumed(options, quick=quick)
         results |= _students(options, quick=quick)
         results["static"] |= _streamed(options, quick=quick)
@@ -99,7 +99,10 @@ def _prepared(folder: Path, *, quick: bool) -> Settings:
 
 
 def _projections(*, quick: bool) -> dict[str, Any]:
-    """Fit on some vectors, and measure what the way there and back keeps of others."""
+    """Fit on some vectors, and measure what the way there and back keeps of others.
+
+    On sentences of manuals, and on glosses: how much a narrow space can hold is the texts' doing.
+    """
     from sutra_tasks.distillation.own import encoded  # noqa: PLC0415 - after what needs the cores
     from sutra_tasks.distillation.projection import ceiling, jl, project, svd  # noqa: PLC0415
     from sutra_tasks.distillation.quality import draw_pairs, spearman  # noqa: PLC0415
@@ -107,24 +110,29 @@ def _projections(*, quick: bool) -> dict[str, Any]:
     from sutra_tasks.encoding.engines import load_engine  # noqa: PLC0415
 
     fit, measured = (300, 100) if quick else (3_000, 1_000)
-    texts = glosses.sentences(fit + measured, SEED, _source(quick=quick))
-    vectors = encoded(load_engine(Settings(torch_threads=os.cpu_count() or 1)), texts)
-    held_out, pairs = vectors[fit:], draw_pairs(measured, 50_000, np.random.default_rng(SEED))
-    found: dict[str, Any] = {}
-    for kind in ("svd", "jl"):
-        for name, width in WIDTHS.items():
-            matrix: Floats = (
-                svd(vectors[:fit], width)
-                if kind == "svd"
-                else jl(WIDTH, width, np.random.default_rng(SEED))
-            )
-            narrow = project(matrix, held_out)
-            found.setdefault(kind, {})[name] = {
-                "cosine": ceiling(matrix, held_out),
-                "spearman": spearman(held_out, narrow, pairs),
-                "top10": float(np.mean(neighbour_overlap(held_out, narrow))),
-            }
-    return found
+    engine = load_engine(Settings(torch_threads=os.cpu_count() or 1))
+    pairs = draw_pairs(measured, 50_000, np.random.default_rng(SEED))
+    results: dict[str, Any] = {}
+    sources = {"projection": "docstrings"} | ({} if quick else {"projection_of_glosses": "wordnet"})
+    for title, source in sources.items():
+        vectors = encoded(engine, glosses.sentences(fit + measured, SEED, source))
+        held_out = vectors[fit:]
+        found: dict[str, Any] = {"texts": glosses.named(source)}
+        for kind in ("svd", "jl"):
+            for name, width in WIDTHS.items():
+                matrix: Floats = (
+                    svd(vectors[:fit], width)
+                    if kind == "svd"
+                    else jl(WIDTH, width, np.random.default_rng(SEED))
+                )
+                narrow = project(matrix, held_out)
+                found.setdefault(kind, {})[name] = {
+                    "cosine": ceiling(matrix, held_out),
+                    "spearman": spearman(held_out, narrow, pairs),
+                    "top10": float(np.mean(neighbour_overlap(held_out, narrow))),
+                }
+        results[title] = found
+    return results
 
 
 def _students(options: Settings, *, quick: bool) -> dict[str, Any]:

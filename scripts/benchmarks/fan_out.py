@@ -66,7 +66,7 @@ def _seconds(devices: int, repeats: int) -> float:
 def _expected(text: str, options: Settings) -> tuple[Any, int]:
     """Return the vector by one device without a fan-out, and the chunks it took."""
     encoder = SimulatedEncoder()
-    batcher = Batcher(encoder, Limits(options.batch_tokens, options.batch_texts, 0))
+    batcher = Batcher(Limits(options.batch_tokens, options.batch_texts, 0))
     batcher.start()
     service = EmbeddingService(encoder, batcher, "bench", options)
     try:

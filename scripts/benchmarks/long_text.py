@@ -135,7 +135,7 @@ def _service(model: str, way: Way) -> Iterator[EmbeddingService]:
     encoder = TorchEncoder(
         model, threads=count_cores(), attention=options.attention, dtype=options.dtype
     )
-    batcher = Batcher(encoder, Limits(options.batch_tokens, options.batch_texts, 0))
+    batcher = Batcher(Limits(options.batch_tokens, options.batch_texts, 0))
     batcher.start()
     try:
         yield EmbeddingService(encoder, batcher, "bench", options)

@@ -18,16 +18,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.cli.server import connected
-from sutra_tasks.distillation.config import DistillationConfig
+from sutra_tasks.distillation.config import VERSION, DistillationConfig
 from sutra_tasks.distillation.tasks import distill
 from sutra_tasks.errors import SettingsError, SutraError
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["cancel", "recipe", "run", "sparkline"]
+__all__ = ["cancel", "recipe", "run", "sparkline", "within"]
 
 POLL_S: Final = 0.5
 UNTAKEN_S: Final = 5.0
@@ -42,15 +43,17 @@ def recipe(file: Path | None, given: Mapping[str, Any]) -> DistillationConfig:
     Raises:
         SutraError: the file is no recipe.
     """
-    chosen: dict[str, Any] = {}
+    chosen: Any = {}
     if file is not None:
         try:
             chosen = json.loads(file.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise SettingsError("--config", str(file), f"is not JSON: {error}") from None
-    chosen.pop("v", None)
-    chosen |= {name: value for name, value in given.items() if value not in (None, ())}
-    return DistillationConfig.from_json({"v": 1, **chosen})
+        if not isinstance(chosen, dict):
+            raise SettingsError("--config", str(file), "is JSON, but no object with options by name")
+    # A recipe that was stored says of which version it is; one that was typed need not.
+    options = {name: value for name, value in given.items() if value not in (None, ())}
+    return DistillationConfig.from_json({"v": VERSION, **chosen, **options})
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
@@ -64,8 +67,10 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 def cancel(options: Settings, task_id: str) -> None:
-    """End a run between two steps."""
-    connected(options)
+    """End a run between two steps, or before it begins."""
+    client = connected(options)
+    # Workers that are up are told at once; one that is not finds the mark.
+    client.set(keys.cancelled(task_id), 1, ex=keys.DISTILLED_S)
     app.AsyncResult(task_id).revoke()
     print(f"{task_id} ends at its next step. The same recipe goes on from there.")  # noqa: T201
 
@@ -81,7 +86,7 @@ def run(
     """Send a recipe or attach to a run, and follow it if wanted."""
     connected(options)
     if config is not None and options.data_dir is not None:
-        config = replace(config, texts=tuple(_within(options, name) for name in config.texts))
+        config = within(config, options.data_dir)
     result = app.AsyncResult(attach) if config is None else distill.delay(config)
     if not (follow or attach):
         print(result.id)  # noqa: T201 - this is the output
@@ -105,11 +110,16 @@ def run(
         console.print(f"put it to work: sutra models promote {found['model'].replace('@', ' ')}")
 
 
-def _within(options: Settings, name: str) -> str:
-    """Return a file as the worker knows it: by its name in the folder with the texts."""
-    with suppress(ValueError, OSError):
-        return str(Path(name).resolve(strict=True).relative_to(Path(options.data_dir or "").resolve()))
-    return name
+def within(config: DistillationConfig, data_dir: str) -> DistillationConfig:
+    """Return a recipe whose files are named as the worker knows them: by their names in ``data_dir``."""
+
+    def known(name: str) -> str:
+        with suppress(ValueError, OSError):
+            return str(Path(name).resolve(strict=True).relative_to(Path(data_dir).resolve()))
+        return name
+
+    pairs = None if config.pairs is None else known(config.pairs)
+    return replace(config, texts=tuple(map(known, config.texts)), pairs=pairs)
 
 
 def _followed(result: Any, console: Console) -> dict[str, Any]:

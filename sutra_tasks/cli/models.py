@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
 from sutra_tasks.cli.server import connected
 from sutra_tasks.encoding.models import locate, registry
-from sutra_tasks.errors import ModelError, SettingsError
+from sutra_tasks.errors import ModelError, SettingsError, SutraError
 from sutra_tasks.fleet.promotion import await_served, promote
 from sutra_tasks.models.gate import Floor
 from sutra_tasks.models.manifest import Facts
+from sutra_tasks.models.serving import read_history
 
 if TYPE_CHECKING:
     import redis
@@ -87,7 +89,8 @@ def run_add(options: Settings, name: str, model: str) -> None:
     store, folder = store_of(options), Path(locate(model))
     if not folder.is_dir():
         raise ModelError(model, "is no folder on this machine; download it first, and give its folder")
-    encoder = load_engine(options, model, folder)
+    # A fleet may be simulated; what the registry says of a model is not.
+    encoder = load_engine(replace(options, engine="torch"), model, folder)
     golden = Golden.of(encoder).to_json()
     facts = Facts(space=encoder.card.space, width=encoder.card.width, golden=golden, metrics={})
     manifest = store.add(name, folder, facts)
@@ -119,14 +122,35 @@ def run_promote(
 
 
 def run_rollback(options: Settings, name: str) -> None:
-    """Have the version before serve again; devices check it as they load it."""
+    """Have the version before serve again; its files are checked here, its vectors by the devices."""
     store = store_of(options)
+    client: redis.Redis = connected(options)
+    store.verify(name, _served_before(store, options, name))
     version = store.rollback(name)
     console = Console()
-    client: redis.Redis = connected(options)
-    with console.status(f"devices go back to {name}@{version} ..."):
-        await_served(client, store, name, options)
+    try:
+        with console.status(f"devices go back to {name}@{version} ..."):
+            await_served(client, store, name, options)
+    except (SutraError, RedisError) as error:
+        raise SutraError(
+            f"the registry went back: {name}@{version} is what devices are to serve, and what those "
+            f"that start load. But not all of them were seen to: {error}"
+        ) from None
     console.print(f"{name}@{version} serves again")
+
+
+def _served_before(store: ModelStore, options: Settings, name: str) -> int:
+    """Return the version to which a rollback goes.
+
+    Raises:
+        ModelError: there is none.
+    """
+    present = {manifest.version for manifest in store.versions(name)}
+    history = read_history(name, Path(options.models_dir or "").expanduser() / name)
+    before = [one for one in history if one != history[-1] and one in present]
+    if not before:
+        raise ModelError(name, "no version of it served before the one that does now")
+    return before[-1]
 
 
 def _facts(manifest: Any) -> dict[str, Any]:

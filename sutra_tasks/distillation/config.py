@@ -14,7 +14,14 @@ from typing import Any, Final
 
 from sutra_tasks.errors import InvalidOptionError, UnsupportedVersionError
 
-__all__ = ["PROJECTIONS", "STUDENTS", "DistillationConfig", "DistillationMetrics", "check_model_name"]
+__all__ = [
+    "PROJECTIONS",
+    "STUDENTS",
+    "VERSION",
+    "DistillationConfig",
+    "DistillationMetrics",
+    "check_model_name",
+]
 
 VERSION: Final = 1
 STUDENTS: Final = ("layers", "named", "static", "projection")
@@ -55,7 +62,8 @@ class DistillationConfig:
         teacher: name of the model to learn from, as ``SUTRA_MODEL`` and the registry know models.
         texts: files in ``SUTRA_DATA_DIR`` (``.jsonl``, ``.txt``, ``.csv``, ``.parquet``), by their
             names there.
-        sample: learn from the sample of real traffic as well (``SUTRA_SAMPLE_TEXTS``).
+        sample: learn from the sample of real traffic as well (``SUTRA_SAMPLE_TEXTS``); its texts count
+            among ``max_texts``.
         pairs: a JSONL file in ``SUTRA_DATA_DIR`` with labelled retrieval pairs, an object with ``query``
             and ``positive`` a line: for NDCG@10, and for the task loss.
         name: of the model in the registry to which the result is a new version; None: made of teacher,
@@ -69,7 +77,8 @@ class DistillationConfig:
             (Johnson-Lindenstrauss, orthonormalised).
         alpha: share of the squared error in the distillation loss, against the cosine loss; None: 0.5,
             of a static student 0.
-        task_weight: share of a contrastive loss on ``pairs``, against the distillation loss.
+        task_weight: share of a contrastive loss on ``pairs``, against the distillation loss; a fifth of
+            the answers is then measured on.
         similarity_weight: weight of the term on similarities within a batch, beside the others; None:
             1, of a static student 0.
         matryoshka: narrower widths at which the vectors are to be good as well.

@@ -7,9 +7,8 @@ read on. No file outside the folder is read, whatever its name or links say.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,7 @@ from sutra_tasks.errors import InvalidOptionError, TooLittleTextError
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["BadRow", "BadRows", "Corpus", "FileFacts", "read", "read_pairs", "split"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What one file held: good rows, bad rows, its size, and the sha256 of its bytes as hex."""
-
-    name: str
-    rows: int
-    bad_rows: int
-    size_bytes: int
-    sha256: str
+__all__ = ["BadRow", "BadRows", "Corpus", "read", "read_pairs", "split"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,19 +31,15 @@ class Corpus:
         bad: the first rows that could not be used.
         bad_rows: how many there were.
         duplicates: rows whose text was kept already.
-        files: what each held.
-        fingerprint: of the bytes of all files in order, whatever their names: sha256 as hex.
     """
 
     texts: tuple[str, ...]
     bad: tuple[BadRow, ...] = ()
     bad_rows: int = 0
     duplicates: int = 0
-    files: tuple[FileFacts, ...] = ()
-    fingerprint: str = ""
 
     def __repr__(self) -> str:
-        return f"<Corpus {len(self.texts)} texts of {len(self.files)} files, {self.bad_rows} bad rows>"
+        return f"<Corpus {len(self.texts)} texts, {self.bad_rows} bad rows>"
 
 
 def read(
@@ -63,10 +47,11 @@ def read(
     names: Sequence[str],
     *,
     most_chars: int,
+    sample: Iterable[str] = (),
     most_texts: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> Corpus:
-    """Read files of ``folder``; memory is that of the texts that are kept.
+    """Read files of ``folder``, and a sample beside them; memory is that of the texts that are kept.
 
     ``.jsonl``: a string, or an object with ``text``, a line; ``.txt``: a text a line; blank lines are
     skipped. ``.csv`` and ``.parquet``: the column ``text``. All in UTF-8.
@@ -75,6 +60,7 @@ def read(
         folder: where the files are, ``SUTRA_DATA_DIR``.
         names: of files in it, relative.
         most_chars: rows with longer texts are bad.
+        sample: further texts; those that cannot be used are left out.
         most_texts: of more, a uniform draw of the different texts is kept: those with the least keyed
             hash (Cohen and Kaplan, 2007), so that a text that is there often is no likelier to be drawn.
             ``duplicates`` then counts copies of texts that were kept when they came.
@@ -85,34 +71,27 @@ def read(
             that is not known, or without the column; or pyarrow is missing for ``.parquet``.
     """
     kept, bad = _Kept(most_texts, b"" if rng is None else rng.bytes(16)), BadRows()
-    facts, digests = [], sha256()
     for name in names:
         path, read_rows = _inside(folder, name, "texts"), READERS[PurePosixPath(name).suffix.lower()]
-        before, rows = bad.count, 0
         try:
             with path.open("rb") as file:
-                digest = file_digest(file, "sha256")
-                size_bytes = file.tell()
-                file.seek(0)
-                source = Source(name, file, most_chars, bad)
-                for line, value in read_rows(source):
+                for line, value in read_rows(Source(name, file, most_chars, bad)):
                     reason = unusable(value, most_chars)
                     if reason is None:
                         kept.add(value)
-                        rows += 1
                     else:
                         bad.add(name, line, reason)
         except OSError:
             raise _no_file(name, "texts") from None
-        digests.update(digest.digest())
-        facts.append(FileFacts(name, rows, bad.count - before, size_bytes, digest.hexdigest()))
-    return Corpus(
-        kept.texts(), tuple(bad.first), bad.count, kept.duplicates, tuple(facts), digests.hexdigest()
-    )
+    duplicates = kept.duplicates
+    for text in sample:
+        if unusable(text, most_chars) is None:
+            kept.add(text)
+    return Corpus(kept.texts(), tuple(bad.first), bad.count, duplicates)
 
 
 def split(
-    corpus: Corpus, held_out: int, seed: int, least_ratio: int = 2
+    corpus: Corpus, held_out: int, seed: int, least_ratio: int = 2, *, left_out: int = 0
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the texts to learn from and the ``held_out`` to measure on, each in the corpus' order.
 
@@ -124,13 +103,14 @@ def split(
         held_out: how many are held out.
         seed: with another, others are.
         least_ratio: texts to learn from for each that is held out, at the least.
+        left_out: texts that were found and are not among them, for labelled pairs hold them.
 
     Raises:
         TooLittleTextError: there are fewer.
     """
     needed = held_out * (1 + least_ratio)
     if len(corpus.texts) < needed:
-        raise TooLittleTextError(len(corpus.texts), needed, corpus.bad_rows)
+        raise TooLittleTextError(len(corpus.texts), needed, corpus.bad_rows, left_out)
     key = f"held out {seed}".encode()
     least = set(heapq.nsmallest(held_out, corpus.texts, key=lambda text: (priority(text, key), text)))
     return (

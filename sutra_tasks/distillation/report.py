@@ -25,7 +25,7 @@ class Report(TypedDict, total=False):
         student: ``space`` and ``width``.
         recipe: :meth:`DistillationConfig.to_json`.
         corpus: ``files``, counts (``texts``, ``held_out``, ``sampled``, ``pairs``, ``bad_rows``,
-            ``duplicates``), and in ``bad`` the first bad rows as ``file:line: reason``.
+            ``duplicates`` and others), and in ``bad`` the first bad rows as ``file:line: reason``.
         training: ``epochs``, ``steps``, ``seconds``, and ``curves``: for each evaluation ``step``,
             ``quality``, and the mean loss and its parts since the one before.
         metrics: :meth:`DistillationMetrics.to_json`.
@@ -91,6 +91,8 @@ CORPUS: Final = {
     "held_out": "Texts held out",
     "sampled": "Of them from real traffic",
     "pairs": "Labelled pairs",
+    "pairs_measured_on": "Of them measured on",
+    "pairs_learned_from": "Of them learned from",
     "texts_of_pairs_left_out": "Texts left out because labelled pairs hold them",
     "duplicates": "Duplicates left out",
     "bad_rows": "Bad rows",

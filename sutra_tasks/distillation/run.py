@@ -1,8 +1,8 @@
 """One distillation from files to a version in the registry, step by step.
 
 Everything a run has done is in its folder, so whoever runs it next goes on there: the teacher's vectors
-in shards, checkpoints of the training, the student. The folder's name is a digest of recipe, texts and
-teacher, so another recipe never meets the remains of this one.
+in shards, the projection, checkpoints of the training, the student. The folder's name is a digest of
+recipe, texts and teacher, so another recipe never meets the remains of this one.
 """
 
 from __future__ import annotations
@@ -10,41 +10,40 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-import re
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from sutra_tasks.distillation.card import model_card
+from sutra_tasks.distillation.files import read_array, read_json, write_array, write_json
+from sutra_tasks.distillation.names import model_name, runs_folder
 from sutra_tasks.distillation.own import AT_ONCE, encoded
 from sutra_tasks.distillation.projection import jl, project, svd
-from sutra_tasks.distillation.shards import aside, cached, digest, drop_old, shards
+from sutra_tasks.distillation.shards import cached, digest, drop_old, shards
+from sutra_tasks.distillation.starts import counted
+from sutra_tasks.distillation.teacher import Teacher, place_of
 from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.encoding.golden import Golden
-from sutra_tasks.encoding.loaded import load_version
-from sutra_tasks.encoding.models import locate, reference_of
-from sutra_tasks.errors import ModelError, SutraError
+from sutra_tasks.encoding.models import reference_of
+from sutra_tasks.errors import SutraError
 from sutra_tasks.models.manifest import Facts, Parent
 
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
     from sutra_tasks.distillation.material import Material
-    from sutra_tasks.encoding.encoder import Encoder
     from sutra_tasks.models.store import ModelStore
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Run", "Watch", "default_name"]
+__all__ = ["Run", "Watch"]
 
 logger = logging.getLogger(__name__)
 
-RUNS: Final = ".runs"
 PACKAGES: Final = ("sutra-tasks", "torch", "sentence-transformers")
 STARTS: Final = "starts.json"
 
@@ -54,13 +53,6 @@ class Watch(Protocol):
 
     def __call__(self, progress: Mapping[str, Any]) -> None:
         """Take note of how far it is, often; may wait while the run should pause, or raise to end it."""
-
-
-def default_name(config: DistillationConfig) -> str:
-    """Return the name of a model that was given none: made of teacher, student and width."""
-    teacher = re.sub(r"[^A-Za-z0-9.]+", "-", config.teacher.partition("@")[0]).strip("-.")[-40:]
-    kind = config.student + (str(config.layers) if config.layers else "")
-    return "-".join([teacher or "model", kind, *([str(config.output_dim)] if config.output_dim else [])])
 
 
 class Run:
@@ -91,16 +83,15 @@ class Run:
         options = replace(options, engine="torch")
         self._config, self._material, self._options, self._store = config, material, options, store
         self._watch, self._by_fleet = watch, by_fleet
-        self.name = config.name or default_name(config)
-        self.reference = reference_of(config.teacher, options, store, what="teacher")
-        self._teacher: Encoder = load_version(options, store, self.reference)
+        self.name, runs = model_name(config), runs_folder(options)
+        self._teacher = Teacher(config.teacher, options, store, runs)
+        space = self._teacher.space
         recipe = {**config.to_json(), "name": self.name}
-        self.fingerprint = digest([recipe, self._teacher.card.space, material.fingerprint])
-        runs = Path(options.models_dir or ".").expanduser() / RUNS
+        self.fingerprint = digest([recipe, space, material.fingerprint])
         self.folder = runs / self.fingerprint[:16]
         self._texts = [*material.train, *material.held_out, *self._labelled_texts()]
         # The teacher's vectors serve every recipe with these texts.
-        self._shards = runs / f"teacher-{digest([self._teacher.card.space, self._texts])[:16]}"
+        self._shards = runs / f"teacher-{digest([space, self._texts])[:16]}"
 
     def made(self) -> dict[str, Any] | None:
         """Return the result of an earlier run of the same recipe, texts and teacher, if one was."""
@@ -120,32 +111,22 @@ class Run:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         drop_old(self.folder.parent, time.time(), but=(self.folder, self._shards))
-        self._count_start()
-        vectors = cached(self._shards, self._texts, self._vectors, watch=self._watch)
-        learned = len(self._material.train)
-        matrix = self._matrix(vectors[:learned])
-        trained = self._student(vectors, matrix)
-        return self._register(trained, vectors[learned:], matrix)
+        with counted(self.folder / STARTS, self.name, self._at(), self._options.max_attempts):
+            vectors = cached(self._shards, self._texts, self._vectors, watch=self._watch_teacher)
+            learned = len(self._material.train)
+            matrix = self._matrix(vectors[:learned])
+            trained = self._student(vectors, matrix)
+            return self._register(trained, vectors[learned:], matrix)
 
-    def forgive(self) -> None:
-        """Take back that this run was begun: it is ended on purpose, in good order."""
-        (self.folder / STARTS).unlink(missing_ok=True)
-
-    def _count_start(self) -> None:
-        """Refuse a run whose workers die of it, again and again, without getting any further."""
+    def _at(self) -> str:
+        """Say how far it is."""
         # Neither is torch needed for this, nor is a checkpoint read twice: its name says the step.
         steps = sorted(path.name for path in self.folder.glob("checkpoint-*"))
-        at = steps[-1] if steps else f"{shards(self._shards)} shards of the teacher's vectors"
-        before = _read_json(self.folder / STARTS)
-        starts = before.get("starts", 0) + 1 if before.get("at") == at else 1
-        if starts > self._options.max_attempts:
-            self.forgive()
-            raise ModelError(
-                self.name,
-                f"its distillation ended its worker {starts - 1} times at {at}: out of memory? Lower "
-                "batch_size or max_texts, or give the worker more memory; then ask again.",
-            )
-        _write_json(self.folder / STARTS, {"at": at, "starts": starts})
+        return steps[-1] if steps else f"{shards(self._shards)} shards of the teacher's vectors"
+
+    def _watch_teacher(self, progress: Mapping[str, Any]) -> None:
+        by = "this worker" if self._by_fleet is None else "the fleet"
+        self._watch({**progress, "by": by})
 
     def _labelled_texts(self) -> list[str]:
         return list(dict.fromkeys(text for pair in self._material.pairs for text in pair))
@@ -155,7 +136,7 @@ class Run:
         done = 0
         if self._by_fleet is not None:
             try:
-                for row in self._by_fleet(texts, self._teacher.card.space):
+                for row in self._by_fleet(texts, self._teacher.space):
                     done += 1
                     yield row[None]
             except SutraError as error:
@@ -165,19 +146,25 @@ class Run:
                 )
                 self._by_fleet = None
         for start in range(done, len(texts), AT_ONCE):
-            yield encoded(self._teacher, texts[start : start + AT_ONCE])
+            yield encoded(self._teacher.encoder, texts[start : start + AT_ONCE])
 
     def _matrix(self, vectors: Floats) -> Floats:
-        width = self._config.output_dim or vectors.shape[1]
-        if self._config.projection == "svd":
-            return svd(vectors, width)
-        return jl(vectors.shape[1], width, np.random.default_rng(self._config.seed))
+        """Return the projection, computed once: another CPU rounds its last bits in another way."""
+        width, path = self._config.output_dim or vectors.shape[1], self.folder / "matrix.npy"
+        matrix = read_array(path)
+        if matrix is None:
+            if self._config.projection == "svd":
+                matrix = svd(vectors, width)
+            else:
+                matrix = jl(vectors.shape[1], width, np.random.default_rng(self._config.seed))
+            write_array(path, matrix)
+        return matrix
 
     def _student(self, vectors: Floats, matrix: Floats) -> dict[str, Any]:
         """Train the student and save it in the run's folder; return what its training came to."""
         done = self.folder / "trained.json"
         if done.exists():
-            return _read_json(done)
+            return read_json(done)
         # torch takes seconds to import, and a worker that waits for work needs none.
         from sutra_tasks.distillation.students import build_student, save_student  # noqa: PLC0415
         from sutra_tasks.distillation.trainer import train  # noqa: PLC0415
@@ -191,7 +178,7 @@ class Run:
             )
             named = self._modules(reference)
         student = build_student(
-            config, self._modules(self.reference), matrix, material.train, student_model=named
+            config, self._modules(self._teacher.reference), matrix, material.train, student_model=named
         )
         facts: dict[str, Any] = {"epochs": 0, "steps": 0, "curves": [], "seconds": 0.0}
         if config.student != "projection":
@@ -210,15 +197,15 @@ class Run:
             )
             facts = {name: getattr(trained, name) for name in facts}
         shutil.rmtree(self.folder / "student", ignore_errors=True)
-        save_student(student, self.folder / "student", config.half_precision, "")
-        _write_json(done, facts)
+        save_student(student, self.folder / "student", config.half_precision)
+        write_json(done, facts)
         return facts
 
     def _modules(self, reference: str) -> Any:
         """Load a model to be taken apart, in float32."""
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
-        folder = str(self._place(reference))
+        folder = str(place_of(reference, self._store))
         return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
 
     def _register(self, trained: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
@@ -231,20 +218,20 @@ class Run:
         student = load_engine(self._options, self.name, folder)
         count = len(self._material.held_out)
         found = measured(
-            self._teacher,
+            self._teacher.encoder,
             student,
             held_out=self._material.held_out,
             rows=vectors[:count],
             pairs=self._material.pairs,
             teacher_of=dict(zip(self._labelled_texts(), vectors[count:], strict=True)),
             matrix=matrix,
-            folders=(self._place(self.reference), folder),
+            folders=(self._teacher.place, folder),
             seed=config.seed,
         )
         facts = {
             "name": self.name,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "teacher": {"name": self.reference, "space": self._teacher.card.space},
+            "teacher": {"name": self._teacher.reference, "space": self._teacher.space},
             "student": {"space": student.card.space, "width": student.card.width},
             "recipe": config.to_json(),
             "corpus": dict(self._material.facts),
@@ -263,7 +250,7 @@ class Run:
                 space=student.card.space,
                 width=student.card.width,
                 golden=Golden.of(student).to_json(),
-                parent=Parent(self.reference, self._teacher.card.space),
+                parent=Parent(self._teacher.reference, self._teacher.space),
                 metrics={**found["metrics"], "spearman": found["quality"]["spearman"]["value"]},
                 recipe=config.to_json(),
                 fingerprint=self.fingerprint,
@@ -271,11 +258,6 @@ class Run:
         )
         shutil.rmtree(self.folder, ignore_errors=True)
         return _result(manifest, self._material, made=True)
-
-    def _place(self, reference: str) -> Path:
-        if "@" in reference:
-            return self._store.folder(*self._store.resolve(reference))
-        return Path(locate(reference))
 
 
 def _result(manifest: Any, material: Material, *, made: bool) -> dict[str, Any]:
@@ -300,16 +282,3 @@ def _card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {f"{name}, teacher and student": value for name, value in report["sizes"].items()}
     speed = {"speed_improvement": report["speed"]["speed_improvement"]}
     return {"Texts": counts, "Quality on held-out text": measured, "Speed and size": speed | sizes}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    aside(path).write_text(json.dumps(value), "utf-8")
-    aside(path).replace(path)

@@ -6,16 +6,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from sutra_tasks.distillation.files import read_array, sweep, write_array
+
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
 
-__all__ = ["aside", "cached", "digest", "drop_old", "shards"]
+__all__ = ["cached", "digest", "drop_old", "shards"]
 
 SHARD: Final = 2_048
 """Texts whose vectors are computed and written together."""
@@ -32,6 +34,8 @@ def cached(
 ) -> Floats:
     """Return the vectors of texts, float32 (texts, width); each shard is written when it is there.
 
+    Any number of runs may share a folder at the same time. A shard that is damaged is computed again.
+
     Args:
         folder: of these texts and of what computes them, and of nothing else.
         texts: one at least.
@@ -39,22 +43,23 @@ def cached(
         watch: told whenever there are some; see :class:`~sutra_tasks.distillation.run.Watch`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     rows: list[Floats] = []
     for start in range(0, len(texts), SHARD):
-        path = folder / f"vectors-{start // SHARD:06d}.npy"
-        if not path.exists():
+        path, some = folder / f"vectors-{start // SHARD:06d}.npy", texts[start : start + SHARD]
+        shard = read_array(path)
+        if shard is None or len(shard) != len(some):
             watch({"phase": "teacher", "done": start, "of": len(texts)})
             block: list[Floats] = []
             done = start
-            with closing(compute(texts[start : start + SHARD])) as found:
-                for some in found:
-                    block.append(some)
-                    done += len(some)
+            with closing(compute(some)) as found:
+                for part in found:
+                    block.append(part)
+                    done += len(part)
                     watch({"phase": "teacher", "done": done, "of": len(texts)})
-            with aside(path).open("wb") as file:
-                np.save(file, np.concatenate(block).astype(np.float32), allow_pickle=False)
-            aside(path).replace(path)
-        rows.append(np.load(path, allow_pickle=False))
+            shard = np.concatenate(block).astype(np.float32)
+            write_array(path, shard)
+        rows.append(shard)
     return np.concatenate(rows)
 
 
@@ -71,16 +76,13 @@ def drop_old(runs: Path, now: float, *, but: Collection[Path]) -> None:
         now: seconds since 1970.
         but: those that stay.
     """
+    sweep(runs)
     for path in runs.iterdir():
-        if path not in but and path.is_dir() and now - path.stat().st_mtime > OLD_S:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # another run has just ended
+            if path not in but and path.is_dir() and now - path.stat().st_mtime > OLD_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def digest(value: Any) -> str:
     """Return the sha256 of a JSON value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def aside(path: Path) -> Path:
-    """Return where a file is written before it is renamed: one that is there is whole."""
-    return path.with_name(f".{path.name}.writing")

@@ -31,7 +31,6 @@ __all__ = [
     "bytes_on_disk",
     "chosen_layers",
     "outputs",
-    "parameters",
     "save_student",
     "token_vectors",
 ]
@@ -139,8 +138,8 @@ def token_vectors(teacher: SentenceTransformer, name: str) -> Floats:
     return np.concatenate(rows)
 
 
-def save_student(student: SentenceTransformer, folder: Path, half_precision: bool, card: str) -> None:
-    """Write an ordinary sentence-transformers folder, with ``card`` as its README.
+def save_student(student: SentenceTransformer, folder: Path, half_precision: bool) -> None:
+    """Write an ordinary sentence-transformers folder, without a model card.
 
     Stored in float16 it is read as float32 again where it holds a transformer, for its computing is
     not to depend on how it was stored; the table of a static student stays float16.
@@ -154,12 +153,6 @@ def save_student(student: SentenceTransformer, folder: Path, half_precision: boo
                 for name, tensor in load_file(path).items()
             }
             save_file(halved, path, metadata={"format": "pt"})
-    (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def parameters(model: SentenceTransformer) -> int:
-    """Return how many weights a model has."""
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def bytes_on_disk(folder: Path) -> int:

@@ -52,12 +52,13 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
             config: the recipe.
 
         Returns:
-            A Celery result. While it runs its state is ``PROGRESS`` and ``info`` says how far it is:
-            ``phase``, ``epoch`` and ``epochs``, ``step`` and ``steps``, the losses, ``quality`` and
-            ``left_s``. ``get()`` gives ``model`` (``name@version`` in the registry), ``made`` (False if
-            that version was there, made of the same recipe and data), ``metrics`` (as
+            A Celery result, which lives for a week. While it runs its state is ``PROGRESS`` and ``info``
+            says how far it is: ``phase``, ``epoch`` and ``epochs``, ``step`` and ``steps``, the losses,
+            ``quality`` and ``left_s``. ``get()`` gives ``model`` (``name@version`` in the registry),
+            ``made`` (False if that version was there, made of the same recipe and data), ``metrics`` (as
             :class:`~sutra_tasks.DistillationMetrics`), ``report`` (a file in the version's folder) and
-            ``bad_rows``. ``revoke()`` ends it between two steps.
+            ``bad_rows``. ``revoke()`` ends it between two steps; workers that are not up do not hear of
+            it, and ``sutra distill --cancel`` is for those as well.
 
         Raises:
             InvalidInputError: the recipe cannot be followed; nothing was sent.
@@ -102,7 +103,7 @@ def _running() -> Runs:
     base=DistillTask,
     shared=False,
     acks_late=True,
-    throws=(InvalidInputError, UnsupportedVersionError),
+    throws=(DistillationUnderWayError, InvalidInputError, UnsupportedVersionError),
 )
 def _distill(config: Mapping[str, Any]) -> dict[str, Any]:
     return _running()(DistillationConfig.from_json(config))
@@ -110,14 +111,12 @@ def _distill(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @app.task(name=keys.DISTILL_DUE_TASK, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
 def distill_due() -> dict[str, Any]:
-    """Do the scheduled distillation; nothing if its recipe and texts are those of the last one.
+    """Ask for the scheduled distillation, which makes nothing without new texts.
 
-    Nor if it is under way: with several schedulers it is asked for more than once.
+    This message expires, so none pile up while a run of hours has the worker. The run is one of its own
+    that does not: it comes back after a death, however long it has run.
     """
-    try:
-        return _running()(scheduled())
-    except DistillationUnderWayError as error:
-        return {"model": error.model, "made": False, "under_way": error.task}
+    return {"task": distill.delay(scheduled()).id}
 
 
 def scheduled() -> DistillationConfig:

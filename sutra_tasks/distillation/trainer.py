@@ -66,8 +66,8 @@ def train(  # noqa: PLR0917 - texts and their targets, then what to do with them
         held_out_targets: theirs.
         pairs: labelled (query, positive) pairs for the task loss.
         config: the recipe.
-        folder: of this run, for its checkpoints and best weights. What another recipe or other data
-            left there is not read.
+        folder: of this run and its teacher, for its checkpoints and best weights. What another recipe
+            or other texts left there is not read.
         on_step: called after every step. It may block, which counts as a pause, or raise, which ends
             the run: a checkpoint is written first, and the exception goes through.
         clock: seconds that only grow.

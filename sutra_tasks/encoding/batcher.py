@@ -6,27 +6,35 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, field
+from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from sutra_tasks.encoding.batching import (
     Budget,
-    Job,
     Limits,
     encode_by_halves,
     is_out_of_memory,
     pause_s,
     take,
 )
+from sutra_tasks.encoding.jobs import (
+    Batch,
+    DeviceBroken,
+    Drained,
+    Encoded,
+    Encodes,
+    Submitted,
+    TextError,
+    Unwanted,
+    fail,
+)
 from sutra_tasks.encoding.watchdog import watched
 
 if TYPE_CHECKING:
-    from sutra_tasks.encoding.encoder import Card, TokenizedText
+    from sutra_tasks.encoding.encoder import TokenizedText
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "Encodes", "TextError", "Unwanted"]
@@ -34,75 +42,6 @@ __all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "Encodes", 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-
-
-class Drained(Exception):  # noqa: N818 - not an error: the work goes back to the queue
-    """The worker is stopping, and this job had not begun."""
-
-
-class Unwanted(Exception):  # noqa: N818 - not an error: nobody waits for the answer any more
-    """The job was given up before it was finished."""
-
-
-class DeviceBroken(Exception):  # noqa: N818 - as Drained: another device can do the work
-    """The engine failed on one text of a job, and the device failed its own check as well."""
-
-    def __init__(self, position: int) -> None:
-        super().__init__(position)
-        self.position = position
-
-
-class TextError(Exception):
-    """The engine failed on one text of a job."""
-
-    def __init__(self, position: int, cause: Exception) -> None:
-        super().__init__(position, cause)
-        self.position, self.cause = position, cause
-
-
-class Encodes(Protocol):
-    """What the batcher asks of an engine."""
-
-    card: Card
-
-    def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        """Return float32 rows of shape (len(batch), width)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A finished job: float32 rows in the order its texts were submitted."""
-
-    rows: Floats
-    queue_s: float
-    compute_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one batch was, for statistics; a retried one was out of memory first, and took longer.
-
-    ``space`` is the embedding space of the model that computed it.
-    """
-
-    texts: int
-    tokens: int
-    errors: int
-    compute_s: float
-    retried: bool = False
-    space: str = ""
-
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class _Job(Job):
-    """One submission and what has become of it."""
-
-    rows: Floats
-    arrived_s: float
-    wanted: Callable[[], bool]
-    missing: int
-    compute_s: float = 0.0
-    future: Future[Encoded] = field(default_factory=Future)
 
 
 class Batcher:
@@ -114,7 +53,6 @@ class Batcher:
 
     def __init__(
         self,
-        encoder: Encodes,
         limits: Limits,
         *,
         on_batch: Callable[[Batch], None] = lambda _: None,
@@ -125,7 +63,6 @@ class Batcher:
         """Prepare the thread.
 
         Args:
-            encoder: the engine of jobs that name no other; ``encode`` is called on the thread only.
             limits: bounds of a batch, as long as memory suffices.
             on_batch: told of every batch, on the thread.
             self_check: says whether the device works. Asked on the thread when a batch had errors that
@@ -135,11 +72,11 @@ class Batcher:
                 longer, the *process* ends, with all stacks on its standard error. None: never.
             clock: seconds that never go back.
         """
-        self._encoder, self._on_batch, self._clock = encoder, on_batch, clock
+        self._on_batch, self._clock = on_batch, clock
         self._self_check, self._batch_timeout_s = self_check, batch_timeout_s
         self._budget, self._limits = Budget(limits), limits
         self._changed = threading.Condition()
-        self._jobs: list[_Job] = []
+        self._jobs: list[Submitted] = []
         self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._arriving = 0
         self._texts = self._tokens = 0
@@ -171,7 +108,7 @@ class Batcher:
         self,
         texts: Sequence[TokenizedText],
         *,
-        encoder: Encodes | None = None,
+        encoder: Encodes,
         alone: bool = False,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Future[Encoded]:
@@ -183,15 +120,14 @@ class Batcher:
 
         Args:
             texts: what to embed.
-            encoder: the engine that tokenised them, if it is not the batcher's own.
+            encoder: the engine that tokenised them; its ``encode`` is called on the thread only.
             alone: share no batch with other jobs.
             wanted: asked before each batch until the job's last text is in one, on the batcher's thread;
                 quick. One that raises is logged, counts as wanted, and is not asked again.
         """
-        encoder = encoder or self._encoder
         lengths = [text.tokens for text in texts]
         order = sorted(range(len(texts)), key=lengths.__getitem__)
-        job = _Job(
+        job = Submitted(
             texts=[texts[i] for i in order],
             order=order,
             lengths=sorted(lengths),
@@ -239,7 +175,7 @@ class Batcher:
             calls, self._calls = self._calls, []
             self._changed.notify()
         for future in [*(job.future for job in given_back), *(future for future, _ in calls)]:
-            _fail(future, Drained())
+            fail(future, Drained())
 
     def close(self, timeout_s: float) -> None:
         """Finish what has begun and stop the thread."""
@@ -252,20 +188,24 @@ class Batcher:
     def _is_full(self) -> bool:
         return self._texts >= self._limits.max_texts or self._tokens >= self._limits.max_tokens
 
-    def _remove(self, job: _Job) -> None:
+    def _remove(self, job: Submitted) -> None:
         self._jobs.remove(job)
         self._texts -= len(job.lengths)
         self._tokens -= sum(job.lengths)
 
     def _run(self) -> None:
         while (taken := self._next()) is not None:
-            try:
-                self._compute(taken)
-            except Exception as error:  # noqa: BLE001 - without this thread every later task hangs
-                for job, _, position in taken:
-                    self._give_up(job, TextError(position, error))
+            self._settle(taken)
+            del taken  # or the thread, while it waits, would keep a model that left in memory
 
-    def _next(self) -> list[tuple[_Job, TokenizedText, int]] | None:
+    def _settle(self, taken: list[tuple[Submitted, TokenizedText, int]]) -> None:
+        try:
+            self._compute(taken)
+        except Exception as error:  # noqa: BLE001 - without this thread every later task hangs
+            for job, _, position in taken:
+                self._give_up(job, TextError(position, error))
+
+    def _next(self) -> list[tuple[Submitted, TokenizedText, int]] | None:
         """Wait for a batch that is due, running calls; None when closed and nothing is left."""
         while True:
             with self._changed:
@@ -276,8 +216,7 @@ class Batcher:
                         return None
                     self._changed.wait(pause)
                     continue
-            for future, function in calls:
-                self._answer(future, function)
+            self._answer_all(calls)
             # A call may have taken long: whether a batch is due is asked again.
             if not calls and (taken := self._take()):
                 return taken
@@ -293,6 +232,10 @@ class Batcher:
             limits=self._limits,
         )
 
+    def _answer_all(self, calls: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
+        for future, function in calls:
+            self._answer(future, function)
+
     def _answer(self, future: Future[Answer], function: Callable[[], Answer]) -> None:
         if not future.set_running_or_notify_cancel():
             return
@@ -304,10 +247,10 @@ class Batcher:
         else:
             future.set_result(answer)
 
-    def _take(self) -> list[tuple[_Job, TokenizedText, int]]:
+    def _take(self) -> list[tuple[Submitted, TokenizedText, int]]:
         # Not under the lock: `wanted` is somebody else's code.
         for job in self._jobs.copy():
-            if not _is_wanted(job):
+            if not job.is_wanted():
                 self._give_up(job, Unwanted())
         with self._changed:
             if not self._jobs:
@@ -318,7 +261,7 @@ class Batcher:
             self._tokens -= sum(text.tokens for _, text, _ in taken)
             return taken
 
-    def _compute(self, taken: list[tuple[_Job, TokenizedText, int]]) -> None:
+    def _compute(self, taken: list[tuple[Submitted, TokenizedText, int]]) -> None:
         texts = [text for _, text, _ in taken]
         encoder: Encodes = taken[0][0].engine
         began = self._clock()
@@ -344,7 +287,7 @@ class Batcher:
             for job, _, position in taken:
                 self._give_up(job, DeviceBroken(position))
             return
-        touched: dict[_Job, None] = {}
+        touched: dict[Submitted, None] = {}
         for index, (job, _, position) in enumerate(taken):
             if index in outcome.errors:
                 self._give_up(job, TextError(position, outcome.errors[index]))
@@ -373,24 +316,9 @@ class Batcher:
             logger.exception("the device's own check raised")
             return False
 
-    def _give_up(self, job: _Job, error: Exception) -> None:
+    def _give_up(self, job: Submitted, error: Exception) -> None:
         """Fail a job as a whole: its other texts need not be computed."""
         with self._changed:
             if job in self._jobs:
                 self._remove(job)
-        _fail(job.future, error)
-
-
-def _fail(future: Future[Any], error: Exception) -> None:
-    # Draining and the thread may give up the same job: the first has said why.
-    with suppress(InvalidStateError):
-        future.set_exception(error)
-
-
-def _is_wanted(job: _Job) -> bool:
-    try:
-        return job.wanted()
-    except Exception:
-        logger.exception("a job could not say whether it is still wanted")
-        job.wanted = lambda: True
-        return True
+        fail(job.future, error)

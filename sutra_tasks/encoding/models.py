@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from sutra_tasks.errors import InvalidOptionError, ModelError
+from sutra_tasks.models.manifest import is_model_name
+from sutra_tasks.models.references import version_of
 from sutra_tasks.models.store import ModelStore
 
 if TYPE_CHECKING:
@@ -75,12 +77,23 @@ def reference_of(model: str, options: Settings, store: ModelStore | None, *, wha
         InvalidOptionError: none that may be named.
         ModelError: one of the registry that has no such version, or none that serves.
     """
-    kept = store.names() if store is not None else ()
-    if store is not None and model.partition("@")[0] in kept:
+    known = (options.model, *options.further_models)
+    if store is not None and _is_of_registry(model, store, configured=model in known):
         name, version = store.resolve(model)
         return f"{name}@{version}"
-    known = (options.model, *options.further_models)
     if model in known:
         return model
+    kept = store.names() if store is not None else ()
     shown = ", ".join(sorted({*known, *kept}))
     raise InvalidOptionError(what, repr(model)[:80], f"one of {shown} (SUTRA_MODELS names more)")
+
+
+def _is_of_registry(model: str, store: ModelStore, *, configured: bool) -> bool:
+    """Say whether a name means the registry's model; a configured one may be there by chance."""
+    name, at, _ = model.partition("@")
+    if not is_model_name(name) or not store.has(name):
+        return False
+    if not configured:
+        return True
+    # A path may hold an @; and a version that was only added must not take a configured name over.
+    return version_of(model) is not None if at else store.current(name) is not None

@@ -6,6 +6,7 @@ without padding, through exactly the kernel that the way names.
 
 from __future__ import annotations
 
+import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -43,6 +44,10 @@ KERNELS: Final = {
 }
 IMPLEMENTATIONS: Final = {Path.FLASH_2: "flash_attention_2", Path.PLAIN: "eager"}
 """As transformers names them; all other paths are its sdpa."""
+
+_ONE_PASS: Final = threading.Lock()
+"""Which kernels torch may take is one setting of the process, and models are loaded beside batches of
+others: no pass runs under another's kernels."""
 
 LEAST_SPEED_UP: Final = 1.1
 TIMINGS: Final = 3
@@ -100,7 +105,7 @@ class Passes:
 
     def pool(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """Return what follows on the transformer, given the states of tokens it made."""
-        with torch.inference_mode(), self._precision():
+        with _ONE_PASS, torch.inference_mode(), self._precision():
             found = dict(features)
             for module in list(self._model)[1:]:
                 found = module(found)
@@ -174,7 +179,7 @@ class Passes:
         """Run one pass, through the first of some SDPA kernels that takes it."""
         allowed = [kernel for kernel in kernels if kernel is not None]
         only: AbstractContextManager[Any] = sdpa_kernel(allowed) if allowed else nullcontext()
-        with torch.inference_mode(), only, self._precision():
+        with _ONE_PASS, torch.inference_mode(), only, self._precision():
             given = self._unpadded(features) if self._unpads else features
             outputs: dict[str, Any] = self._model(
                 {

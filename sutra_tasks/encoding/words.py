@@ -62,7 +62,7 @@ class Words:
         whole = [at for at, words in cold.items() if max(map(len, words)) > WORD_CHARS]
         for at, ids in zip(whole, token_ids(self._tokenizer, [texts[at] for at in whole]), strict=True):
             found[at] = ids
-        rest = {at: words for at, words in cold.items() if at not in set(whole)}
+        rest = {at: cold[at] for at in cold.keys() - set(whole)}
         learned = self._learned({w for words in rest.values() for w in words if w not in known})
         for at, words in rest.items():
             found[at] = b"".join([learned[w] if w in learned else known[w] for w in words])

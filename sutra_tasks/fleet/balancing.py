@@ -63,6 +63,9 @@ class Device:
     models: tuple[str, ...] = ()
     """What it has in memory; any other it would load first."""
 
+    space: str = ""
+    """Of the vectors it gives by default, if it says so."""
+
     @property
     def has_credit(self) -> bool:
         """Whether it may get more work."""

@@ -35,13 +35,14 @@ from sutra_tasks.fleet import parts
 from sutra_tasks.fleet.acknowledging import run_task
 from sutra_tasks.fleet.fanout import documents
 from sutra_tasks.fleet.floor import Floor
+from sutra_tasks.fleet.following import Follower
 from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.heartbeat import Heartbeat
 from sutra_tasks.fleet.held import held_by
 from sutra_tasks.fleet.long_texts import LongTexts
 from sutra_tasks.fleet.memory import device_memory
 from sutra_tasks.fleet.monitor import Monitor
-from sutra_tasks.fleet.promotion import Follower
+from sutra_tasks.fleet.promotion import followed
 from sutra_tasks.fleet.queues import MOST_CREDIT
 from sutra_tasks.fleet.registry import DeviceRecord, fleet_of, sightings
 from sutra_tasks.fleet.rescue import end_if_replaced, rescue_queues
@@ -116,7 +117,6 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         encoder = self._models.first()
         limits = Limits(options.batch_tokens, options.batch_texts, options.batch_wait_s)
         batcher = Batcher(
-            encoder,
             limits,
             on_batch=self._on_batch,
             self_check=self._self_check,
@@ -129,7 +129,6 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self._follower = Follower(
                 self._client,
                 self._models,
-                self._store,
                 options,
                 swap=lambda loaded: batcher.call(lambda: self._now_serves(loaded)).result(),
                 hasten=self._heartbeat.hasten,
@@ -139,7 +138,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         held.may_take = lambda _: self.monitor.serves and held.credit < room
         serve(self._answer)
         self._long_texts = LongTexts(
-            lambda model, space: self._model(model, space).service,
+            self._service_of_part,
             documents(options),
             self._device_id,
             options,
@@ -245,11 +244,14 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         if self._sampler is not None:
             with suppress(redis.RedisError):
                 self._sampler.offer(call.texts)
-        service = self._model(call.model, call.space, call.dimensions).service
+        loaded = self._model(call.model, call.space, call.dimensions)
+        service = loaded.service
         prepared = service.prepare(call)
         if prepared.can_spread and prepared.planned.plan.chunks >= self._options.fanout_chunks:
             fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
-            self._long_texts.spread(service, prepared, self._current.request.message, fleet)
+            self._long_texts.spread(
+                service, prepared, self._current.request.message, fleet, model=loaded.reference
+            )
             raise Ignore
         return self._computed(lambda **how: service.answer(prepared, **how))
 
@@ -257,6 +259,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         if model is not None and not self._models.has(model):
             self._arrived()  # it may have to be loaded: nobody waits for that
         return self._models.get(model, space, dimensions)
+
+    def _service_of_part(self, model: str | None, space: str | None) -> EmbeddingService:
+        # The host that begun the text may name the same weights otherwise.
+        held = self._models.of_space(space) if space is not None else None
+        return (held or self._model(model, space)).service
 
     def _computed(self, compute: Callable[..., Answer], *, task_id: str | None = None) -> Answer:
         """Compute for the task of this thread, and see to what is neither an answer nor its failure.
@@ -348,6 +355,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             compute=options.torch_device if options.engine == "torch" else "none",
             model=card.model if card is not None else options.model,
             models=self._models.names if self._serves is not None else (),
+            follows=followed(options),
             candidate=follower.candidate if follower is not None else "",
             candidate_state=follower.candidate_state if follower is not None else "",
             space=card.space if card is not None else "",

@@ -7,9 +7,7 @@ process lives; after a death it comes back, and the run goes on at its last chec
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -20,78 +18,34 @@ from celery.result import allow_join_result
 from celery.utils.log import get_logger
 from celery.worker.state import revoked
 
-from sutra_tasks import keys
-from sutra_tasks.admission import Backlog
 from sutra_tasks.bulk import embed_many
 from sutra_tasks.distillation.material import gather
+from sutra_tasks.distillation.names import model_name, runs_folder
 from sutra_tasks.distillation.run import Run
+from sutra_tasks.distillation.starts import preparing
 from sutra_tasks.distillation.tasks import serve
 from sutra_tasks.encoding.models import registry
-from sutra_tasks.errors import DistillationUnderWayError, SettingsError, SutraError
+from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.fleet.acknowledging import run_task
 from sutra_tasks.fleet.hardware import count_cores
 from sutra_tasks.fleet.registry import serves, sightings
-from sutra_tasks.fleet.sampling import sampler
+from sutra_tasks.fleet.run_lock import RunLock
+from sutra_tasks.fleet.sampling import Drawn, sampler
+from sutra_tasks.fleet.watching import Cancelled, Stopping, Watch
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
+    from sutra_tasks.models.store import ModelStore
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Floats
 
-__all__ = ["DistillPool", "Pacer"]
+__all__ = ["DistillPool"]
 
 logger = get_logger(__name__)
 
-TELL_S: Final = 1.0
-LOCK_S: Final = keys.DISTILLING_S / 4
-LOOK_S: Final = 0.5
 FLEET_S: Final = 300.0
 """Seconds that the fleet may take for some of the teacher's vectors, until they are computed here."""
-RESUME_SHARE: Final = 0.5
-"""Share of the pause's threshold under which a run goes on, so that it does not flap."""
-
-TAKE: Final = """#!lua flags=allow-oom
-local held = redis.call('GET', KEYS[1])
-if held and string.sub(held, 1, #ARGV[1]) ~= ARGV[1] then return held end
-redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2], 'EX', ARGV[3])
-return false
-"""
-"""KEYS: who makes a model's next version. ARGV: the task, its process, seconds. Returns who holds it, if
-it is another task: one that is delivered again after a death takes over from itself."""
-
-LET_GO: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
-
-
-class _Stopping(Exception):  # noqa: N818 - not an error: the run goes on where the worker starts next
-    """The worker is to end."""
-
-
-class _Cancelled(Exception):  # noqa: N818 - not an error: its caller gave it up
-    """The run is not wanted any more."""
-
-
-class Pacer:
-    """Says when a run should pause: while the fleet has more waiting than it may."""
-
-    def __init__(self, pause_s: float) -> None:
-        self._pause_s, self._paused = pause_s, False
-
-    def paused(self, backlog: Backlog | None) -> bool:
-        """Say whether to pause now.
-
-        Args:
-            backlog: what waits in the fleet; None if no router has said lately.
-        """
-        if not self._pause_s or backlog is None or not backlog.tokens_per_s:
-            self._paused = False
-        else:
-            waits_s = backlog.tokens / backlog.tokens_per_s
-            self._paused = waits_s >= self._pause_s * (RESUME_SHARE if self._paused else 1.0)
-        return self._paused
 
 
 class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
@@ -140,47 +94,45 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         run_task(target, args, kwargs, callback, accept_callback)
 
     def _run(self, config: DistillationConfig) -> dict[str, Any]:
-        options = self._options
+        options, task_id = self._options, self._request.id
         store = registry(options)
         if store is None:
             raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder that gets the student")
         _use_threads(options)
-        kept = sampler(self._client, options) if config.sample else None
-        material = gather(config, options, kept.texts() if kept is not None else ())
-        watch = _Watch(self._client, options, self._request, self._stopping)
-        by_fleet = self._by_fleet(config.teacher)
-        run = Run(config, material, options, store, watch=watch, by_fleet=by_fleet)
+        watch = Watch(self._client, options, self._request, self._stopping)
+        drawn = Drawn(runs_folder(options), task_id, options.sample_retention_s)
         try:
-            with self._alone(run.name, watch):
-                if (found := run.made()) is None:
-                    return run.make()
-        except _Cancelled:
-            run.forgive()
+            watch.end_if_asked()
+            with RunLock(self._client, model_name(config), task_id, self._incarnation) as lock:
+                watch.check = lock.check
+                found = self._made(config, store, watch, drawn)
+        except Stopping:
+            raise Reject("the worker is stopping", requeue=True) from None
+        except Cancelled:
+            drawn.drop()
+            revoked.add(task_id)  # Celery asks again, and of a mark on the server it knows nothing
             self._request.revoked()  # says so to its caller
             raise Ignore from None
-        except _Stopping:
-            run.forgive()
-            raise Reject("the worker is stopping", requeue=True) from None
-        logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])
+        except Exception:
+            drawn.drop()
+            raise
+        drawn.drop()
         return found
 
-    @contextmanager
-    def _alone(self, name: str, watch: _Watch) -> Iterator[None]:
-        """Make the next version of a model alone, or fail with who makes it."""
-        task, lock = f"{self._request.id} ", keys.distilling(name)
-
-        def take() -> None:
-            held: Any = self._client.eval(TAKE, 1, lock, task, self._incarnation, str(keys.DISTILLING_S))
-            if held:
-                raise DistillationUnderWayError(name, held.decode().partition(" ")[0])
-
-        take()
-        watch.keep = take
-        try:
-            yield
-        finally:
-            with suppress(redis.RedisError):  # it expires
-                self._client.eval(LET_GO, 1, lock, task + self._incarnation)
+    def _made(
+        self, config: DistillationConfig, store: ModelStore, watch: Watch, drawn: Drawn
+    ) -> dict[str, Any]:
+        options = self._options
+        with preparing(config, options):
+            kept = sampler(self._client, options) if config.sample else None
+            texts = drawn.texts(kept.texts) if kept is not None else ()
+            material = gather(config, options, texts)
+            by_fleet = self._by_fleet(config.teacher)
+            run = Run(config, material, options, store, watch=watch, by_fleet=by_fleet)
+        if (found := run.made()) is None:
+            return run.make()
+        logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])
+        return found
 
     def _by_fleet(self, teacher: str) -> Callable[[Sequence[str], str], Iterator[Floats]] | None:
         """Return how the fleet embeds texts with the teacher, if a live device has it in memory."""
@@ -206,75 +158,6 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
                     raise SutraError(f"it gave none for {FLEET_S:.0f} s") from None
 
         return embedded
-
-
-class _Watch:
-    """Tells of a run, pauses it while the fleet has too much to do, and ends it when that is asked."""
-
-    def __init__(
-        self, client: redis.Redis, options: Settings, request: Any, stopping: threading.Event
-    ) -> None:
-        self._client, self._request, self._stopping = client, request, stopping
-        self._pacer = Pacer(options.distill_pause_s)
-        self._told_at = self._looked_at = self._kept_at = -float("inf")
-        self.keep: Callable[[], None] = lambda: None
-
-    def __call__(self, progress: Mapping[str, Any]) -> None:
-        """See :class:`~sutra_tasks.distillation.run.Watch`."""
-        self._end_if_asked()
-        now = time.monotonic()
-        if now - self._told_at >= TELL_S:
-            self._told_at = now
-            self._tell(progress)
-        if now - self._looked_at >= LOOK_S:
-            self._looked_at = now
-            self._keep()
-            if progress["phase"] != "teacher":  # then the fleet works for this run
-                self._pause(progress)
-
-    def _end_if_asked(self) -> None:
-        if self._stopping.is_set():
-            raise _Stopping
-        if self._request.id in revoked:
-            raise _Cancelled
-
-    def _pause(self, progress: Mapping[str, Any]) -> None:
-        paused = False
-        while self._pacer.paused(self._backlog()):
-            if not paused:
-                logger.info("paused: the fleet is saturated")
-                self._tell({**progress, "phase": "paused"})
-                paused = True
-            self._stopping.wait(LOOK_S)
-            self._end_if_asked()
-            self._keep()
-        if paused:
-            logger.info("going on")
-
-    def _keep(self) -> None:
-        if time.monotonic() - self._kept_at >= LOCK_S:
-            with suppress(redis.RedisError):  # one that is away keeps its locks
-                self.keep()
-                self._kept_at = time.monotonic()
-
-    def _backlog(self) -> Backlog | None:
-        try:
-            return Backlog.from_json(self._client.get(keys.BACKLOG))
-        except redis.RedisError:
-            return None
-
-    def _tell(self, progress: Mapping[str, Any]) -> None:
-        request = self._request
-        try:
-            request.task.backend.store_result(request.id, dict(progress), "PROGRESS")
-        except Exception as error:  # noqa: BLE001 - a run that nobody hears of goes on
-            logger.warning("the progress of task %s is not told: %s", request.id, error)
-        shown = ", ".join(f"{name} {_short(value)}" for name, value in progress.items())
-        request.send_event("task-progress", result=shown)  # Flower shows it as state and result
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _use_threads(options: Settings) -> None:

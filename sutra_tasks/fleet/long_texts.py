@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,7 +62,15 @@ class LongTexts:
         self._services, self._documents, self._device_id = services, documents, device_id
         self._options, self._computed = options, computed
 
-    def spread(self, service: EmbeddingService, prepared: Prepared, message: Any, fleet: Fleet) -> None:
+    def spread(
+        self,
+        service: EmbeddingService,
+        prepared: Prepared,
+        message: Any,
+        fleet: Fleet,
+        *,
+        model: str | None = None,
+    ) -> None:
         """Replace a call by a chord of its parts.
 
         Args:
@@ -69,6 +78,7 @@ class LongTexts:
             prepared: the call.
             message: its message, as this device got it.
             fleet: among whose devices the parts are divided.
+            model: the model that computes it, as devices name it; those that have it get the parts.
 
         Raises:
             NotStored: the server did not take it.
@@ -77,6 +87,7 @@ class LongTexts:
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
         # What the router took the call to cost this device it costs all of them.
         fleet = fleet.done(self._device_id, message.sutra_weight)
+        fleet = _having(fleet, model, encoder.card.space, self._device_id)
         tokens = [row.tokens for row in rows]
         # A part is no more than a device is given ahead of time: the slower, the smaller.
         most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
@@ -173,3 +184,14 @@ class LongTexts:
             )
         except Unaggregated as error:
             raise EncodingError(self._device_id, error.position, error.reason) from None
+
+
+def _having(fleet: Fleet, model: str | None, space: str, here: str) -> Fleet:
+    """Return the devices that need not load the model first; all of them if that is none.
+
+    Hosts may name the same weights differently, so a default of the same space counts.
+    """
+    having = tuple(
+        one for one in fleet.devices if one.id == here or model in one.models or one.space in ("", space)
+    )
+    return replace(fleet, devices=having or fleet.devices)

@@ -89,7 +89,7 @@ class Monitor:
         self._golden: Golden | None = None
         self._exercise: Exercise | None = None
         self._exercised: Future[Golden] | None = None
-        self._succeeds = False
+        self._told: Golden | None = None
         self._asked = self._asked_memory = self._suspected = False
         self._evaluated_at = self._exercised_at = clock()
         self._memory_at = -float("inf")
@@ -109,7 +109,6 @@ class Monitor:
         """Begin, or go on with another model: it is warm, and these are its vectors of known texts."""
         self._exercised = None
         self._golden, self._exercise = golden, exercise
-        self._succeeds = self.serves
 
     def agrees(self, golden: Golden) -> bool:
         """Say whether the model still gives the vectors it gave when it was warmed up.
@@ -130,12 +129,12 @@ class Monitor:
 
     def step(self) -> Verdict:
         """Look at what is due; called at each heartbeat, on its thread."""
-        now = self._clock()
-        if self._golden is not None:
+        now, golden = self._clock(), self._golden  # another model may come meanwhile
+        if golden is not None:
             if not self.serves:
-                self._join(self._golden)
+                self._join(golden)
             else:
-                self._keep_golden(self._golden)
+                self._keep_golden(golden)
                 self._look(now)
         return self._verdict
 
@@ -150,15 +149,17 @@ class Monitor:
                 reason = golden.disagreement(Golden.from_json(theirs)) if theirs else None
             except SutraError as error:
                 reason = str(error)
+        if reason is None:
+            self._told = golden
         state = State.HEALTHY if reason is None else State.REFUSED
         if reason is not None and reason != self._verdict.reason:
             logger.error("refused: %s", reason)
         self._decide(state=state, reason=reason or "")
 
     def _keep_golden(self, golden: Golden) -> None:
-        if self._succeeds:  # who joins from now on is to have the new model
+        if self._told is not golden:  # who joins from now on is to have the new model
             self._client.set(keys.GOLDEN, golden.to_json(), ex=self._golden_ttl_s)
-            self._succeeds = False
+            self._told = golden
         elif not self._client.expire(keys.GOLDEN, self._golden_ttl_s):
             self._say(golden)
 

@@ -9,32 +9,37 @@ load it keeps the version it has, and so does the fleet.
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from celery.utils.log import get_logger
-
 from sutra_tasks import keys
 from sutra_tasks.errors import PromotionRefusedError, SutraError
+from sutra_tasks.fleet.health import State
 from sutra_tasks.fleet.registry import serves, sightings
 from sutra_tasks.models.gate import Readiness, decide
+from sutra_tasks.models.manifest import is_model_name
+from sutra_tasks.models.references import bare_name
 
 if TYPE_CHECKING:
     import redis
 
-    from sutra_tasks.encoding.loaded import Loaded, Models
-    from sutra_tasks.fleet.registry import DeviceRecord
+    from sutra_tasks.fleet.registry import DeviceRecord, Sighting
     from sutra_tasks.models.gate import Floor
     from sutra_tasks.models.store import ModelStore
     from sutra_tasks.settings import Settings
 
-__all__ = ["Follower", "Promotion", "await_served", "promote"]
-
-logger = get_logger(__name__)
+__all__ = [
+    "LOADING",
+    "READY",
+    "Promotion",
+    "await_served",
+    "followed",
+    "is_concerned",
+    "promote",
+]
 
 VERSION: Final = 1
 LOADING: Final = "loading"
@@ -44,9 +49,6 @@ PREPARE_S: Final = 240.0
 """Seconds devices get to load a version aside."""
 FOLLOW_S: Final = 60.0
 """Seconds within which devices serve what the registry says."""
-AGAIN_S: Final = 30.0
-"""Seconds after which a version that could not be loaded is tried once more."""
-MOST_REASON: Final = 300
 
 DELETE_MINE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
@@ -81,108 +83,26 @@ class Promotion:
         return cls(value["id"], value["model"], value["version"])
 
 
-class Follower:
-    """One device's part: it prepares what is announced, and serves what the registry says."""
+def followed(options: Settings) -> str:
+    """Return the model whose serving version a device serves by default; none if it stays with one."""
+    return options.model if options.models_dir is not None and is_model_name(options.model) else ""
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        models: Models,
-        store: ModelStore,
-        options: Settings,
-        *,
-        swap: Callable[[Loaded], None],
-        hasten: Callable[[], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """Prepare the thread.
 
-        Args:
-            client: the server with the fleet.
-            models: of this device.
-            store: the registry.
-            options: of this deployment.
-            swap: has the device serve another version; returns when it does.
-            hasten: called when the device's record has changed.
-            clock: seconds that never go back.
-        """
-        self._client, self._models, self._store, self._options = client, models, store, options
-        self._swap, self._hasten, self._clock = swap, hasten, clock
-        self._candidate: Promotion | None = None
-        self._failed: tuple[str, float] = ("", 0.0)
-        self.candidate_state = ""
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="follower", daemon=True)
+def is_concerned(name: str, *, follows: str, serves: str, models: Iterable[str]) -> bool:
+    """Say whether a device has any version of a model in memory, beyond one that it is pinned to.
 
-    @property
-    def candidate(self) -> str:
-        """The id of the promotion this device prepares for."""
-        return self._candidate.id if self._candidate is not None else ""
-
-    def start(self) -> None:
-        """Begin to follow."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End; what is being loaded is dropped with the process."""
-        self._stopping.set()
-
-    def _run(self) -> None:
-        while not self._stopping.wait(min(self._options.heartbeat_s, 0.5)):
-            try:
-                self.step()
-            except Exception as error:  # noqa: BLE001 - a device that lives must go on following
-                logger.warning("cannot look for other versions of models, trying again: %s", error)
-
-    def step(self) -> None:
-        """Look once."""
-        announced = Promotion.from_json(self._client.get(keys.PROMOTION))
-        if announced != self._candidate:
-            self._prepare(announced)
-        self._follow()
-        self._models.drop_superseded()
-
-    def _prepare(self, announced: Promotion | None) -> None:
-        # Whoever has no version of it in memory needs none: it loads what a call names.
-        concerned = announced is not None and self._has_any(announced.model)
-        self._candidate = announced
-        self._models.keep(announced.reference if announced is not None and concerned else None)
-        self.candidate_state = LOADING if concerned else ""
-        self._hasten()
-        if announced is None or not concerned:
-            return
-        try:
-            self._models.load(announced.reference)
-        except Exception as error:  # whatever an engine raises, this version does not serve
-            logger.exception("%s cannot be loaded", announced.reference)
-            self.candidate_state = str(error)[:MOST_REASON] or type(error).__name__
-        else:
-            self.candidate_state = READY
-        self._hasten()
-
-    def _has_any(self, model: str) -> bool:
-        return any(name.partition("@")[0] == model for name in self._models.names)
-
-    def _follow(self) -> None:
-        name = self._options.model
-        if name not in self._store.names():
-            return  # no model of the registry, or pinned to a version
-        reference = f"{name}@{self._store.current(name)}"
-        if reference == self._models.default.reference:
-            return
-        failed, at = self._failed
-        if failed == reference and self._clock() - at < AGAIN_S:
-            return
-        try:
-            loaded = self._models.load(reference)
-        except Exception:
-            self._failed = (reference, self._clock())
-            served = self._models.default.reference
-            logger.exception("%s serves on: %s cannot be loaded", served, reference)
-            return
-        self._swap(loaded)
-        logger.info("device serves %s", reference)
-        self._hasten()
+    Args:
+        name: the model.
+        follows: the model that the device follows, if any.
+        serves: what it serves by default.
+        models: what it has in memory, by every name.
+    """
+    if follows == name:
+        return True
+    held = {one for one in models if bare_name(one) == name}
+    if bare_name(serves) == name:
+        held -= {serves, name}  # the bare name is only another one of what it is pinned to
+    return bool(held)
 
 
 def promote(
@@ -212,8 +132,13 @@ def promote(
         raise PromotionRefusedError(name, version, "another promotion is under way")
     try:
         deadline = clock() + PREPARE_S
+        asked: set[str] = set()
         while True:
             devices = [_readiness(one, promotion) for one in _concerned(client, name, options)]
+            present = {one.device for one in devices}
+            asked |= present
+            # Loading it may be what ended those that are gone.
+            devices += [Readiness(one, "waiting") for one in sorted(asked - present)]
             verdict = decide(manifest, floor, devices, now=clock(), deadline=deadline)
             if verdict.state == "refused":
                 raise PromotionRefusedError(name, version, verdict.reason)
@@ -237,7 +162,9 @@ def await_served(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Return once every device that serves a model by default serves the version of the registry.
+    """Return once every device that follows a model serves the version of the registry.
+
+    One that is pinned to a version stays with it, and one that starts joins with what serves by then.
 
     Raises:
         SutraError: some did not in time; it names them.
@@ -246,9 +173,9 @@ def await_served(
     deadline = clock() + FOLLOW_S
     while True:
         behind = [
-            one.id
-            for one in _concerned(client, name, options)
-            if one.model.partition("@")[0] == name and one.model != reference
+            record.id
+            for seen, record in _live(client, options)
+            if record.follows == name and record.model != reference and serves(seen)
         ]
         if not behind:
             return
@@ -260,15 +187,19 @@ def await_served(
         sleep(LOOK_S)
 
 
+def _live(client: redis.Redis, options: Settings) -> Iterator[tuple[Sighting, DeviceRecord]]:
+    for one in sightings(client):
+        if one.record is not None and one.heartbeat_age_s <= options.device_ttl_s:
+            yield one, one.record
+
+
 def _concerned(client: redis.Redis, name: str, options: Settings) -> list[DeviceRecord]:
-    """Return the live devices that have any version of a model in memory."""
+    """Return the live devices that have a model in memory, or are about to."""
     return [
-        one.record
-        for one in sightings(client)
-        if one.record is not None
-        and one.heartbeat_age_s <= options.device_ttl_s
-        and serves(one)
-        and any(held.partition("@")[0] == name for held in one.record.models)
+        record
+        for seen, record in _live(client, options)
+        if (serves(seen) or record.state is State.STARTING)
+        and is_concerned(name, follows=record.follows, serves=record.model, models=record.models)
     ]
 
 

@@ -91,6 +91,7 @@ class DeviceRecord:
     Speeds and latencies are in estimated tokens (:attr:`sutra_tasks.calls.Demand.tokens`), as loads are.
     ``models`` are those it has in memory, by every name that calls may use. ``candidate`` is the
     promotion it prepares for, and ``candidate_state`` is ``loading``, ``ready``, or why it cannot.
+    ``follows`` is the model whose serving version it serves, whichever that is; empty if it stays.
     ``attention`` and ``dtype`` are how it computes, ``attention_reason`` why it does not do so better.
     """
 
@@ -108,6 +109,7 @@ class DeviceRecord:
     models: tuple[str, ...] = ()
     candidate: str = ""
     candidate_state: str = ""
+    follows: str = ""
     attention: str = ""
     dtype: str = ""
     attention_reason: str = ""
@@ -236,6 +238,7 @@ def _device(seen: Sighting) -> Device:
         backlog_messages=seen.backlog_messages,
         credit_used=seen.credit_used,
         models=record.models,
+        space=record.space,
         credit_tokens=record.credit_tokens,
         tokens_per_s=record.tokens_per_s,
         latency_s=record.latency_s,

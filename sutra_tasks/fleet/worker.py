@@ -102,6 +102,8 @@ def distill_app() -> Celery:
         {
             "task_queues": [Queue(keys.DISTILL_QUEUE, routing_key=keys.DISTILL_QUEUE)],
             "worker_pool": "sutra_tasks.fleet.distiller:DistillPool",
+            # Who began a run that takes a night does not wait for it, and asks in the morning.
+            "result_expires": max(options.result_ttl_s, keys.DISTILLED_S),
             "worker_concurrency": 1,
             "worker_prefetch_multiplier": 1,
         },

@@ -44,15 +44,14 @@ class Readiness:
 
     Attributes:
         device: its id.
-        state: ``waiting`` until it has tried; ``ready`` if the version is in its memory.
+        state: ``waiting`` until it has tried; ``ready`` if the version is in its memory, and gives there
+            the vectors that its manifest says.
         reason: why it failed.
-        disagreement: how its golden vectors differ from the manifest's; None if they do not.
     """
 
     device: str
     state: Literal["waiting", "ready", "failed"]
     reason: str = ""
-    disagreement: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +76,6 @@ def decide(
     """
     against = _under(manifest, floor)
     against += [f"{one.device}: {one.reason or 'failed'}" for one in devices if one.state == "failed"]
-    against += [
-        f"{one.device}: {one.disagreement}"
-        for one in devices
-        if one.state == "ready" and one.disagreement is not None
-    ]
     if against:
         return Verdict("refused", "; ".join(against))
     awaited = ", ".join(one.device for one in devices if one.state == "waiting")

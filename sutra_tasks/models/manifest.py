@@ -6,7 +6,7 @@ import builtins
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 from sutra_tasks.distillation.config import check_model_name
 from sutra_tasks.errors import InvalidOptionError, ModelError, UnsupportedVersionError
 
-__all__ = ["MANIFEST", "VERSION", "Facts", "Manifest", "Parent", "is_model_name"]
+__all__ = ["MANIFEST", "VERSION", "Facts", "Manifest", "Parent", "is_model_name", "newest_of_space"]
 
 VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -107,6 +107,19 @@ class Manifest(Facts):
             raise ModelError(shown, f"its manifest has no usable {wrong[0]}")
         parent = value.pop("parent")
         return cls(**value, parent=None if parent is None else Parent(**parent))
+
+
+def newest_of_space(versions: Sequence[Manifest], space: str) -> int | None:
+    """Return the last version that gives vectors of a space, or of which it is a narrower cut."""
+    for pinned in (lambda of: of == space, lambda of: _uncut(of) == _uncut(space)):
+        if found := [one.version for one in versions if pinned(one.space)]:
+            return found[-1]
+    return None
+
+
+def _uncut(space: str) -> str:
+    """Return a space's name without its width: vectors cut to fewer dimensions have another."""
+    return space.rpartition(":")[0] or space
 
 
 def _version(text: str | bytes) -> str:

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Final
 
 from sutra_tasks.distillation.config import check_model_name
-from sutra_tasks.errors import ModelError
+from sutra_tasks.errors import ModelError, UnsupportedVersionError
 from sutra_tasks.models.files import copied, digests, sync_folder, write_file
-from sutra_tasks.models.manifest import MANIFEST, Facts, Manifest, is_model_name
+from sutra_tasks.models.manifest import MANIFEST, Facts, Manifest, is_model_name, newest_of_space
 from sutra_tasks.models.serving import locked, read_history, write_history
 
 __all__ = ["ModelStore"]
@@ -53,10 +53,14 @@ class ModelStore:
         self._folder, self._clock = folder, clock
 
     def names(self) -> tuple[str, ...]:
-        """Return the models that have a version, in alphabetical order."""
+        """Return the models that have a version, in alphabetical order; so do those that are damaged."""
         with self._access("registry"):
             homes = [entry.name for entry in os.scandir(self._folder) if _is_home(entry)]
-        return tuple(sorted(name for name in homes if self._numbers(name)))
+        return tuple(sorted(name for name in homes if self._is_listed(name)))
+
+    def has(self, name: str) -> bool:
+        """Say whether a model has a version."""
+        return bool(self._numbers(name))
 
     def versions(self, name: str) -> list[Manifest]:
         """Return the manifests of a model's versions, oldest first; none if there is no such model.
@@ -113,12 +117,12 @@ class ModelStore:
         return name, version
 
     def by_space(self, name: str, space: str) -> int | None:
-        """Return the newest version that gives vectors of a space, or of which it is a narrower cut."""
-        versions = self.versions(name)
-        for pinned in (lambda of: of == space, lambda of: _uncut(of) == _uncut(space)):
-            if found := [one.version for one in versions if pinned(one.space)]:
-                return found[-1]
-        return None
+        """Return the newest version that gives vectors of a space, or of which it is a narrower cut.
+
+        One whose manifest cannot be read is passed over.
+        """
+        versions = [one for number in self._numbers(name) if (one := self._readable(name, number))]
+        return newest_of_space(versions, space)
 
     def current(self, name: str) -> int | None:
         """Return the version that serves, if one was promoted."""
@@ -198,13 +202,14 @@ class ModelStore:
             write_history(self._home(name), before)
             return before[-1]
 
-    def verify(self, name: str, version: int) -> None:
-        """Compare all files of a version with its manifest.
+    def verify(self, name: str, version: int) -> Manifest:
+        """Compare all files of a version with its manifest, and return that.
 
         Raises:
             ModelError: one differs, is missing, or is there beyond those listed.
         """
-        expected, place = self.manifest(name, version).files, self.folder(name, version)
+        manifest, place = self.manifest(name, version), self.folder(name, version)
+        expected = manifest.files
         with self._access(f"{name}@{version}"):
             found = digests(f"{name}@{version}", place)
         for path in sorted({*expected, *found}):
@@ -212,6 +217,7 @@ class ModelStore:
                 changed = "was changed" if path in found else "is missing"
                 what = changed if path in expected else "was not there when it was added"
                 raise ModelError(f"{name}@{version}", f"its file {path} {what}. Add the model again")
+        return manifest
 
     def remove(self, name: str, version: int) -> None:
         """Delete a version; its number is not given again.
@@ -228,6 +234,17 @@ class ModelStore:
             for entry in list(gone.iterdir()):
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
             sync_folder(gone.parent)
+
+    def _is_listed(self, name: str) -> bool:
+        try:
+            return self.has(name)
+        except ModelError:
+            return True  # what is wrong with it is told to who asks for it, not to all
+
+    def _readable(self, name: str, version: int) -> Manifest | None:
+        with suppress(ModelError, UnsupportedVersionError):
+            return self.manifest(name, version)
+        return None
 
     def _home(self, name: str) -> Path:
         home = self._folder / check_model_name(name)
@@ -291,8 +308,3 @@ class ModelStore:
 
 def _is_home(entry: os.DirEntry[str]) -> bool:
     return is_model_name(entry.name) and entry.is_dir(follow_symlinks=False)
-
-
-def _uncut(space: str) -> str:
-    """Return a space's name without its width: vectors cut to fewer dimensions have another."""
-    return space.rpartition(":")[0] or space

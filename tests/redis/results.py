@@ -67,7 +67,7 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
         errors.SpaceUnavailableError("search@3", "a:384", "b:192"),
         errors.SutraError("words"),
         errors.TooLargeError("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
-        errors.TooLittleTextError(120, 3_000, 7),
+        errors.TooLittleTextError(120, 3_000, 7, 40),
         errors.UnconfirmedEntriesError(["a", "b"], "ConnectionError"),
         errors.UnsupportedVersionError("message", "2", 1),
     )

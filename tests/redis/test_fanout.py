@@ -774,7 +774,7 @@ def share(documents: Documents) -> Iterator[Callable[..., LongTexts]]:
 
         def share_of(device: str = "g0", encoder: SimulatedEncoder | None = None) -> LongTexts:
             engine = encoder or SimulatedEncoder(width=8)
-            batcher = Batcher(engine, Limits(max_tokens=256, max_texts=8, max_wait_s=0))
+            batcher = Batcher(Limits(max_tokens=256, max_texts=8, max_wait_s=0))
             batcher.start()
             opened.callback(batcher.close, 10)
             service = EmbeddingService(engine, batcher, device, OPTIONS)

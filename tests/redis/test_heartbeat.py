@@ -254,13 +254,14 @@ def test_a_lost_lease_is_told_until_somebody_could_hear_it(client: redis.Redis, 
 class LosesAnswers(redis.Redis):
     """A client that reaches the server; ``unheard`` of its answers do not come back."""
 
-    unheard = 0
+    unheard = heard = 0
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         if self.unheard:
             self.unheard -= 1
             raise redis.ConnectionError("lost")
+        self.heard += 1
         return answer
 
 
@@ -273,7 +274,7 @@ def test_a_lost_lease_is_noticed_if_the_answer_that_told_it_was_lost(
         for expected in (1, 2, 3):
             wait_until(partial(beaten, client, expected))
             heartbeat.hasten()
-        wait_until(lambda: beats(client) == 4)
+        wait_until(lambda: own.heard == 4)
         own.unheard = 1
         client.hdel(keys.LEASES, RECORD.incarnation)
         heartbeat.hasten()

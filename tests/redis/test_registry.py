@@ -183,6 +183,7 @@ def test_a_strategy_is_told_what_a_device_says_and_what_it_was_sent(client: redi
         credit_tokens=8192,
         tokens_per_s=1000.5,
         latency_s=0.25,
+        space="space",
         latency_per_token_s=0.001,
     )
 

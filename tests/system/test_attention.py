@@ -205,3 +205,26 @@ def test_a_models_own_wish_for_a_kernel_downloads_nothing(tmp_path, monkeypatch)
         (tmp_path / name).write_text(json.dumps(said | change))
     assert TorchEncoder(str(tmp_path)).attention.path == "cpu_flash"
     assert not hub_kernels._kernels_enabled
+
+
+def test_each_pass_has_the_kernels_of_the_process_to_itself(monkeypatch):
+    from sutra_tasks.encoding import passes, torch_engine
+
+    alone = []
+    load = torch_engine._load
+
+    def watched(*args):
+        model = load(*args)
+        for module in model:
+            module.register_forward_pre_hook(lambda *_: alone.append(passes._ONE_PASS.locked()))
+        return model
+
+    monkeypatch.setattr(torch_engine, "_load", watched)
+    encoder = engine(dtype="float32", attention="sdpa")  # its probes are passes, too
+    assert alone
+    encoder.encode(encoder.tokenize(TEXTS[:2], None))
+    (whole,) = encoder.tokenize(TEXTS[1:2], None)
+    (window,) = encoder.windows(whole, encoder.offsets(whole), [(0, 3)])
+    encoder.pool(window, [(0, 2)])
+    assert all(alone)
+    assert not passes._ONE_PASS.locked()

@@ -1,18 +1,21 @@
 """Whole distillations in this process: every kind of student, from texts to a version."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from sutra_tasks import DistillationConfig
 from sutra_tasks.distillation.material import gather
 from sutra_tasks.distillation.own import encoded
 from sutra_tasks.distillation.run import Run
+from sutra_tasks.encoding import torch_engine
 from sutra_tasks.encoding.engines import load_engine
 from sutra_tasks.errors import (
     InvalidOptionError,
@@ -135,6 +138,64 @@ def test_a_recipe_that_ends_its_workers_is_given_up_and_may_be_tried_anew(
         run.make()
     with pytest.raises(KeyboardInterrupt):
         run.make()
+
+
+def test_an_error_that_the_worker_outlives_is_none_of_the_recipes(
+    teacher: str, options: Settings
+) -> None:
+    def fail(_: Any) -> None:
+        raise OSError("no space left on device")
+
+    run = run_of(recipe(teacher), options, watch=fail)
+    for _ in range(options.max_attempts + 2):
+        with pytest.raises(OSError, match="no space"):
+            run.make()
+
+
+def test_what_was_made_is_found_without_loading_the_teacher(
+    teacher: str, options: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = recipe(teacher, student="projection", layers=None)
+    assert run_of(config, options).make()["made"]
+    monkeypatch.setattr(torch_engine, "TorchEncoder", lambda *_: pytest.fail("loaded"))
+    found = run_of(config, options).made()
+    assert found is not None
+    assert found["model"] == "small@1"
+
+
+def test_the_projection_is_that_of_the_runs_first_start(teacher: str, options: Settings) -> None:
+    def stop(told: Mapping[str, Any]) -> None:
+        if told["phase"] == "student":
+            raise KeyboardInterrupt
+
+    config = recipe(teacher, student="projection", layers=None, output_dim=8)
+    run = run_of(config, options, watch=stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.make()
+    first = np.load(run.folder / "matrix.npy")
+    turned = np.ascontiguousarray(first[::-1])
+    np.save(run.folder / "matrix.npy", turned)
+    run_of(config, options).make()
+    folder = ModelStore(Path(options.models_dir or "")).folder("small", 1)
+    weights = [load_file(path) for path in folder.rglob("*.safetensors")]
+    dense = next(one["linear.weight"] for one in weights if "linear.weight" in one)
+    assert np.abs(dense.astype(np.float32) - turned).max() < 1e-3
+
+
+def test_who_computes_the_teachers_vectors_is_told(teacher: str, options: Settings) -> None:
+    def by_fleet(texts: Sequence[str], _: str) -> Iterator[Floats]:
+        yield from encoded(load_engine(replace(options, engine="torch")), texts[:5])
+        raise ServerUnavailableError("ConnectionError")
+
+    told: list[str] = []
+
+    def note(progress: Mapping[str, Any]) -> None:
+        if progress["phase"] == "teacher":
+            told.append(progress["by"])
+
+    config = recipe(teacher, student="projection", layers=None)
+    run_of(config, options, by_fleet=by_fleet, watch=note).make()
+    assert list(dict.fromkeys(told)) == ["the fleet", "this worker"]
 
 
 def test_a_run_whose_fleet_fails_computes_the_rest_by_itself(teacher: str, options: Settings) -> None:

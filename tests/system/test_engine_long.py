@@ -72,7 +72,7 @@ def engine(folder):
 @contextmanager
 def serving(encoder, *, on_answer=None, **options) -> Iterator[EmbeddingService]:
     """Give a service on an engine with its batcher."""
-    batcher = Batcher(encoder, Limits(max_tokens=8192, max_texts=64, max_wait_s=0))
+    batcher = Batcher(Limits(max_tokens=8192, max_texts=64, max_wait_s=0))
     batcher.start()
     try:
         yield EmbeddingService(encoder, batcher, "cpu0", Settings(**options), on_answer=on_answer)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import redis
 
-from sutra_tasks import embed
+from sutra_tasks import embed, keys
 from sutra_tasks.encoding.simulated import vectors_of
 from sutra_tasks.errors import (
     InvalidOptionError,
@@ -18,6 +18,7 @@ from sutra_tasks.errors import (
     SpaceUnavailableError,
 )
 from sutra_tasks.fleet.promotion import await_served, promote
+from sutra_tasks.fleet.registry import sightings
 from sutra_tasks.models.gate import Floor
 from sutra_tasks.models.store import ModelStore
 from tests.system.registry import WIDTH, add_version, of_another, space_of
@@ -93,6 +94,7 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
         for thread in threads:
             thread.join(30)
         assert len(devices) == 2
+        assert {one.record.model for one in sightings(client) if one.record} == {"search@2"}
         assert errors == []
         assert set(spaces) <= {space_of("search@1"), space_of("search@2")}
         assert {asked("a text").space for _ in range(10)} == {space_of("search@2")}
@@ -128,3 +130,38 @@ def test_a_registry_that_points_to_what_cannot_be_loaded_leaves_the_old_one_serv
         store.promote("search", bad)
         wait_until(lambda: "search@1 serves on" in fleet.log.read_text())
         assert asked("a text").space == space_of("search@1")
+
+
+def test_while_the_registry_is_away_what_is_in_memory_serves(
+    serving: Fleet,
+    store: ModelStore,
+    client: redis.Redis,
+    tmp_path: Path,
+    wait_until: Callable[..., None],
+) -> None:
+    with serving(1) as fleet:
+        assert asked("a text", model="search@2").model == "search@2"
+        (tmp_path / "models").rename(tmp_path / "away")
+        wait_until(lambda: "which version serves cannot be read" in fleet.log.read_text())
+        (seen,) = sightings(client)
+        assert seen.record is not None
+        started, beats = (
+            seen.record.incarnation,
+            int(client.hget(keys.LEASES, seen.record.incarnation) or 0),
+        )
+        wait_until(lambda: int(client.hget(keys.LEASES, started) or 0) > beats + 1)
+        for model, reference in ((None, "search@1"), ("search", "search@1"), ("search@2", "search@2")):
+            assert asked("a text", model=model).model == reference
+        (tmp_path / "away").rename(tmp_path / "models")
+        assert promote(client, store, "search", 2, floor=Floor(), options=fleet.options) == [
+            seen.record.id
+        ]
+
+
+def test_a_device_that_is_pinned_to_a_version_stays_with_it_and_holds_up_nobody(
+    serving: Fleet, store: ModelStore, client: redis.Redis
+) -> None:
+    with serving(1, model="search@1") as fleet:
+        assert promote(client, store, "search", 2, floor=Floor(), options=fleet.options) == []
+        assert asked("a text").model == "search@1"
+        assert asked("a text", model="search").model == "search@2"

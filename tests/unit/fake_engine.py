@@ -8,7 +8,7 @@ from threading import Event
 
 import numpy as np
 
-from sutra_tasks.encoding.batcher import Batcher, Encoded
+from sutra_tasks.encoding.batcher import Batcher, Encoded, Encodes
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.encoder import Card, TokenizedText
 from sutra_tasks.vectors import Floats
@@ -63,9 +63,27 @@ def numbers_of(future: Future[Encoded]) -> list[float]:
     return found
 
 
+class OfOneModel(Batcher):
+    """A batcher whose jobs are one engine's where a test names no other."""
+
+    def __init__(self, encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) -> None:
+        super().__init__(limits, **options)  # type: ignore[arg-type]
+        self.encoder = encoder
+
+    def submit(
+        self,
+        texts: Sequence[TokenizedText],
+        *,
+        encoder: Encodes | None = None,
+        alone: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Future[Encoded]:
+        return super().submit(texts, encoder=encoder or self.encoder, alone=alone, wanted=wanted)
+
+
 @contextmanager
-def running(encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) -> Iterator[Batcher]:
-    batcher = Batcher(encoder, limits, **options)  # type: ignore[arg-type]
+def running(encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) -> Iterator[OfOneModel]:
+    batcher = OfOneModel(encoder, limits, **options)
     batcher.start()
     try:
         yield batcher
@@ -76,7 +94,7 @@ def running(encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) ->
 
 
 @contextmanager
-def busy(encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) -> Iterator[Batcher]:
+def busy(encoder: FakeEncoder, limits: Limits = LIMITS, **options: object) -> Iterator[OfOneModel]:
     """A batcher whose encoder is held up inside a batch of one text, number 0."""
     encoder.gate.clear()
     with running(encoder, limits, **options) as batcher:

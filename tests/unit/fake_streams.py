@@ -142,7 +142,7 @@ def consuming(
 ) -> Iterator[StreamConsumer]:
     """Run a consumer, and see its threads end."""
     encoder = encoder or SimulatedEncoder(width=4)
-    batcher = Batcher(encoder, Limits(8192, 128, 0), self_check=self_check)
+    batcher = Batcher(Limits(8192, 128, 0), self_check=self_check)
     batcher.start()
     consumer = StreamConsumer(
         server,  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """The batcher: rows to whom they belong, errors to the texts that caused them, work given back."""
 
 import threading
+import weakref
 from concurrent.futures import wait
 from functools import partial
 
@@ -13,10 +14,10 @@ from sutra_tasks.encoding.batcher import Batch, Batcher, Drained, TextError, Unw
 from sutra_tasks.encoding.batching import Limits
 from sutra_tasks.encoding.encoder import TokenizedText
 from tests.unit.fake_engine import (
-    LIMITS,
     ONE_BY_ONE,
     WITHIN_S,
     FakeEncoder,
+    OfOneModel,
     busy,
     numbers_of,
     running,
@@ -151,7 +152,7 @@ def test_a_full_batch_does_not_wait() -> None:
 
 
 def test_a_single_lets_a_large_job_overtake_it_once() -> None:
-    batcher = Batcher(FakeEncoder(), LIMITS)  # not started: batches are taken by hand
+    batcher = OfOneModel(FakeEncoder())  # not started: batches are taken by hand
     batcher.submit(texts(*range(100), tokens=100))
     assert len(taken(batcher)) == 8
     batcher.submit(texts(1000))
@@ -161,7 +162,7 @@ def test_a_single_lets_a_large_job_overtake_it_once() -> None:
 
 
 def test_a_job_that_finishes_overtakes_nobody() -> None:
-    batcher = Batcher(FakeEncoder(), LIMITS)
+    batcher = OfOneModel(FakeEncoder())
     for job in (texts(1, tokens=100), texts(*range(10, 20), tokens=400), texts(2)):
         batcher.submit(job)
     assert taken(batcher) == [1]
@@ -201,7 +202,7 @@ def test_a_job_given_up_half_way_is_computed_no_further() -> None:
 
 
 def test_a_job_is_asked_before_each_batch_until_all_of_it_is_in_one() -> None:
-    batcher = Batcher(FakeEncoder(), LIMITS)  # not started: batches are taken by hand
+    batcher = OfOneModel(FakeEncoder())  # not started: batches are taken by hand
     asked: list[str] = []
 
     def wanted(job: str) -> bool:
@@ -297,9 +298,20 @@ def test_each_model_computes_what_was_tokenised_for_it() -> None:
     first, second = FakeEncoder(), FakeEncoder()
     with busy(first) as batcher:
         futures = [
-            batcher.submit(texts(n), encoder=second if n % 2 else None) for n in (1, 2, 3, 4, 5, 6)
+            batcher.submit(texts(n), encoder=second if n % 2 else first) for n in (1, 2, 3, 4, 5, 6)
         ]
         first.gate.set()
         assert [numbers_of(future) for future in futures] == [[n] for n in (1, 2, 3, 4, 5, 6)]
     assert [sorted(batch) for batch in first.batches] == [[0], [2, 4, 6]]
     assert [sorted(batch) for batch in second.batches] == [[1, 3, 5]]
+
+
+def test_a_batcher_that_waits_keeps_no_model() -> None:
+    with running(FakeEncoder()) as batcher:
+        other = FakeEncoder()
+        left = weakref.ref(other)
+        assert numbers_of(batcher.submit(texts(1), encoder=other)) == [1]
+        batcher.call(partial(other.encode, texts(2))).result(WITHIN_S)
+        del other
+        batcher.call(lambda: None).result(WITHIN_S)  # by now it has let go of what was before
+        assert left() is None

@@ -278,12 +278,12 @@ class Hanging(SimulatedEncoder):
 
 sys.stderr = sys.__stderr__ = None
 encoder = Hanging()
-batcher = Batcher(encoder, Limits(100, 8, 0), batch_timeout_s=0.3)
+batcher = Batcher(Limits(100, 8, 0), batch_timeout_s=0.3)
 batcher.start()
-batcher.submit(encoder.tokenize(["quick"], None)).result()
+batcher.submit(encoder.tokenize(["quick"], None), encoder=encoder).result()
 time.sleep(0.4)  # longer than the timeout: it is over with the batch
 print("still here", flush=True)
-batcher.submit(encoder.tokenize(["hang"], None)).result()
+batcher.submit(encoder.tokenize(["hang"], None), encoder=encoder).result()
 """
 
 

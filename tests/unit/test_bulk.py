@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,13 +10,17 @@ import redis
 from kombu.exceptions import OperationalError
 
 from sutra_tasks import FleetSaturated, InvalidTextError, ServerUnavailableError, bulk, embed_many
+from sutra_tasks.errors import SpaceUnavailableError
 
 TEXTS = list("abcdefgh")
 
 
 @dataclass
 class Fleet:
-    """Stands for ``embed`` and the clock: takes ``room`` messages at a time, and logs what happens."""
+    """Stands for ``embed`` and the clock: takes ``room`` messages at a time, and logs what happens.
+
+    Answers are of the space that is pinned, else of ``spaces`` in turn, the last one from then on.
+    """
 
     room: float = float("inf")
     refusal: Exception = field(default_factory=lambda: FleetSaturated(1000, 0.5))
@@ -25,8 +30,10 @@ class Fleet:
     log: list[str] = field(default_factory=list)
     sleeps: list[float] = field(default_factory=list)
     server_error: Exception | None = None
+    spaces: list[str] = field(default_factory=lambda: ["s:1"])
+    pins: list[str | None] = field(default_factory=list)
 
-    def apply_async(self, args: tuple[list[str]], _: Any, *, priority: int) -> "Result":
+    def apply_async(self, args: tuple[list[str]], options: Any, *, priority: int) -> "Result":
         assert priority > 0, "bulk goes behind single calls"
         (texts,) = args
         if self.waiting >= self.room or self.now < self.opens_at:
@@ -34,7 +41,9 @@ class Fleet:
             raise self.refusal
         self.waiting += 1
         self.log.append("".join(texts))
-        return Result(self, texts)
+        self.pins.append(options["space"])
+        served = self.spaces.pop(0) if len(self.spaces) > 1 else self.spaces[0]
+        return Result(self, texts, options["space"] or served)
 
     def monotonic(self) -> float:
         return self.now
@@ -50,11 +59,12 @@ class Result:
 
     fleet: Fleet
     texts: list[str]
+    space: str
 
-    def get(self, **_: float | None) -> list[str]:
+    def get(self, **_: float | None) -> Any:
         self.fleet.waiting -= 1
         self.fleet.log.append("taken")
-        return self.texts
+        return SimpleNamespace(vectors=self.texts, space=self.space, model="search@2")
 
     def forget(self) -> None:
         self.fleet.log.append("forgotten")
@@ -130,3 +140,25 @@ def test_a_server_that_cannot_be_told_to_forget_takes_no_vectors_away(
     left_early: Any = embed_many(TEXTS, batch=2)
     assert next(left_early) == "a"
     left_early.close()
+
+
+def test_the_space_of_the_first_answer_is_asked_of_all_that_follow(start: Callable[..., Fleet]) -> None:
+    fleet = start(spaces=["old:1", "old:1", "new:1"])
+    assert list(embed_many(TEXTS, batch=2, in_flight=2)) == TEXTS
+    assert fleet.pins == [None, None, "old:1", "old:1"]
+
+
+def test_an_answer_of_another_space_is_refused(start: Callable[..., Fleet]) -> None:
+    fleet = start(spaces=["old:1", "new:1"])
+    stream = embed_many(TEXTS, batch=2, in_flight=3)
+    assert [next(stream), next(stream)] == ["a", "b"]
+    with pytest.raises(SpaceUnavailableError) as refused:
+        next(stream)
+    assert (refused.value.space, refused.value.found) == ("old:1", "new:1")
+    assert fleet.log[-2:] == ["forgotten", "forgotten"]  # what was on its way is given up
+
+
+def test_a_space_that_is_given_is_asked_from_the_first_message_on(start: Callable[..., Fleet]) -> None:
+    fleet = start(spaces=["new:1"])
+    assert list(embed_many(TEXTS, batch=4, space="old:1")) == TEXTS
+    assert fleet.pins == ["old:1", "old:1"]

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sutra_tasks.admission import Backlog
-from sutra_tasks.cli.distill import BARS, recipe, sparkline
+from sutra_tasks.cli.distill import BARS, recipe, sparkline, within
 from sutra_tasks.distillation.config import DistillationConfig
-from sutra_tasks.distillation.run import default_name
-from sutra_tasks.errors import InvalidOptionError, SettingsError
-from sutra_tasks.fleet.distiller import Pacer
+from sutra_tasks.distillation.names import default_name, model_name
+from sutra_tasks.errors import InvalidOptionError, SettingsError, UnsupportedVersionError
 from sutra_tasks.fleet.promotion import Promotion
+from sutra_tasks.fleet.watching import Pacer
 
 
 def waiting(seconds: float) -> Backlog:
@@ -54,6 +54,32 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path) -> None:
         recipe(file, {})
     with pytest.raises(InvalidOptionError, match="teacher"):
         recipe(None, {"texts": ("x.txt",)})
+    file.write_text('[{"teacher": "a"}]')
+    with pytest.raises(SettingsError, match="no object"):
+        recipe(file, {})
+
+
+def test_a_recipe_of_another_release_is_not_read_as_one_of_this(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    stored = DistillationConfig(teacher="a", texts=("x.txt",)).to_json()
+    file.write_text(json.dumps(stored))
+    assert recipe(file, {}).to_json() == stored
+    file.write_text(json.dumps(stored | {"v": 2}))
+    with pytest.raises(UnsupportedVersionError):
+        recipe(file, {})
+
+
+def test_files_are_named_as_the_worker_knows_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for name in ("data/a.txt", "data/deep/p.jsonl", "outside.txt"):
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    texts, pairs = ("data/a.txt", "b.txt", "outside.txt"), "data/deep/p.jsonl"
+    found = within(DistillationConfig(teacher="t", texts=texts, pairs=pairs), "data")
+    assert (found.texts, found.pairs) == (("a.txt", "b.txt", "outside.txt"), "deep/p.jsonl")
+    assert within(DistillationConfig(teacher="t", texts=("a.txt",)), "data").pairs is None
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=200))
@@ -64,10 +90,45 @@ def test_a_sparkline_rises_and_falls_with_its_numbers(values: list[float]) -> No
         assert BARS.index(drawn[values.index(max(values))]) == max(map(BARS.index, drawn))
 
 
-@given(st.text(min_size=1, max_size=80))
+TEACHERS = st.text(min_size=1, max_size=80) | st.text("a-._/@", min_size=1, max_size=80)
+
+
+@given(TEACHERS)
 def test_the_name_of_a_student_is_one_that_a_model_may_have(teacher: str) -> None:
     config = DistillationConfig(teacher=teacher, texts=("x.txt",), layers=3, output_dim=192)
     assert DistillationConfig(teacher="t", texts=("x",), name=default_name(config)).name
+
+
+@pytest.mark.parametrize(
+    ("teacher", "name"),
+    [
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2-layers3-192"),
+        ("BAAI/bge-m3", "BAAI-bge-m3-layers3-192"),
+        ("search@12", "search-layers3-192"),
+        ("thenlper/gte-large", "thenlper-gte-large-layers3-192"),
+        (
+            "sentence-transformers/multi-qa-mpnet-base-dot-v1",
+            "transformers-multi-qa-mpnet-base-dot-v1-layers3-192",
+        ),
+        (
+            "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+            "rs-paraphrase-multilingual-MiniLM-L12-v2-layers3-192",
+        ),
+        (
+            "sentence-transformers/distiluse-base-multilingual-cased-v2",
+            "ers-distiluse-base-multilingual-cased-v2-layers3-192",
+        ),
+        ("mixedbread-ai/mxbai-embed-large-v1", "mixedbread-ai-mxbai-embed-large-v1-layers3-192"),
+        ("nomic-ai/nomic-embed-text-v1.5", "nomic-ai-nomic-embed-text-v1.5-layers3-192"),
+        ("intfloat/multilingual-e5-large", "intfloat-multilingual-e5-large-layers3-192"),
+        ("/srv/models/../bge..small", "srv-models-.-bge.small-layers3-192"),
+        ("日本語", "model-layers3-192"),
+    ],
+)  # fmt: skip
+def test_real_teachers_give_names_that_models_may_have(teacher: str, name: str) -> None:
+    config = DistillationConfig(teacher=teacher, texts=("x.txt",), layers=3, output_dim=192)
+    assert model_name(config) == name
+    assert model_name(DistillationConfig(teacher="t", texts=("x",), name=name)) == name
 
 
 def test_a_promotion_reads_back() -> None:

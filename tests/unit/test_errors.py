@@ -39,7 +39,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "SpaceUnavailableError": ("search@3", "a:384", "b:192"),
     "SutraError": ("said plainly",),
     "TooLargeError": ("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
-    "TooLittleTextError": (120, 3_000, 7),
+    "TooLittleTextError": (120, 3_000, 7, 40),
     "UnconfirmedEntriesError": (["a", "b"], "ConnectionError"),
     "UnsupportedVersionError": ("message", "2", 1),
 }

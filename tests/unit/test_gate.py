@@ -15,7 +15,7 @@ MADE = Manifest(
 READY, ALSO = Readiness("gpu-0", "ready"), Readiness("gpu-1", "ready")
 WAITING = Readiness("gpu-2", "waiting")
 FAILED = Readiness("gpu-3", "failed", "out of memory")
-APART = Readiness("gpu-4", "ready", disagreement="its vectors differ: cosine 0.61")
+APART = Readiness("gpu-4", "failed", "its vectors differ: cosine 0.61")
 ANY = Floor()
 
 TABLE: list[tuple[Floor, list[Readiness], float, str, list[str]]] = [
@@ -31,8 +31,6 @@ TABLE: list[tuple[Floor, list[Readiness], float, str, list[str]]] = [
     (ANY, [Readiness("gpu-5", "failed")], 0, "refused", ["gpu-5: failed"]),
     (ANY, [READY, APART], 0, "refused", ["gpu-4", "cosine 0.61"]),
     (ANY, [APART, FAILED], 0, "refused", ["gpu-4", "gpu-3"]),
-    # What a device says that has not tried, or failed, is of no golden vectors.
-    (ANY, [replace(APART, state="waiting")], 0, "pending", ["gpu-4"]),
     # Quality.
     (Floor(cosine=0.93), [READY], 0, "passed", []),
     (Floor(cosine=0.94), [READY], 0, "refused", ["cosine_similarity is 0.9300, under the 0.94"]),

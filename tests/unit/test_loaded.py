@@ -2,72 +2,16 @@
 
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sutra_tasks.encoding import loaded as module
-from sutra_tasks.encoding.encoder import Encoder, check_pin
-from sutra_tasks.encoding.golden import Golden
-from sutra_tasks.encoding.loaded import SUPERSEDED_S, Models, leaving
+from sutra_tasks.encoding import loading
+from sutra_tasks.encoding.encoder import check_pin
+from sutra_tasks.encoding.loaded import AGAIN_S, SUPERSEDED_S, Models
 from sutra_tasks.encoding.simulated import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError, ModelError, SpaceUnavailableError
-from sutra_tasks.settings import Settings
-
-OPTIONS = Settings(engine="simulated", model="search", models="extra, other", model_memory_mb=10)
-MB = 1_000_000
-
-
-class Manifest:
-    def __init__(self, encoder: Encoder) -> None:
-        self.space, self.bytes = encoder.card.space, encoder.card.weight_bytes
-        self.golden = Golden.of(encoder).to_json()
-
-
-class Store:
-    """A registry in memory with the versions of one model."""
-
-    def __init__(self) -> None:
-        self.serves: dict[str, int] = {"search": 1, "docs": 1}
-        self.broken: set[str] = set()
-
-    def names(self) -> list[str]:
-        return sorted(self.serves)
-
-    def current(self, name: str) -> int | None:
-        return self.serves[name]
-
-    def resolve(self, reference: str) -> tuple[str, int]:
-        name, _, version = reference.partition("@")
-        return name, int(version or self.serves[name])
-
-    def verify(self, name: str, version: int) -> None:
-        if f"{name}@{version}" in self.broken:
-            raise ModelError(f"{name}@{version}", "model.safetensors differs")
-
-    def folder(self, name: str, version: int) -> Path:
-        return Path(name) / str(version)
-
-    def manifest(self, name: str, version: int) -> Manifest:
-        return Manifest(engine(f"{name}@{version}"))
-
-    def by_space(self, name: str, space: str) -> int | None:
-        spaces = {check: engine(f"{name}@{check}").card.space for check in (1, 2, 3)}
-        return next((version for version, one in spaces.items() if one == space), None)
-
-
-def engine(reference: str) -> SimulatedEncoder:
-    made = SimulatedEncoder(model=reference, width=4)
-    made.card = replace(made.card, weight_bytes=4 * MB)
-    return made
-
-
-class Service:
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
+from tests.unit.fake_registry import OPTIONS, Service, Store, engine, models_of
 
 
 @pytest.fixture
@@ -82,10 +26,7 @@ def store() -> Store:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch, store: Store, now: list[float]) -> Models:
-    monkeypatch.setattr(module, "load_engine", lambda _, reference, folder=None: engine(reference))  # noqa: ARG005
-    made = Models(OPTIONS, store, clock=lambda: now[0])  # type: ignore[arg-type]
-    made.begin(made.first(), Service)  # type: ignore[arg-type]
-    return made
+    return models_of(monkeypatch, store, lambda: now[0])
 
 
 def test_a_call_without_a_model_gets_the_default(models: Models) -> None:
@@ -140,7 +81,7 @@ def test_threads_that_ask_at_once_share_one_loading(
         go_on.wait(10)
         return engine(reference)
 
-    monkeypatch.setattr(module, "load_engine", slowly)
+    monkeypatch.setattr(loading, "load_engine", slowly)
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(models.get("extra"))) for _ in range(4)]
     for thread in threads:
@@ -169,7 +110,7 @@ def test_a_version_whose_vectors_are_others_than_its_manifest_says_is_refused(
 ) -> None:
     other = engine("search@3")
     other.card = replace(other.card, space=engine("search@2").card.space)
-    monkeypatch.setattr(module, "load_engine", lambda *_: other)
+    monkeypatch.setattr(loading, "load_engine", lambda *_: other)
     with pytest.raises(ModelError, match="vectors differ"):
         models.load("search@2")
     assert not models.has("search@2")
@@ -202,6 +143,7 @@ def test_a_version_that_serves_no_more_goes_when_nobody_asks_for_it(
 ) -> None:
     models.serve_by_default(models.load("search@2"))
     store.serves["search"] = 2
+    models.catalogue.refresh()
     models.drop_superseded()
     assert models.has("search@1")
     now[0] += SUPERSEDED_S + 1
@@ -215,28 +157,10 @@ def test_of_a_named_model_the_version_before_serves_on_when_the_new_one_fails(
 ) -> None:
     assert models.get("docs").reference == "docs@1"
     store.serves["docs"], store.broken = 2, {"docs@2"}
+    models.catalogue.refresh()
     assert models.get("docs").reference == "docs@1"
     with pytest.raises(ModelError):
         models.get("docs@2")
-
-
-@given(
-    st.lists(
-        st.tuples(st.uuids().map(str), st.integers(0, 50), st.floats(0, 9)), unique_by=lambda one: one[0]
-    ),
-    st.integers(-10, 200),
-)
-def test_those_that_stay_fit_and_were_used_later(held: list[tuple[str, int, float]], room: int) -> None:
-    gone = leaving(held, room)
-    stay = [one for one in held if one[0] not in gone]
-    assert sum(size for _, size, _ in stay) <= max(room, 0) or not stay
-    used = {name: at for name, _, at in held}
-    assert all(used[name] <= at for name in gone for _, _, at in stay)
-    # Nobody leaves without need.
-    if gone:
-        latest = gone[-1]
-        size = next(size for name, size, _ in held if name == latest)
-        assert sum(one[1] for one in stay) + size > room
 
 
 def test_a_pin_is_of_the_space_and_the_width() -> None:
@@ -246,3 +170,162 @@ def test_a_pin_is_of_the_space_and_the_width() -> None:
     assert check_pin(card, f"{name}:2", 2)
     assert not check_pin(card, card.space, 2)
     assert not check_pin(card, "other:4", None)
+
+
+def test_what_is_in_memory_needs_no_disk(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
+    models = models_of(monkeypatch, store, lambda: 0.0, replace(OPTIONS, model_memory_mb=100))
+    models.get("docs")
+    models.get("extra")
+    store.is_away = True
+    store.reads.clear()
+    for model, reference in (
+        (None, "search@1"), ("search", "search@1"), ("docs", "docs@1"), ("docs@1", "docs@1"),
+        ("extra", "extra"),
+    ):  # fmt: skip
+        assert models.get(model).reference == reference
+    assert models.get(None, models.default.encoder.card.space) is models.default
+    assert models.has("docs")
+    assert models.names == ("docs", "docs@1", "extra", "search", "search@1")
+    models.drop_superseded()
+    assert store.reads == []
+
+
+def test_what_was_known_goes_on_while_the_registry_cannot_be_read(models: Models, store: Store) -> None:
+    models.get("docs")
+    store.is_away = True
+    models.catalogue.refresh()
+    assert models.catalogue.serving("docs") == "docs@1"
+    store.is_away, store.serves["docs"] = False, 2
+    models.catalogue.refresh()
+    assert models.get("docs").reference == "docs@2"
+
+
+def test_a_model_that_cannot_be_read_keeps_no_other_from_being_followed(
+    models: Models, store: Store
+) -> None:
+    models.get("docs")
+    store.unreadable.add("search")
+    store.serves["docs"] = 2
+    models.catalogue.refresh()
+    assert models.catalogue.serving("docs") == "docs@2"
+    assert models.catalogue.serving("search") == "search@1"
+
+
+def test_a_version_may_be_named_though_which_one_serves_cannot_be_read(
+    models: Models, store: Store
+) -> None:
+    store.unreadable.add("docs")
+    assert models.get("docs@2").reference == "docs@2"
+    store.unreadable.clear()
+    models.catalogue.refresh()
+    assert models.catalogue.serving("docs") == "docs@1"
+
+
+def test_one_loading_reads_the_files_and_the_manifest_once(models: Models, store: Store) -> None:
+    store.reads.clear()
+    models.load("docs@2")
+    assert store.reads == ["verify", "folder"]
+
+
+def test_a_version_that_is_pinned_again_and_again_stays(
+    models: Models, store: Store, now: list[float]
+) -> None:
+    old = models.default.encoder.card.space
+    store.serves["search"] = 2
+    models.catalogue.refresh()
+    models.serve_by_default(models.load("search@2"))
+    first = models.get(None, old)
+    for _ in range(3):
+        now[0] += 0.7 * SUPERSEDED_S
+        assert models.get(None, old) is first
+        models.drop_superseded()
+
+
+def test_for_calls_a_model_that_failed_is_not_loaded_again_for_a_while(
+    models: Models, store: Store, now: list[float]
+) -> None:
+    store.broken.add("docs@2")
+    for _ in range(3):
+        with pytest.raises(ModelError, match="differs"):
+            models.get("docs@2")
+    assert store.reads.count("verify") == 2  # the default's, and once this one's
+    now[0] += AGAIN_S
+    store.broken.clear()
+    assert models.get("docs@2").reference == "docs@2"
+
+
+def test_of_a_named_model_the_version_before_serves_on_whatever_the_new_one_raises(
+    models: Models, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> SimulatedEncoder:
+        raise RuntimeError("CUDA out of memory")
+
+    models.get("docs")
+    store.serves["docs"] = 2
+    models.catalogue.refresh()
+    monkeypatch.setattr(loading, "load_engine", full)
+    assert models.get("docs").reference == "docs@1"
+    with pytest.raises(ModelError, match="RuntimeError: CUDA out of memory"):
+        models.load("docs@2")
+
+
+def test_versions_of_one_model_make_room_for_each_other(
+    models: Models, store: Store, now: list[float]
+) -> None:
+    models.get("docs")
+    for version in (2, 3):  # 4 MB each, beside the default and the one that serves there is no room
+        now[0] += 1
+        with pytest.raises(ModelError, match=r"4 MB beside 8 MB .* SUTRA_MODEL_MEMORY_MB is 10"):
+            models.get(f"docs@{version}")
+    assert store.reads.count("folder") == 2  # of the two that were loaded: these were not begun
+    assert models.names == ("docs", "docs@1", "search", "search@1")
+
+
+def test_a_version_that_comes_to_serve_takes_the_place_of_the_one_before(
+    models: Models, store: Store
+) -> None:
+    models.get("docs")
+    store.serves["docs"] = 2
+    models.catalogue.refresh()
+    assert models.get("docs").reference == "docs@2"
+    assert not models.has("docs@1")
+
+
+def test_a_candidate_and_a_new_default_come_though_there_is_no_room(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    tight = replace(OPTIONS, model_memory_mb=5)
+    models = models_of(monkeypatch, store, lambda: 0.0, tight)
+    with pytest.raises(ModelError, match="SUTRA_MODEL_MEMORY_MB"):
+        models.get("extra")
+    models.keep("search@2")
+    assert models.load("search@2").reference == "search@2"
+    models.keep(None)
+    store.serves["search"] = 3
+    models.catalogue.refresh()
+    assert models.load("search@3").reference == "search@3"
+
+
+def test_the_first_model_is_held_against_its_manifest(
+    monkeypatch: pytest.MonkeyPatch, store: Store
+) -> None:
+    other = engine("search@3")
+    other.card = replace(other.card, space=engine("search@1").card.space)
+    monkeypatch.setattr(loading, "load_engine", lambda *_: other)
+    models = Models(OPTIONS, store)  # type: ignore[arg-type]
+    first = models.first()
+    with pytest.raises(ModelError, match="vectors differ"):
+        models.begin(first, Service)  # type: ignore[arg-type]
+
+
+def test_whatever_serves_by_default_is_in_memory(models: Models) -> None:
+    loaded = models.load("search@2")
+    models._held.clear()
+    models.serve_by_default(loaded)
+    assert models.has("search@2")
+
+
+def test_a_model_is_found_by_its_space_whatever_its_name(models: Models) -> None:
+    extra = models.get("extra")
+    assert models.of_space(extra.encoder.card.space) is extra
+    assert models.of_space("another:4") is None

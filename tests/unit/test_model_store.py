@@ -326,6 +326,23 @@ def test_no_name_leads_out_of_the_folder(filled: ModelStore, source: Path, name:
             call()
 
 
+def test_a_version_that_cannot_be_read_hides_no_other(
+    filled: ModelStore, source: Path, tmp_path: Path
+) -> None:
+    spaces = [one.space for one in filled.versions("short")]
+    path = filled.folder("short", 2) / "manifest.json"
+    path.chmod(0o644)
+    for damaged in ("{}", "not JSON"):
+        path.write_text(damaged)
+        assert filled.by_space("short", spaces[-1]) == 3
+    filled.add("other", source, FACTS)
+    (tmp_path / "models" / "short" / "9").symlink_to(source)
+    assert filled.names() == ("other", "short")
+    assert filled.has("other")
+    with pytest.raises(ModelError, match=r"short@9.*link"):
+        filled.has("short")
+
+
 def test_links_in_the_registry_are_refused(filled: ModelStore, source: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     (root / "linked").symlink_to(root / "short")

@@ -351,7 +351,7 @@ def test_late_chunks_are_those_of_plain_chunking_seen_in_windows() -> None:
 
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    batcher = Batcher(Pooling(window=100), Limits(max_tokens=4096, max_texts=8, max_wait_s=0))
+    batcher = Batcher(Limits(max_tokens=4096, max_texts=8, max_wait_s=0))
     batcher.start()
     yield batcher
     batcher.close(10)

@@ -64,9 +64,9 @@ def test_rows_of_the_wrong_shape_do_not_end_the_batcher(monkeypatch: pytest.Monk
     # that still sends heartbeats hangs. The same for an exception of on_batch.
     encoder = SimulatedEncoder(width=4)
     monkeypatch.setattr(encoder, "encode", lambda _: vectors_of([], 4))
-    batcher = Batcher(encoder, Limits(max_tokens=100, max_texts=8, max_wait_s=0))
+    batcher = Batcher(Limits(max_tokens=100, max_texts=8, max_wait_s=0))
     batcher.start()
-    future = batcher.submit(encoder.tokenize(["a"], None))
+    future = batcher.submit(encoder.tokenize(["a"], None), encoder=encoder)
     assert isinstance(future.exception(timeout=0.2), TextError)
     batcher.close(timeout_s=5)
 

@@ -33,7 +33,7 @@ class Fragile(SimulatedEncoder):
 
 @pytest.fixture
 def batcher() -> Iterator[Batcher]:
-    batcher = Batcher(Fragile(width=WIDTH), Limits(max_tokens=4096, max_texts=8, max_wait_s=0))
+    batcher = Batcher(Limits(max_tokens=4096, max_texts=8, max_wait_s=0))
     batcher.start()
     yield batcher
     batcher.close(10)

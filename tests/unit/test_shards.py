@@ -1,5 +1,7 @@
 """Vectors on disk, in pieces: what is there is not computed again, whatever ended the one before."""
 
+import os
+import time
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sutra_tasks.distillation.files import ABANDONED_S, WRITING, write_whole
 from sutra_tasks.distillation.shards import SHARD, cached, drop_old, shards
 from sutra_tasks.vectors import Floats
 
@@ -69,12 +72,58 @@ def test_what_is_stopped_within_a_shard_leaves_the_ones_before_and_closes_its_so
     assert again.asked == [SHARD, 10]
 
 
-def test_a_shard_that_was_being_written_is_written_anew(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / ".vectors-000000.npy.writing").write_bytes(b"half")
-    assert cached(folder, TEXTS[:5], Engine(), watch=silent).shape == (5, 2)
-    assert [path.name for path in folder.iterdir()] == ["vectors-000000.npy"]
+def test_what_a_writer_left_half_done_is_never_read_and_goes_in_time(tmp_path: Path) -> None:
+    for name, age_s in (("old", 2 * ABANDONED_S), ("young", 0)):
+        path = tmp_path / f".vectors-000000.npy.{name}{WRITING}"
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age_s, time.time() - age_s))
+    assert cached(tmp_path, TEXTS[:5], Engine(), watch=silent).shape == (5, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".vectors-000000.npy.young{WRITING}", "vectors-000000.npy",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", [b"", b"half", None])
+def test_a_damaged_shard_is_computed_again(damage: bytes | None, tmp_path: Path) -> None:
+    first = cached(tmp_path, TEXTS, Engine(), watch=silent)
+    path = tmp_path / "vectors-000001.npy"
+    path.write_bytes(path.read_bytes()[:-8] if damage is None else damage)
+    engine = Engine()
+    assert np.array_equal(cached(tmp_path, TEXTS, engine, watch=silent), first)
+    assert engine.asked == [SHARD]
+
+
+def test_two_runs_with_the_same_texts_share_a_folder(tmp_path: Path) -> None:
+    inner = Engine()
+
+    class Interrupted(Engine):
+        """Another run does the same shard while this one does."""
+
+        def __call__(self, texts: Sequence[str]) -> Generator[Floats]:
+            yield from super().__call__(texts)
+            cached(tmp_path, TEXTS, inner, watch=silent)
+
+    outer = Interrupted()
+    found = cached(tmp_path, TEXTS, outer, watch=silent)
+    assert np.array_equal(found[:, 0], np.arange(len(TEXTS)))
+    assert (outer.asked, inner.asked) == ([SHARD], [SHARD, SHARD, 10])
+
+
+def test_writers_of_one_file_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, replace, flushed = tmp_path / "file", Path.replace, list[int]()
+    monkeypatch.setattr(os, "fsync", flushed.append)
+
+    def late(beside: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "replace", replace)
+        assert len(flushed) == 1
+        write_whole(path, b"other")  # all of it while the first is about to rename
+        return replace(beside, target)
+
+    monkeypatch.setattr(Path, "replace", late)
+    write_whole(path, b"one")
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(flushed) == 2
 
 
 def test_folders_that_nobody_wrote_to_for_a_month_go(tmp_path: Path) -> None:

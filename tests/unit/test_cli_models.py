@@ -1,0 +1,107 @@
+"""``sutra models``: nothing moves before it is known that it can, and what has moved is said."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sutra_tasks.cli import models as command
+from sutra_tasks.encoding import engines, golden
+from sutra_tasks.errors import BrokerNotConfiguredError, ModelError, SutraError
+from sutra_tasks.models.manifest import Facts
+from sutra_tasks.models.store import ModelStore
+from sutra_tasks.settings import Settings
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Settings:
+    (tmp_path / "registry").mkdir()
+    return Settings(models_dir=str(tmp_path / "registry"), broker_url="redis://127.0.0.1:1/0")
+
+
+@pytest.fixture
+def store(options: Settings, tmp_path: Path) -> ModelStore:
+    """Three versions of a model, of which the second serves and the first did."""
+    source, found = tmp_path / "source", ModelStore(Path(options.models_dir or ""))
+    source.mkdir()
+    for number in range(1, 4):
+        (source / "weights").write_text(str(number))
+        found.add("search", source, Facts(space=f"s{number}", width=8, golden="{}", metrics={}))
+    found.promote("search", 1)
+    found.promote("search", 2)
+    return found
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, behind: str = "") -> None:
+    def await_served(*_: object) -> None:
+        if behind:
+            raise SutraError(behind)
+
+    monkeypatch.setattr(command, "connected", lambda _: None)
+    monkeypatch.setattr(command, "await_served", await_served)
+
+
+def test_a_rollback_goes_back(
+    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch)
+    command.run_rollback(options, "search")
+    assert store.current("search") == 1
+
+
+def test_a_rollback_without_its_server_moves_nothing(options: Settings, store: ModelStore) -> None:
+    with pytest.raises(SutraError, match="does not answer"):
+        command.run_rollback(options, "search")
+    with pytest.raises(BrokerNotConfiguredError):
+        command.run_rollback(Settings(models_dir=options.models_dir), "search")
+    assert store.current("search") == 2
+
+
+def test_a_rollback_to_damaged_files_moves_nothing(
+    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch)
+    weights = store.folder("search", 1) / "weights"
+    weights.chmod(0o644)
+    weights.write_text("damaged")
+    with pytest.raises(ModelError, match="search@1"):
+        command.run_rollback(options, "search")
+    assert store.current("search") == 2
+
+
+def test_a_rollback_to_nothing_is_refused(
+    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch)
+    command.run_rollback(options, "search")
+    for name in ("search", "none"):
+        with pytest.raises(ModelError, match="no version of it"):
+            command.run_rollback(options, name)
+
+
+def test_a_rollback_that_devices_do_not_follow_says_what_serves_now(
+    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, behind="gpu0 does not")
+    with pytest.raises(SutraError, match=r"the registry went back: search@1 .*gpu0 does not"):
+        command.run_rollback(options, "search")
+    assert store.current("search") == 1
+
+
+def test_what_is_added_is_measured_and_not_simulated(
+    options: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("1")
+    card = SimpleNamespace(space="real:8", width=8)
+
+    def load_engine(given: Settings, *_: Any) -> Any:
+        assert given.engine == "torch"
+        return SimpleNamespace(card=card)
+
+    monkeypatch.setattr(engines, "load_engine", load_engine)
+    monkeypatch.setattr(golden.Golden, "of", lambda _: SimpleNamespace(to_json=lambda: "{}"))
+    simulated = Settings(models_dir=options.models_dir, engine="simulated")
+    command.run_add(simulated, "search", str(tmp_path / "model"))
+    assert ModelStore(Path(options.models_dir or "")).manifest("search", 1).space == "real:8"

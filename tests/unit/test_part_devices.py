@@ -1,0 +1,85 @@
+"""Parts of a long text go to devices that have its model, by whatever name."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sutra_tasks.calls import HEADER, VERSION, Call
+from sutra_tasks.encoding.batcher import Batcher
+from sutra_tasks.encoding.batching import Limits
+from sutra_tasks.encoding.service import EmbeddingService
+from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.errors import InvalidOptionError
+from sutra_tasks.fleet.balancing import Device, Fleet
+from sutra_tasks.fleet.device import DevicePool
+from sutra_tasks.fleet.fanout import Begun
+from sutra_tasks.fleet.long_texts import LongTexts
+from sutra_tasks.fleet.registry import Sighting, fleet_of
+from sutra_tasks.settings import Settings
+from tests.records import record
+
+ENCODER = SimulatedEncoder(model="docs@1", width=4)
+OPTIONS = Settings(batch_tokens=256)
+LONG = " ".join(f"word{n}" for n in range(3000))
+
+
+def begun(model: str, *devices: Device) -> Begun:
+    """Return what a device spreads of a long text over a fleet."""
+    kept: list[Begun] = []
+    documents: Any = SimpleNamespace(begin=lambda _, __, found: kept.append(found))
+    service = EmbeddingService(ENCODER, Batcher(Limits(256, 8, 0)), "g0", OPTIONS)
+    texts = LongTexts(lambda *_: service, documents, "g0", OPTIONS, lambda compute, **_: compute())
+    header = {"v": VERSION, "texts": 1, "bytes": len(LONG), "sent_at": None, "strategy": "round_robin"}
+    message = SimpleNamespace(
+        headers={HEADER: header}, payload=([], {}, {}), sutra_raw=b"", sutra_weight=0
+    )
+    prepared = service.prepare(Call.of([LONG], {"model": "docs"}, Settings()))
+    texts.spread(service, prepared, message, Fleet(devices), model=model)
+    return kept[0]
+
+
+def device(name: str, **facts: Any) -> Device:
+    return Device(name, name, **({"space": "another:4"} | facts))
+
+
+@pytest.mark.parametrize(
+    ("having", "chosen"),
+    [
+        ({"models": ("docs", "docs@1")}, {"g0", "g1"}),
+        ({"models": ("/srv/docs",), "space": ENCODER.card.space}, {"g0", "g1"}),
+        ({"space": ""}, {"g0", "g1"}),  # of another release: it does not say
+        ({"models": ("docs", "docs@2")}, {"g0"}),
+        ({}, {"g0"}),
+    ],
+)
+def test_parts_go_to_devices_that_have_the_model(having: dict[str, Any], chosen: set[str]) -> None:
+    devices = (device("g0", models=("docs@1",)), device("g1", **having), device("g2"))
+    assert set(begun("docs@1", *devices).devices) == chosen
+
+
+def test_parts_are_as_many_as_the_devices_that_have_the_model_need() -> None:
+    alone = begun("docs@1", device("g0"))
+    others = [device(f"g{n}") for n in range(1, 40)]
+    assert len(begun("docs@1", device("g0"), *others).parts) == len(alone.parts)
+
+
+def test_a_device_says_of_which_space_its_default_is() -> None:
+    (found,) = fleet_of([Sighting("g0", 0.0, record("g0", space="s:4"))], 6.0).devices
+    assert found.space == "s:4"
+
+
+def test_a_part_is_computed_by_a_model_of_its_space_by_whatever_name() -> None:
+    held = SimpleNamespace(service="of the space")
+
+    def by_name(model: str, _: str) -> SimpleNamespace:
+        if model != "docs":
+            raise InvalidOptionError("model", model, "one of docs")
+        return SimpleNamespace(service="by name")
+
+    pool: Any = SimpleNamespace(
+        _models=SimpleNamespace(of_space=lambda space: held if space == "s:4" else None), _model=by_name
+    )
+    service: Any = DevicePool._service_of_part
+    assert service(pool, "/another/host/docs", "s:4") == "of the space"
+    assert service(pool, "docs", "t:4") == "by name"
