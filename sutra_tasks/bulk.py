@@ -16,7 +16,6 @@ from sutra_tasks.errors import (
     FleetSaturated,
     InvalidOptionError,
     ServerUnavailableError,
-    SpaceUnavailableError,
 )
 from sutra_tasks.tasks import embed
 
@@ -52,8 +51,8 @@ def embed_many(
 
     At most ``batch * in_flight`` texts are on their way at any time: the iterable is read as results
     are taken, and each result is deleted from the server as soon as it has arrived. A saturated fleet,
-    and a server that goes away, are waited for. Calls of ``embed`` go before these. All
-    vectors are of one embedding space.
+    and a server that goes away, are waited for. Calls of ``embed`` go before these. All vectors are of
+    one embedding space, also where another version of the model takes over meanwhile.
 
     Args:
         texts: read lazily; may be longer than memory.
@@ -70,8 +69,7 @@ def embed_many(
     Raises:
         InvalidInputError: at the first text that cannot be embedded.
         celery.exceptions.TimeoutError: a message took longer than ``timeout_s``.
-        SpaceUnavailableError: the fleet went over to another version of the model meanwhile, and vectors
-            of the first answer's space are not to be had any more. Give ``space``, or begin anew.
+        SpaceUnavailableError: vectors of the space are not to be had, or not any more.
         FleetSaturated: the fleet took no message for ``timeout_s``.
         ServerUnavailableError: the server did not answer, and nothing is on its way.
     """
@@ -97,13 +95,13 @@ def _stream(
     timeout_s: float | None,
     options: dict[str, Any],
 ) -> Iterator[Vectors]:
-    sent: deque[EmbedResult] = deque()
+    sent: deque[tuple[list[str], EmbedResult]] = deque()
     part: list[str] = []
     try:
         while True:
             while len(sent) < in_flight and (part := part or list(islice(source, batch))):
                 try:
-                    sent.append(_sent(part, options, 0 if sent else timeout_s))
+                    sent.append((part, _sent(part, options, 0 if sent else timeout_s)))
                 except (FleetSaturated, ServerUnavailableError):
                     if not sent:
                         raise
@@ -111,17 +109,20 @@ def _stream(
                 part = []
             if not sent:
                 return
-            answer: Embeddings = sent[0].get(timeout=timeout_s)
+            texts, result = sent[0]
+            answer: Embeddings = result.get(timeout=timeout_s)
             with _server_may_be_away():
-                sent.popleft().forget()
+                result.forget()
+            sent.popleft()
             options["space"] = options["space"] or answer.space
-            if answer.space != options["space"]:
-                raise SpaceUnavailableError(answer.model, options["space"], answer.space)
-            yield from answer.vectors
+            if answer.space == options["space"]:
+                yield from answer.vectors
+            else:  # it was sent before the first answer said which
+                sent.appendleft((texts, _sent(texts, options, timeout_s)))
     finally:
         # Left early or failed: what is still queued need not be computed.
         with _server_may_be_away():
-            for result in sent:
+            for _, result in sent:
                 result.revoke()
                 result.forget()
 

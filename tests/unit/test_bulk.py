@@ -10,7 +10,6 @@ import redis
 from kombu.exceptions import OperationalError
 
 from sutra_tasks import FleetSaturated, InvalidTextError, ServerUnavailableError, bulk, embed_many
-from sutra_tasks.errors import SpaceUnavailableError
 
 TEXTS = list("abcdefgh")
 
@@ -148,14 +147,11 @@ def test_the_space_of_the_first_answer_is_asked_of_all_that_follow(start: Callab
     assert fleet.pins == [None, None, "old:1", "old:1"]
 
 
-def test_an_answer_of_another_space_is_refused(start: Callable[..., Fleet]) -> None:
-    fleet = start(spaces=["old:1", "new:1"])
-    stream = embed_many(TEXTS, batch=2, in_flight=3)
-    assert [next(stream), next(stream)] == ["a", "b"]
-    with pytest.raises(SpaceUnavailableError) as refused:
-        next(stream)
-    assert (refused.value.space, refused.value.found) == ("old:1", "new:1")
-    assert fleet.log[-2:] == ["forgotten", "forgotten"]  # what was on its way is given up
+def test_what_was_answered_in_another_space_is_asked_for_again(start: Callable[..., Fleet]) -> None:
+    fleet = start(spaces=["old:1", "new:1", "old:1", "new:1"])
+    assert list(embed_many(TEXTS, batch=2, in_flight=3)) == TEXTS
+    assert fleet.pins == [None, None, None, "old:1", "old:1"]
+    assert fleet.log.count("cd") == 2
 
 
 def test_a_space_that_is_given_is_asked_from_the_first_message_on(start: Callable[..., Fleet]) -> None:
