@@ -109,11 +109,12 @@ class StaticEncoder(TokenIds):
         prefix = self._prompts[prompt] if prompt else ""
         given = [prefix + text for text in texts] if prefix else texts
         short = [text for text in given if len(text) <= SLICE_CHARS]
-        found = iter(self._words(short) if self._words else token_ids(self._tokenizer, short))
+        found = self._words(short) if self._words else token_ids(self._tokenizer, short)
+        ids = iter(_apart(found))
         return [
             self._whole(text, *tokenize_sliced(self._tokenizer, text), len(prefix))
             if len(text) > SLICE_CHARS
-            else self._whole(text, np.frombuffer(next(found), dtype=np.int32), None, len(prefix))
+            else self._whole(text, next(ids), None, len(prefix))
             for text in given
         ]
 
@@ -161,6 +162,16 @@ class StaticEncoder(TokenIds):
                 start = stop
         rows /= lengths[:, None].astype(np.float32)
         return finish(rows, dimensions=None, normalize=self._normalizes)
+
+
+def _apart(found: Sequence[bytes]) -> Iterator[NDArray[np.int32]]:
+    """Yield the ids of each text, as parts of one array: cheaper than an array for each."""
+    every = np.frombuffer(b"".join(found), dtype=np.int32)
+    start = 0
+    for one in found:
+        stop = start + len(one) // every.itemsize
+        yield every[start:stop]
+        start = stop
 
 
 def _blocks(lengths: Sequence[int], most_tokens: int) -> Iterator[range]:

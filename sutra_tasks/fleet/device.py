@@ -26,6 +26,7 @@ from sutra_tasks import keys
 from sutra_tasks.documents.attention import AttentionChoice
 from sutra_tasks.encoding.batcher import Batch, Batcher, DeviceBroken, Drained, Unwanted
 from sutra_tasks.encoding.batching import Limits
+from sutra_tasks.encoding.departed import settle
 from sutra_tasks.encoding.golden import Golden
 from sutra_tasks.encoding.loaded import Models
 from sutra_tasks.encoding.models import registry
@@ -156,6 +157,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             serves=lambda: self.monitor.serves and self.monitor.verdict.state is not State.UNHEALTHY,
             load=self._load,
         )
+        settle()
 
     def _service_of(self, encoder: Encoder) -> EmbeddingService:
         assert self._batcher is not None

@@ -44,6 +44,8 @@ MOST_NAME_CHARS: Final = 200
 MOST_SEQ: Final = 2**53 - 1
 """Lua and JavaScript count exactly up to here."""
 
+_written: Final = json.JSONEncoder(separators=(",", ":")).encode
+"""Made once: json.dumps makes an encoder for each value."""
 _STREAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -230,7 +232,7 @@ class EmbeddedChunk:
         for name in ("key", "number", "overlap_previous", "overlap_next", "flushed"):
             if getattr(self, name):
                 found[name] = getattr(self, name)
-        return json.dumps(found, separators=(",", ":"))
+        return _written(found)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EmbeddedChunk:

@@ -111,21 +111,21 @@ class Cutter:
             stream=stream,
             taken_at=taken_at,
             arrived_ms=int(name.partition("-")[0]),
-            source=_own_id(fields) or name,
+            source=name,
             prompt=None,
             entry=raw,
             deliveries=deliveries,
         )
         try:
             entry = StreamEntry.parse(fields, self._options.max_text_chars)
-            unit.prompt, unit.words = entry.prompt, entry.text
+            unit.source, unit.prompt, unit.words = entry.id or name, entry.prompt, entry.text
             check_options(self.encoder.card, entry.prompt, None)
             if entry.key is not None:
                 raise InvalidTextError(
                     0, f"piece {entry.seq} of a text came without those before it; number them from 0"
                 )
         except SutraError as error:
-            unit.error = error
+            unit.source, unit.error = _own_id(fields) or name, error
         return unit
 
     def of_text(self, stream: str, text: OpenText, taken_at: float) -> Unit:

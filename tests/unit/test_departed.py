@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sutra_tasks.encoding.departed import AGAIN_S, Departed
+from sutra_tasks.encoding.departed import AGAIN_S, NEW_OBJECTS, Departed, settle
 
 
 class Module:
@@ -29,6 +29,14 @@ def by_hand() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.fixture
+def settled() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
 def test_what_left_is_freed() -> None:
     departed, engine = Departed(), Engine()
     left = weakref.ref(engine.module)
@@ -37,6 +45,18 @@ def test_what_left_is_freed() -> None:
     assert left() is not None
     departed.collect()
     assert left() is None
+
+
+def test_what_left_is_freed_though_it_was_settled(settled: None) -> None:
+    departed, engine = Departed(), Engine()
+    left = weakref.ref(engine.module)
+    settle()
+    assert gc.get_threshold()[0] == NEW_OBJECTS
+    departed.add(engine)
+    del engine
+    departed.collect()
+    assert left() is None
+    assert gc.get_freeze_count() > 0
 
 
 def test_what_was_still_in_use_is_freed_when_it_is_no_more() -> None:
