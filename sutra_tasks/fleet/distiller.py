@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -94,18 +95,17 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         run_task(target, args, kwargs, callback, accept_callback)
 
     def _run(self, config: DistillationConfig) -> dict[str, Any]:
-        options, task_id = self._options, self._request.id
+        options, task_id = _with_threads(self._options), self._request.id
         store = registry(options)
         if store is None:
             raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder that gets the student")
-        _use_threads(options)
         watch = Watch(self._client, options, self._request, self._stopping)
         drawn = Drawn(runs_folder(options), task_id, options.sample_retention_s)
         try:
             watch.end_if_asked()
             with RunLock(self._client, model_name(config), task_id, self._incarnation) as lock:
                 watch.check = lock.check
-                found = self._made(config, store, watch, drawn)
+                found = self._made(config, options, store, watch, drawn)
         except Stopping:
             raise Reject("the worker is stopping", requeue=True) from None
         except Cancelled:
@@ -120,9 +120,13 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         return found
 
     def _made(
-        self, config: DistillationConfig, store: ModelStore, watch: Watch, drawn: Drawn
+        self,
+        config: DistillationConfig,
+        options: Settings,
+        store: ModelStore,
+        watch: Watch,
+        drawn: Drawn,
     ) -> dict[str, Any]:
-        options = self._options
         with preparing(config, options):
             kept = sampler(self._client, options) if config.sample else None
             texts = drawn.texts(kept.texts) if kept is not None else ()
@@ -160,7 +164,13 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         return embedded
 
 
-def _use_threads(options: Settings) -> None:
+def _with_threads(options: Settings) -> Settings:
+    """Have torch use the run's threads, and any engine that the run loads as well.
+
+    The number decides the last bits of what is learned, so it may not depend on what was loaded before.
+    """
     import torch  # noqa: PLC0415 - seconds to import: only where a run begins
 
-    torch.set_num_threads(options.distill_threads or count_cores())
+    threads = options.distill_threads or count_cores()
+    torch.set_num_threads(threads)
+    return replace(options, torch_threads=threads)

@@ -23,6 +23,7 @@ from sutra_tasks.errors import (
     ServerUnavailableError,
     TooLittleTextError,
 )
+from sutra_tasks.fleet.distiller import _with_threads
 from sutra_tasks.models.store import ModelStore
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Floats
@@ -212,3 +213,16 @@ def test_a_run_whose_fleet_fails_computes_the_rest_by_itself(teacher: str, optio
     report = ModelStore(Path(options.models_dir or "")).folder("small", 1) / "report.json"
     assert given == [1024] * 5
     assert json.loads(report.read_text())["quality"]["cosine"]["value"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_run_and_every_engine_it_loads_use_the_threads_of_the_deployment(options: Settings) -> None:
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        chosen = _with_threads(replace(options, distill_threads=3))
+        assert torch.get_num_threads() == 3
+        load_engine(chosen)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -42,7 +42,7 @@ class Worker:
         self.told = 0
         for name, found in (
             ("gather", self._gather), ("Run", self._a_run), ("sampler", lambda *_: self),
-            ("_use_threads", lambda _: None), ("sightings", lambda _: []),
+            ("_with_threads", lambda options: options), ("sightings", lambda _: []),
         ):  # fmt: skip
             monkeypatch.setattr(distiller, name, found)
         self._options = Settings(models_dir=str(folder))
