@@ -6,16 +6,15 @@ without padding, through exactly the kernel that the way names.
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
 
 from sutra_tasks.documents.attention import (
     Candidate,
@@ -28,6 +27,7 @@ from sutra_tasks.documents.attention import (
 from sutra_tasks.encoding.attention import describe, traits_of, transformer_of
 from sutra_tasks.encoding.batching import is_out_of_memory
 from sutra_tasks.encoding.golden import worst_cosine
+from sutra_tasks.encoding.kernels import KERNELS_OF_PROCESS
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
@@ -44,10 +44,6 @@ KERNELS: Final = {
 }
 IMPLEMENTATIONS: Final = {Path.FLASH_2: "flash_attention_2", Path.PLAIN: "eager"}
 """As transformers names them; all other paths are its sdpa."""
-
-_ONE_PASS: Final = threading.Lock()
-"""Which kernels torch may take is one setting of the process, and models are loaded beside batches of
-others: no pass runs under another's kernels."""
 
 LEAST_SPEED_UP: Final = 1.1
 TIMINGS: Final = 3
@@ -105,7 +101,7 @@ class Passes:
 
     def pool(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """Return what follows on the transformer, given the states of tokens it made."""
-        with _ONE_PASS, torch.inference_mode(), self._precision():
+        with torch.inference_mode(), self._precision():
             found = dict(features)
             for module in list(self._model)[1:]:
                 found = module(found)
@@ -177,9 +173,8 @@ class Passes:
 
     def _run(self, features: Mapping[str, Any], *kernels: SDPBackend | None) -> dict[str, Any]:
         """Run one pass, through the first of some SDPA kernels that takes it."""
-        allowed = [kernel for kernel in kernels if kernel is not None]
-        only: AbstractContextManager[Any] = sdpa_kernel(allowed) if allowed else nullcontext()
-        with _ONE_PASS, torch.inference_mode(), only, self._precision():
+        only = KERNELS_OF_PROCESS.only(kernel for kernel in kernels if kernel is not None)
+        with torch.inference_mode(), only, self._precision():
             given = self._unpadded(features) if self._unpads else features
             outputs: dict[str, Any] = self._model(
                 {

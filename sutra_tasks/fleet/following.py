@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from celery.utils.log import get_logger
@@ -19,12 +22,24 @@ if TYPE_CHECKING:
     from sutra_tasks.encoding.loaded import Loaded, Models
     from sutra_tasks.settings import Settings
 
-__all__ = ["Follower"]
+__all__ = ["Follower", "step_back"]
 
 logger = get_logger(__name__)
 
 LOOK_S: Final = 0.5
+NICE: Final = 10
 MOST_REASON: Final = 300
+
+
+def step_back() -> None:
+    """Leave the cores to other threads where they are short: what is loaded aside can wait.
+
+    A swap on two busy cores, four times: the slowest hundredth of calls took 0.5 to 0.8 s, without this
+    1.1 to 1.2.
+    """
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class Follower:
@@ -72,6 +87,7 @@ class Follower:
         self._stopping.set()
 
     def _run(self) -> None:
+        step_back()
         while not self._stopping.wait(min(self._options.heartbeat_s, LOOK_S)):
             try:
                 self.step()

@@ -1,13 +1,18 @@
 """Attention and precision as torch really computes them, on the packaged model and this processor."""
 
 import json
+import threading
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.attention import SDPBackend
 
+from sutra_tasks.encoding.kernels import KERNELS_OF_PROCESS, Kernels
 from sutra_tasks.encoding.models import locate
+from tests.conftest import wait_until
 
 MODEL = "all-MiniLM-L6-v2"
 TEXTS = ["a", "A few words.", *list(topics.values())[:2], "é" * 300, "日本語のテキスト"]
@@ -207,24 +212,49 @@ def test_a_models_own_wish_for_a_kernel_downloads_nothing(tmp_path, monkeypatch)
     assert not hub_kernels._kernels_enabled
 
 
-def test_each_pass_has_the_kernels_of_the_process_to_itself(monkeypatch):
-    from sutra_tasks.encoding import passes, torch_engine
+def test_each_pass_says_which_kernels_the_process_may_take(monkeypatch):
+    from sutra_tasks.encoding import torch_engine
 
-    alone = []
+    running = []
     load = torch_engine._load
 
     def watched(*args):
         model = load(*args)
-        for module in model:
-            module.register_forward_pre_hook(lambda *_: alone.append(passes._ONE_PASS.locked()))
+        model[0].register_forward_pre_hook(lambda *_: running.append(KERNELS_OF_PROCESS._running))
         return model
 
     monkeypatch.setattr(torch_engine, "_load", watched)
     encoder = engine(dtype="float32", attention="sdpa")  # its probes are passes, too
-    assert alone
     encoder.encode(encoder.tokenize(TEXTS[:2], None))
-    (whole,) = encoder.tokenize(TEXTS[1:2], None)
-    (window,) = encoder.windows(whole, encoder.offsets(whole), [(0, 3)])
-    encoder.pool(window, [(0, 2)])
-    assert all(alone)
-    assert not passes._ONE_PASS.locked()
+    assert running == [0, 0, 1, 1, 1]  # two probes of plain attention first, with which it is compared
+    assert KERNELS_OF_PROCESS._running == 0
+
+
+def test_passes_of_other_kernels_wait_and_those_of_the_same_do_not():
+    kernels, order = Kernels(), []
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def run(name, *allowed):
+        with kernels.only(allowed):
+            order.append(name)
+            if name in ("one", "two"):
+                inside.wait(10)
+                leave.wait(10)
+
+    both = [threading.Thread(target=run, args=(n, SDPBackend.FLASH_ATTENTION)) for n in ("one", "two")]
+    other = threading.Thread(target=run, args=("other", SDPBackend.MATH))
+    for thread in both:
+        thread.start()
+    inside.wait(10)
+    assert not torch.backends.cuda.math_sdp_enabled()
+    other.start()
+    wait_until(lambda: kernels._waiting == 1)
+    late = threading.Thread(target=run, args=("late", SDPBackend.FLASH_ATTENTION))
+    late.start()  # it does not overtake
+    wait_until(lambda: kernels._waiting == 2)
+    assert sorted(order) == ["one", "two"]
+    leave.set()
+    for thread in (*both, other, late):
+        thread.join(10)
+    assert sorted(order[2:]) == ["late", "other"]
+    assert torch.backends.cuda.math_sdp_enabled()

@@ -2,10 +2,6 @@
 
 import copy
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -397,41 +393,6 @@ def test_a_run_that_is_stopped_three_times_ends_as_one_that_is_not(case, task_we
     assert largest_difference(student, undisturbed) <= 1e-6
     assert found.curves == expected.curves
     assert (found.quality, found.steps) == (expected.quality, expected.steps)
-
-
-CHILD = """
-import os, signal, sys
-import tests.system.test_distillation_training as here
-folder, tiny, stop = sys.argv[1:]
-os.environ["HF_HUB_OFFLINE"] = "1"
-here.torch.set_num_threads(1)
-teacher = here.load(tiny)
-vectors = teacher.encode(here.TEXTS, normalize_embeddings=True)
-case = here.Case(teacher, here.svd(vectors, here.WIDTH), vectors)
-def step(progress):
-    print(progress.step, flush=True)
-    if progress.step == int(stop):
-        os.kill(os.getpid(), signal.SIGKILL)
-student, trained = case(folder, step)
-student.save(folder + "/student", create_model_card=False)
-"""
-
-
-def test_a_run_that_is_killed_ends_as_one_that_is_not(folder, case, tmp_path):
-    undisturbed, expected = case(tmp_path / "whole")
-    steps = []
-    for stop in (6, 0):
-        ran = subprocess.run(
-            [sys.executable, "-c", CHILD, str(tmp_path / "killed"), folder, str(stop)],
-            capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-            env=os.environ | {"PYTHONPATH": "."},
-        )  # fmt: skip
-        assert ran.returncode == (-signal.SIGKILL if stop else 0), ran.stderr
-        steps.append([int(line) for line in ran.stdout.split()])
-    assert steps[1][0] == 5, "at most a checkpoint's steps are done again"
-    assert steps[1][-1] == expected.steps
-    student = load(tmp_path / "killed" / "student")
-    assert largest_difference(student, undisturbed) <= 1e-4
 
 
 def test_a_finished_run_is_not_trained_again(case, tmp_path):

@@ -1,5 +1,8 @@
 """One device follows the registry: what it prepares, what it serves, and what keeps it from neither."""
 
+import os
+import sys
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +10,7 @@ import pytest
 
 from sutra_tasks import keys
 from sutra_tasks.encoding.loaded import AGAIN_S, Models
-from sutra_tasks.fleet.following import Follower
+from sutra_tasks.fleet.following import NICE, Follower, step_back
 from sutra_tasks.fleet.promotion import Promotion
 from tests.unit.fake_registry import OPTIONS, Store, models_of
 
@@ -131,3 +134,18 @@ def test_a_device_that_is_pinned_to_a_version_stays_with_it(monkeypatch: pytest.
     device.models.get("search")  # now another version, too, is in memory for calls
     device.follower.step()
     assert device.says == ("p", "ready")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities are the whole process's there")
+def test_only_the_thread_that_loads_steps_back() -> None:
+    found: list[int] = []
+
+    def load() -> None:
+        step_back()
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    assert found == [max(NICE, os.getpriority(os.PRIO_PROCESS, 0))]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < NICE

@@ -95,7 +95,7 @@ def test_only_what_the_torch_engine_is_made_of_imports_torch_with_its_module() -
         for file, tree in TREES.items()
         if any(name.split(".")[0] in HEAVY for name in imports(tree, at_import=True))
     }
-    engine = {"encoding/attention.py", "encoding/passes.py", "encoding/torch_engine.py"}
+    engine = {f"encoding/{name}.py" for name in ("attention", "kernels", "passes", "torch_engine")}
     training = {f"distillation/{name}.py" for name in TRAINING}
     assert importers == engine | training
 

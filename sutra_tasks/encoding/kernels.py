@@ -1,0 +1,54 @@
+"""Which SDPA kernels torch may take: one setting of the process, and models are loaded beside batches.
+
+Passes that allow the same kernels run side by side; one that allows others waits until none runs, and is
+not overtaken meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["KERNELS_OF_PROCESS", "Kernels"]
+
+
+class Kernels:
+    """See the module's docstring; safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._allowed: frozenset[SDPBackend] = frozenset()
+        self._running = self._waiting = 0
+        self._setting = ExitStack()
+
+    @contextmanager
+    def only(self, kernels: Iterable[SDPBackend]) -> Iterator[None]:
+        """Allow these kernels, and no other, for the length of a block; none: it takes no SDPA."""
+        allowed = frozenset(kernels)
+        if not allowed:
+            yield
+            return
+        with self._changed:
+            if self._running and (self._waiting or allowed != self._allowed):
+                self._waiting += 1
+                self._changed.wait_for(lambda: not self._running)
+                self._waiting -= 1
+            if not self._running:
+                self._allowed = allowed
+                self._setting.enter_context(sdpa_kernel(list(allowed)))
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                if not self._running:
+                    self._setting.close()
+                    self._changed.notify_all()
+
+
+KERNELS_OF_PROCESS: Final = Kernels()
