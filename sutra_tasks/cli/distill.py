@@ -62,8 +62,8 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
         return ""
     shown = [values[at * len(values) // width] for at in range(width)] if len(values) > width else values
     low, high = min(shown), max(shown)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in shown)
+    span = high - low or 1.0
+    return "".join(BARS[round((value - low) / span * (len(BARS) - 1))] for value in shown)
 
 
 def cancel(options: Settings, task_id: str) -> None:
@@ -185,7 +185,8 @@ def _summary(found: Mapping[str, Any]) -> Table:
     made = "" if found["made"] else " (it was there, made of the same recipe and texts)"
     drawn = Table(title=f"{found['model']}{made}", box=None, show_header=False, title_justify="left")
     for name, value in found["metrics"].items():
-        drawn.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
+        if value is not None:
+            drawn.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
     if found["bad_rows"]:
         drawn.add_row("bad rows", f"{found['bad_rows']:,} (the report names them)")
     return drawn

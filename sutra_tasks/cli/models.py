@@ -59,16 +59,15 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
         return
     drawn = Table(box=None, pad_edge=False, header_style="bold")
     drawn.add_column("model", no_wrap=True, overflow="fold")
-    for column in ("serves", "made of", "created"):
-        drawn.add_column(column, overflow="fold")
+    for column in ("serves", "created"):
+        drawn.add_column(column, no_wrap=True)
     for column in ("width", "MB", "cosine", "spearman", "speed"):
-        drawn.add_column(column, justify="right")
+        drawn.add_column(column, justify="right", no_wrap=True)
     for one, manifest in rows:
         metrics = manifest.metrics
         drawn.add_row(
             f"{one}@{manifest.version}",
             "[green]yes[/]" if store.current(one) == manifest.version else "",
-            manifest.parent.model if manifest.parent is not None else "",
             datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d"),
             str(manifest.width),
             f"{manifest.bytes / MB:,.1f}",

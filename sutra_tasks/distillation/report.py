@@ -233,7 +233,7 @@ def _training(training: Mapping[str, Any], plots: str) -> Iterable[str]:
         return
     seconds = training.get("seconds", 0.0)
     yield (
-        f"<p>{training['steps']:,} steps in {_text(training.get('epochs', '?'))} epochs, "
+        f"<p>{training['steps']:,} steps, epochs: {_text(training.get('epochs', '?'))}, "
         f"{seconds / 60:,.1f} minutes.</p>"
     )
     yield plots

@@ -80,6 +80,7 @@ class Watch:
         self._client, self._request, self._stopping = client, request, stopping
         self._pacer, self._clock = Pacer(options.distill_pause_s), clock
         self._told_at = self._looked_at = self._asked_at = -float("inf")
+        self._phase: Any = None
         self.check: Callable[[], None] = lambda: None
         """Called at each look: raises what ends the run."""
 
@@ -123,7 +124,6 @@ class Watch:
         while self._pacer.paused(self._backlog()):
             if not paused:
                 logger.info("paused: the fleet is saturated")
-                self._told_at = -float("inf")
                 paused = True
             self._tell_if_due({**progress, "phase": "paused"})
             self._stopping.wait(LOOK_S)
@@ -138,8 +138,9 @@ class Watch:
             return None
 
     def _tell_if_due(self, progress: Mapping[str, Any]) -> None:
-        if self._clock() - self._told_at >= TELL_S:
-            self._told_at = self._clock()
+        phase = progress.get("phase")
+        if self._clock() - self._told_at >= TELL_S or phase != self._phase:
+            self._told_at, self._phase = self._clock(), phase
             self._tell(progress)
 
     def _tell(self, progress: Mapping[str, Any]) -> None:

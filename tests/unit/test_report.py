@@ -164,7 +164,7 @@ def test_the_page_says_what_was_measured(whole: Report, html: str) -> None:
         "2.60x smaller on disk",
         "1.83x the teacher's speed",
         "threshold 0.98",
-        "1,314 steps in 3 epochs, 6.2 minutes",
+        "1,314 steps, epochs: 3, 6.2 minutes",
         "learning_rate 0.0005",
         "a.jsonl, b.csv",
     ):

@@ -143,6 +143,12 @@ def test_a_long_pause_is_told_again_and_again(run: Watched) -> None:
     assert paused[0] == {"state": "PROGRESS", "phase": "paused", "step": 7}
 
 
+def test_each_phase_is_told_however_soon_it_comes(run: Watched) -> None:
+    for phase in ("training", "training", "measuring", "registering"):
+        run({"phase": phase}, 0.01)
+    assert [one["phase"] for one in run.told] == ["training", "measuring", "registering"]
+
+
 def test_a_paused_run_ends_when_that_is_asked(run: Watched) -> None:
     run.saturate(3)
     run.waits[1] = run.stopping.set
