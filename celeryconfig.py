@@ -4,7 +4,7 @@ Read by the workers in ``workers/`` only. It is not installed with the package, 
 for a host project's own ``celeryconfig``.
 """
 
-from sutra_tasks.configuration import celery_settings
+from sutra_tasks.celery_settings import celery_settings
 from sutra_tasks.settings import settings
 
 globals().update(celery_settings(settings()))

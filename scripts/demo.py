@@ -23,9 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from sutra_tasks import SutraError, embed
 from sutra_tasks.cli.status import read, table
-from sutra_tasks.fleet.local import await_devices, fleet, plan, stop_on_signals
-from sutra_tasks.fleet.server import embedded_server
-from sutra_tasks.fleet.supervisor import worker_specs
+from sutra_tasks.host.embedded_server import embedded_server
+from sutra_tasks.host.local_fleet import await_devices, fleet, plan, stop_on_signals
+from sutra_tasks.host.supervisor import worker_specs
 from sutra_tasks.settings import Settings
 
 QUESTIONS = (

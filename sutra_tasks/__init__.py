@@ -7,9 +7,11 @@
 
 from sutra_tasks import vectors as _vectors
 from sutra_tasks.app import app
-from sutra_tasks.bulk import embed_many
+from sutra_tasks.client.embed_many import embed_many
+from sutra_tasks.client.embed_task import embed
+from sutra_tasks.client.results import EmbedResult
 from sutra_tasks.distillation.config import DistillationConfig, DistillationMetrics
-from sutra_tasks.distillation.tasks import distill
+from sutra_tasks.distillation.distill_task import distill
 from sutra_tasks.errors import (
     BackpressureSignal,
     BrokerNotConfiguredError,
@@ -36,7 +38,6 @@ from sutra_tasks.errors import (
     UnconfirmedEntriesError,
     UnsupportedVersionError,
 )
-from sutra_tasks.results import EmbedResult
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.entries import (
     EmbeddedChunk,
@@ -46,7 +47,6 @@ from sutra_tasks.streaming.entries import (
 )
 from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
 from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
-from sutra_tasks.tasks import embed
 from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = [

@@ -20,9 +20,11 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
         """The class of this app's results."""
-        return self.subclass_with_self("sutra_tasks.results:EmbedResult")
+        return self.subclass_with_self("sutra_tasks.client.results:EmbedResult")
 
 
 app = Sutra("sutra", set_as_current=False, fixups=[])
-app.config_from_object("sutra_tasks.configuration:CLIENT")
-app.loader.override_backends = dict.fromkeys(("redis", "rediss"), "sutra_tasks.results:ResultBackend")
+app.config_from_object("sutra_tasks.celery_settings:CLIENT")
+app.loader.override_backends = dict.fromkeys(
+    ("redis", "rediss"), "sutra_tasks.client.results:ResultBackend"
+)

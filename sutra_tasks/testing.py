@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING
 from kombu.utils import json as kombu_json
 
 from sutra_tasks.app import app
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.encoding.simulated import SimulatedEncoder, vectors_of
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.embed_task import serve
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.settings import Settings
-from sutra_tasks.tasks import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sutra_tasks.calls import Call
+    from sutra_tasks.client.call import Call
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["local_fleet", "vectors_of"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.registry import DeviceRecord
+from sutra_tasks.health.states import State
+from sutra_tasks.membership.devices import DeviceRecord
 
 RECORD: Final = DeviceRecord(
     id="gpu0",

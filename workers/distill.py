@@ -1,7 +1,7 @@
 """Distillations: ``SUTRA_DATA_DIR=texts SUTRA_MODELS_DIR=models celery -A workers.distill worker``."""
 
 from sutra_tasks.app import app
-from sutra_tasks.fleet.worker import distill_app
+from sutra_tasks.roles.apps import distill_app
 
 __all__ = ["app"]
 

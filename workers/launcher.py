@@ -4,8 +4,8 @@ import sys
 import time
 
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
-from sutra_tasks.fleet.local import fleet, plan, stop_on_signals
-from sutra_tasks.fleet.supervisor import worker_specs
+from sutra_tasks.host.local_fleet import fleet, plan, stop_on_signals
+from sutra_tasks.host.supervisor import worker_specs
 from sutra_tasks.settings import settings
 
 __all__ = ["main"]

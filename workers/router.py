@@ -1,7 +1,7 @@
 """The router: ``celery -A workers.router worker``."""
 
 from sutra_tasks.app import app
-from sutra_tasks.fleet.worker import router_app
+from sutra_tasks.roles.apps import router_app
 
 __all__ = ["app"]
 

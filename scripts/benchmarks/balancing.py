@@ -28,10 +28,10 @@ import numpy as np
 import simpy
 
 from scripts.benchmarks.report import median_ratio, percentile
-from sutra_tasks.calls import Demand
-from sutra_tasks.fleet.balancing import STRATEGIES, Device, Fleet, choose
-from sutra_tasks.fleet.hardware import count_cores
-from sutra_tasks.fleet.queues import MOST_CREDIT
+from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.client.call import Demand
+from sutra_tasks.host.hardware import count_cores
+from sutra_tasks.routing.balancing import STRATEGIES, Device, Fleet, choose
 from sutra_tasks.settings import Settings
 
 OPTIONS: Final = Settings()

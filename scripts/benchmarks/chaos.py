@@ -29,16 +29,16 @@ from celery.exceptions import TimeoutError as NotYet
 
 from scripts.benchmarks.report import percentile
 from sutra_tasks import EncodingError, FleetSaturated, PoisonMessageError, embed, keys
-from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.broker.dead_letters import dead_letters
+from sutra_tasks.broker.queues import lanes
+from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.errors import ServerUnavailableError
-from sutra_tasks.fleet.dead_letters import dead_letters
-from sutra_tasks.fleet.hardware import plan_devices
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.local import await_devices, fleet
-from sutra_tasks.fleet.queues import lanes
-from sutra_tasks.fleet.registry import Sighting, sightings
-from sutra_tasks.fleet.server import embedded_server, free_port
-from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
+from sutra_tasks.health.states import State
+from sutra_tasks.host.embedded_server import embedded_server, free_port
+from sutra_tasks.host.hardware import plan_devices
+from sutra_tasks.host.local_fleet import await_devices, fleet
+from sutra_tasks.host.supervisor import Supervisor, worker_specs
+from sutra_tasks.membership.devices import Sighting, sightings
 from sutra_tasks.settings import Settings, settings
 
 DEVICES: Final = 4

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.fleet.worker import main
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.roles.apps import main
 
 _encode = SimulatedEncoder.encode
 _FOLDER = Path(os.environ.get("CHAOS_FOLDER", "."))

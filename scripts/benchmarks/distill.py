@@ -31,12 +31,12 @@ from scripts.benchmarks.report import percentile
 from scripts.benchmarks.streaming import offered
 from sutra_tasks import DistillationConfig, Embeddings, EmbedResult, distill, embed
 from sutra_tasks.cli.models import run_add
-from sutra_tasks.encoding.models import registry
-from sutra_tasks.fleet.promotion import promote
-from sutra_tasks.fleet.server import embedded_server
-from sutra_tasks.models.gate import Floor
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.host.embedded_server import embedded_server
+from sutra_tasks.models.registry.lookup import registry
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.rollout.promotion import promote
 from sutra_tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -103,11 +103,11 @@ def _projections(*, quick: bool) -> dict[str, Any]:
 
     On sentences of manuals, and on glosses: how much a narrow space can hold is the texts' doing.
     """
-    from sutra_tasks.distillation.own import encoded  # noqa: PLC0415 - after what needs the cores
-    from sutra_tasks.distillation.projection import ceiling, jl, project, svd  # noqa: PLC0415
-    from sutra_tasks.distillation.quality import draw_pairs, spearman  # noqa: PLC0415
-    from sutra_tasks.distillation.ranking import neighbour_overlap  # noqa: PLC0415
-    from sutra_tasks.encoding.engines import load_engine  # noqa: PLC0415
+    from sutra_tasks.distillation.data.local_vectors import encoded  # noqa: PLC0415 - after what needs the cores
+    from sutra_tasks.distillation.measuring.quality import draw_pairs, spearman  # noqa: PLC0415
+    from sutra_tasks.distillation.measuring.ranking import neighbour_overlap  # noqa: PLC0415
+    from sutra_tasks.distillation.training.projection import ceiling, jl, project, svd  # noqa: PLC0415
+    from sutra_tasks.engines.load import load_engine  # noqa: PLC0415
 
     fit, measured = (300, 100) if quick else (3_000, 1_000)
     engine = load_engine(Settings(torch_threads=os.cpu_count() or 1))
@@ -275,8 +275,8 @@ class Loaded:
 
 def _expected(options: Settings, reference: str, texts: list[str]) -> Floats:
     """Return the vectors a version gives by itself, computed here: devices have not seen it yet."""
-    from sutra_tasks.distillation.own import encoded  # noqa: PLC0415
-    from sutra_tasks.encoding.loaded import load_version  # noqa: PLC0415
+    from sutra_tasks.distillation.data.local_vectors import encoded  # noqa: PLC0415
+    from sutra_tasks.models.loaded.cache import load_version  # noqa: PLC0415
 
     return encoded(load_version(options, registry(options), reference), texts)
 

@@ -26,9 +26,9 @@ import redis
 from scripts.benchmarks.local import QUIET, Running, elapsed, running
 from scripts.benchmarks.report import median_ratio
 from sutra_tasks import embed, embed_many, keys
-from sutra_tasks.fleet.hardware import count_cores
-from sutra_tasks.fleet.processes import spawn, stop
-from sutra_tasks.fleet.registry import sightings
+from sutra_tasks.host.hardware import count_cores
+from sutra_tasks.host.processes import spawn, stop
+from sutra_tasks.membership.devices import sightings
 from sutra_tasks.settings import Settings
 
 MODEL = "all-MiniLM-L6-v2"
@@ -56,7 +56,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         import torch  # noqa: PLC0415 - after the fleet, which needs the cores to start
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
-        from sutra_tasks.encoding.models import locate  # noqa: PLC0415
+        from sutra_tasks.engines.model_folder import locate  # noqa: PLC0415
 
         torch.set_num_threads(cores)
         model = SentenceTransformer(locate(MODEL), device="cpu")

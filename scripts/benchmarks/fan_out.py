@@ -16,11 +16,11 @@ import numpy as np
 
 from scripts.benchmarks.local import running
 from sutra_tasks import embed
-from sutra_tasks.calls import Call
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.encoding.simulated import SPECIAL_TOKENS, WINDOW, SimulatedEncoder
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.call import Call
+from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, WINDOW, SimulatedEncoder
 from sutra_tasks.settings import Settings
 
 CHUNKS: Final = 64

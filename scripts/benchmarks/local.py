@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 
-from sutra_tasks.fleet.hardware import DeviceSpec, count_cores, plan_devices
-from sutra_tasks.fleet.local import await_devices, fleet
-from sutra_tasks.fleet.server import embedded_server
-from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
+from sutra_tasks.host.embedded_server import embedded_server
+from sutra_tasks.host.hardware import DeviceSpec, count_cores, plan_devices
+from sutra_tasks.host.local_fleet import await_devices, fleet
+from sutra_tasks.host.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings
 
 # The same in everything that is compared: neither events nor worker heartbeats.

@@ -22,7 +22,7 @@ def build(folder: Path) -> Path:
     )
     from transformers import AutoTokenizer, BertConfig, BertModel  # noqa: PLC0415 - the same
 
-    from sutra_tasks.encoding.models import locate  # noqa: PLC0415 - the same
+    from sutra_tasks.engines.model_folder import locate  # noqa: PLC0415 - the same
 
     torch.manual_seed(SEED)
     config = BertConfig(

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from scripts.benchmarks import fan_out, long_model, quality
-from sutra_tasks.calls import Call
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.fleet.hardware import count_cores
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.call import Call
+from sutra_tasks.host.hardware import count_cores
 from sutra_tasks.settings import Settings
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def _ratios(timed: dict[str, Any], memory: dict[str, Any], lengths: tuple[int, .
 
 @contextmanager
 def _service(model: str, way: Way) -> Iterator[EmbeddingService]:
-    from sutra_tasks.encoding.torch_engine import TorchEncoder  # noqa: PLC0415 - seconds to import
+    from sutra_tasks.engines.torch_engine.encoder import TorchEncoder  # noqa: PLC0415 - seconds to import
 
     options = way.settings()
     encoder = TorchEncoder(

@@ -16,7 +16,7 @@ import numpy as np
 from scripts.benchmarks.local import Running, elapsed, running
 from scripts.benchmarks.report import median_ratio, percentile
 from sutra_tasks import embed, keys
-from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.settings import Settings
 
 IN_FLIGHT = 64

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery
 
-from sutra_tasks.encoding.models import locate
+from sutra_tasks.engines.model_folder import locate
 
 address = os.environ["BASELINE_BROKER"]
 app = Celery("baseline", broker=address, backend=address)

@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from scripts.benchmarks import corpus
 from sutra_tasks.documents.chunking import Chunker
 from sutra_tasks.documents.weights import aggregate, chunk_weights
-from sutra_tasks.fleet.hardware import count_cores
+from sutra_tasks.host.hardware import count_cores
 from sutra_tasks.settings import Settings
 
 if TYPE_CHECKING:
     from sutra_tasks.documents.weights import Spans
-    from sutra_tasks.encoding.encoder import TokenizedText
-    from sutra_tasks.encoding.torch_engine import TorchEncoder
+    from sutra_tasks.engines.encoder import TokenizedText
+    from sutra_tasks.engines.torch_engine.encoder import TorchEncoder
     from sutra_tasks.vectors import Floats
 
 Hits = NDArray[np.bool_]
@@ -67,7 +67,7 @@ class Embedded:
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Run the benchmark."""
-    from sutra_tasks.encoding.torch_engine import TorchEncoder  # noqa: PLC0415 - takes seconds
+    from sutra_tasks.engines.torch_engine.encoder import TorchEncoder  # noqa: PLC0415 - takes seconds
 
     encoder = TorchEncoder(MODEL, threads=count_cores())
     special = encoder.tokenize([""], None)[0].tokens

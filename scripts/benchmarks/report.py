@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sutra_tasks.fleet.hardware import count_cores
+from sutra_tasks.host.hardware import count_cores
 
 MOST_SHOWN = 8
 PACKAGES = ("sutra-tasks", "celery", "kombu", "redis", "numpy", "torch", "sentence-transformers")

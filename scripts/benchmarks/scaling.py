@@ -20,7 +20,7 @@ import psutil
 
 from scripts.benchmarks.local import Running, running
 from sutra_tasks import embed
-from sutra_tasks.encoding.simulated import SPECIAL_TOKENS, vectors_of
+from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, vectors_of
 from sutra_tasks.settings import Settings
 
 PER_DEVICE_S: Final = 1000

@@ -27,10 +27,10 @@ from scripts.benchmarks.chaos import Server
 from scripts.benchmarks.report import percentile
 from scripts.benchmarks.stream_sink import Sink
 from sutra_tasks import EmbeddedChunk, StreamEntry, StreamProducer
-from sutra_tasks.encoding.simulated import vectors_of
-from sutra_tasks.fleet.hardware import plan_devices
-from sutra_tasks.fleet.local import await_devices, fleet
-from sutra_tasks.fleet.supervisor import Supervisor, worker_specs
+from sutra_tasks.engines.simulated_engine import vectors_of
+from sutra_tasks.host.hardware import plan_devices
+from sutra_tasks.host.local_fleet import await_devices, fleet
+from sutra_tasks.host.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from scripts.benchmarks.report import median_ratio, percentile
 from scripts.benchmarks.stream_faults import faults
 from scripts.benchmarks.stream_sink import Sink
 from sutra_tasks import EmbeddedChunk, StreamEntry, StreamProducer, embed_many, keys
-from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.metrics import bucket, middle_ms, percentiles
 from sutra_tasks.streaming.status import stream_status
@@ -138,7 +138,7 @@ def _in_process(here: Running, texts: Sequence[str]) -> Callable[[], float]:
     """Return what measures the engine by itself, in batches of 64, on as many threads as the device."""
     import torch  # noqa: PLC0415 - after the fleet, which needs the cores to start
 
-    from sutra_tasks.encoding.engines import load_engine  # noqa: PLC0415
+    from sutra_tasks.engines.load import load_engine  # noqa: PLC0415
 
     encoder = load_engine(here.options)
     torch.set_num_threads(here.options.torch_threads)

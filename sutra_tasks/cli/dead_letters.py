@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from sutra_tasks.broker.dead_letters import DeadLetter, dead_letters, drop, retry
 from sutra_tasks.cli.server import connected
 from sutra_tasks.errors import SutraError
-from sutra_tasks.fleet.dead_letters import DeadLetter, dead_letters, drop, retry
 
 if TYPE_CHECKING:
     import redis

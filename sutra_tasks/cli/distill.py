@@ -22,7 +22,7 @@ from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.cli.server import connected
 from sutra_tasks.distillation.config import VERSION, DistillationConfig
-from sutra_tasks.distillation.tasks import distill
+from sutra_tasks.distillation.distill_task import distill
 from sutra_tasks.errors import SettingsError, SutraError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sutra_tasks.bulk import embed_many
+from sutra_tasks.client.embed_many import embed_many
 from sutra_tasks.errors import SutraError
 
 if TYPE_CHECKING:

@@ -13,17 +13,18 @@ from rich.console import Console
 from rich.table import Table
 
 from sutra_tasks.cli.server import connected
-from sutra_tasks.encoding.models import locate, registry
+from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError, SettingsError, SutraError
-from sutra_tasks.fleet.promotion import await_served, promote
-from sutra_tasks.models.gate import Floor
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.serving import read_history
+from sutra_tasks.models.registry.lookup import registry
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.serving import read_history
+from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.rollout.promotion import await_served, promote
 
 if TYPE_CHECKING:
     import redis
 
-    from sutra_tasks.models.store import ModelStore
+    from sutra_tasks.models.registry.store import ModelStore
     from sutra_tasks.settings import Settings
 
 __all__ = ["run_add", "run_list", "run_promote", "run_rollback", "store_of"]
@@ -82,8 +83,8 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
 def run_add(options: Settings, name: str, model: str) -> None:
     """Copy a model into the registry as a new version."""
     # torch takes seconds to import: only here.
-    from sutra_tasks.encoding.engines import load_engine
-    from sutra_tasks.encoding.golden import Golden
+    from sutra_tasks.engines.golden import Golden
+    from sutra_tasks.engines.load import load_engine
 
     store, folder = store_of(options), Path(locate(model))
     if not folder.is_dir():

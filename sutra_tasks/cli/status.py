@@ -13,8 +13,8 @@ from rich.table import Table
 
 from sutra_tasks import keys
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.registry import DeviceRecord, Sighting, queue_lengths, sightings
+from sutra_tasks.health.states import State
+from sutra_tasks.membership.devices import DeviceRecord, Sighting, queue_lengths, sightings
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings

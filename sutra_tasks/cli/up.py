@@ -16,9 +16,9 @@ from rich.console import Console
 
 from sutra_tasks.cli.status import read, table
 from sutra_tasks.errors import SettingsError, SutraError
-from sutra_tasks.fleet.local import await_devices, fleet, plan, stop_on_signals
-from sutra_tasks.fleet.server import embedded_server, is_free
-from sutra_tasks.fleet.supervisor import WorkerSpec, worker_specs
+from sutra_tasks.host.embedded_server import embedded_server, is_free
+from sutra_tasks.host.local_fleet import await_devices, fleet, plan, stop_on_signals
+from sutra_tasks.host.supervisor import WorkerSpec, worker_specs
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings

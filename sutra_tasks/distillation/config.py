@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from sutra_tasks.errors import InvalidOptionError, UnsupportedVersionError
+from sutra_tasks.models.registry.names import check_model_name
 
 __all__ = [
     "PROJECTIONS",
@@ -20,7 +20,6 @@ __all__ = [
     "VERSION",
     "DistillationConfig",
     "DistillationMetrics",
-    "check_model_name",
 ]
 
 VERSION: Final = 1
@@ -34,20 +33,6 @@ BY_STUDENT: Final[dict[str, tuple[float, float]]] = {
 }
 """What is not given: for students with a transformer, and for static ones. A table of vectors takes
 steps forty times as long, and the length of its sums says nothing; docs/distillation.md has figures."""
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def check_model_name(name: str) -> str:
-    """Return ``name`` if a model of the registry may have it.
-
-    Raises:
-        InvalidOptionError: it may not.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
-        raise InvalidOptionError(
-            "name", repr(name)[:80], "letters, digits, '-', '_' and '.', 64 at most"
-        )
-    return name
 
 
 def _within(default: Any, least: float | None = None, most: float | None = None) -> Any:

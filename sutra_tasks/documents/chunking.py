@@ -20,23 +20,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from sutra_tasks.engines.offsets import Offsets
 
 __all__ = [
     "MOST_OVERLAP",
     "ChunkInfo",
     "Chunker",
-    "Integers",
-    "Offsets",
     "boundary",
     "chunks_of",
     "is_word_start",
 ]
-
-Integers = NDArray[np.int64]
 
 MOST_OVERLAP: Final = 0.85
 """Of the block: with as much retreat as is allowed, chunks would not advance beyond it."""
@@ -50,20 +47,6 @@ CLOSING: Final = "\"')]}»”’」』）】"  # noqa: RUF001 - of many scripts
 ANY_END: Final = re.compile(f"[{re.escape(''.join(SENTENCE_ENDS))}]|\n\\s*\n")
 NEAR: Final = 16
 """Characters that are looked at on either side of a cut; without an end, some texts take minutes."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Offsets:
-    """Where the tokens of a text stand in it, in characters: one int64 start and end for each token.
-
-    Special tokens and prompt are not among them. Tokens may share characters, as bytes of an emoji do.
-    """
-
-    starts: Integers
-    ends: Integers
-
-    def __len__(self) -> int:
-        return len(self.starts)
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -19,7 +19,7 @@ from sutra_tasks.errors import CorruptMessageError, UnsupportedVersionError
 from sutra_tasks.vectors import Embeddings, Vectors, finish
 
 if TYPE_CHECKING:
-    from sutra_tasks.calls import Call
+    from sutra_tasks.client.call import Call
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Plan", "PlannedText", "Unaggregated", "answer", "parts_of"]

@@ -26,7 +26,7 @@ import numpy as np
 from sutra_tasks.documents.chunking import MOST_OVERLAP, boundary, is_word_start
 
 if TYPE_CHECKING:
-    from sutra_tasks.documents.chunking import Integers, Offsets
+    from sutra_tasks.engines.offsets import Integers, Offsets
 
 __all__ = ["Chunk", "Ending", "OverlapChunker", "Progress", "Unfinished"]
 

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 import redis
 
-from sutra_tasks.encoding.batcher import DeviceBroken, Drained, Encoded, TextError
+from sutra_tasks.batching.batcher import DeviceBroken, Drained, Encoded, TextError
 from sutra_tasks.errors import EncodingError, PoisonMessageError
-from sutra_tasks.streaming.autobatching import SizeOptimizer, should_trigger
+from sutra_tasks.streaming.batch_size import SizeOptimizer, should_trigger
+from sutra_tasks.streaming.units import Cutter, Unit, chunk_fields, error_of, response_fields
 from sutra_tasks.streaming.upkeep import Upkeep
-from sutra_tasks.streaming.work import Cutter, Unit, chunk_fields, error_of, response_fields
 from sutra_tasks.vectors import finish
 
 if TYPE_CHECKING:
-    from sutra_tasks.encoding.batcher import Batch, Batcher
-    from sutra_tasks.encoding.encoder import Encoder
+    from sutra_tasks.batching.batcher import Batch, Batcher
+    from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.settings import Settings
     from sutra_tasks.streaming.store import OpenText, RawEntry, Server, Stored
     from sutra_tasks.vectors import Floats

@@ -15,11 +15,11 @@ from sutra_tasks.streaming.backpressure import ACTIONS, next_level
 from sutra_tasks.streaming.metrics import Measurements, Window, checked, histogram
 
 if TYPE_CHECKING:
-    from sutra_tasks.encoding.batcher import Batcher
-    from sutra_tasks.encoding.encoder import Encoder
+    from sutra_tasks.batching.batcher import Batcher
+    from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.settings import Settings
     from sutra_tasks.streaming.store import Server, Stored
-    from sutra_tasks.streaming.work import Unit
+    from sutra_tasks.streaming.units import Unit
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Upkeep"]

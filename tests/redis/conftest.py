@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from sutra_tasks.fleet.held import HeldMessages, held_by
-from sutra_tasks.fleet.queues import new_incarnation
-from sutra_tasks.fleet.server import embedded_server
+from sutra_tasks.broker.in_flight import HeldMessages, held_by
+from sutra_tasks.broker.queues import new_incarnation
+from sutra_tasks.host.embedded_server import embedded_server
 from tests.redis.peers import Receiver, send
 
 if TYPE_CHECKING:

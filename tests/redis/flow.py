@@ -7,10 +7,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from sutra_tasks import keys
-from sutra_tasks.calls import HEADER, Call
-from sutra_tasks.fleet.held import HeldMessages
-from sutra_tasks.fleet.queues import device_of, home, lane, lanes, new_incarnation
-from sutra_tasks.fleet.returning import tokens_of, weight_of
+from sutra_tasks.broker.in_flight import HeldMessages
+from sutra_tasks.broker.queues import device_of, home, lane, lanes, new_incarnation
+from sutra_tasks.broker.requeue import tokens_of, weight_of
+from sutra_tasks.client.call import HEADER, Call
 from sutra_tasks.settings import Settings
 
 if TYPE_CHECKING:

@@ -12,17 +12,17 @@ from kombu import Connection, Consumer, Producer, Queue
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks.fleet.queues import lanes
-from sutra_tasks.fleet.server import free_port
+from sutra_tasks.broker.queues import lanes
+from sutra_tasks.host.embedded_server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from kombu import Message
 
-    from sutra_tasks.fleet.held import HeldMessages
+    from sutra_tasks.broker.in_flight import HeldMessages
 
-OURS = "sutra_tasks.fleet.channel:Transport"
+OURS = "sutra_tasks.broker.channel:Transport"
 QUIET_S = 0.3
 """How long nothing must arrive to say that nothing will: three waits of an idle worker."""
 

@@ -16,8 +16,8 @@ from celery.app.task import Context
 
 from sutra_tasks import errors
 from sutra_tasks.app import app
-from sutra_tasks.fleet.worker import router_app
-from sutra_tasks.tasks import embed
+from sutra_tasks.client.embed_task import embed
+from sutra_tasks.roles.apps import router_app
 from sutra_tasks.vectors import Embeddings, Vectors
 
 TEXT: Final = "a text that must not be stored"

@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.admission import READ_EVERY_S, Admission, Backlog
+from sutra_tasks.client.admission import READ_EVERY_S, Admission, Backlog
 from sutra_tasks.errors import FleetSaturated
-from sutra_tasks.fleet.server import embedded_server, free_port
+from sutra_tasks.host.embedded_server import embedded_server, free_port
 from sutra_tasks.settings import Settings
 
 Open = Callable[..., Admission]

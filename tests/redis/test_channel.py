@@ -13,8 +13,8 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.asynchronous import Hub, set_event_loop
 
-from sutra_tasks.fleet.held import HeldMessages, held_by
-from sutra_tasks.fleet.queues import lane, new_incarnation
+from sutra_tasks.broker.in_flight import HeldMessages, held_by
+from sutra_tasks.broker.queues import lane, new_incarnation
 from tests.redis.peers import OURS, Receiver, waiting
 
 if TYPE_CHECKING:

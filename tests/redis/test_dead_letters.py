@@ -10,11 +10,11 @@ import pytest
 import redis
 
 from sutra_tasks import keys
+from sutra_tasks.broker.dead_letters import DeadLetter, bury, dead_letters, drop, retry
+from sutra_tasks.broker.queues import lane
+from sutra_tasks.broker.requeue import ATTEMPTS, attempts_of
 from sutra_tasks.errors import PoisonMessageError
-from sutra_tasks.fleet.dead_letters import DeadLetter, bury, dead_letters, drop, retry
-from sutra_tasks.fleet.queues import lane
-from sutra_tasks.fleet.rescue import rescue
-from sutra_tasks.fleet.returning import ATTEMPTS, attempts_of
+from sutra_tasks.membership.reaper import rescue
 from tests.redis.flow import Worker, message, numbers, send
 from tests.redis.peers import waiting
 

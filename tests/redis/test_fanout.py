@@ -20,21 +20,21 @@ from celery.app.task import Context
 from celery.exceptions import Ignore, TaskRevokedError
 
 from sutra_tasks import keys
-from sutra_tasks.admission import Backlog
-from sutra_tasks.calls import HEADER, Call
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService, Prepared
+from sutra_tasks.broker.queues import lane, lanes
+from sutra_tasks.broker.requeue import weight_of
+from sutra_tasks.broker.result_backend import NotStored
+from sutra_tasks.client.admission import Backlog
+from sutra_tasks.client.call import HEADER, Call
 from sutra_tasks.documents.plan import Plan, PlannedText
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.service import EmbeddingService, Prepared
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import EncodingError, IncompleteDocumentError, PoisonMessageError
-from sutra_tasks.fleet.balancing import Device, Fleet
-from sutra_tasks.fleet.fanout import AT_ONCE, MOST_RESENDS, Begun, Documents, overdue_s
-from sutra_tasks.fleet.long_texts import LongTexts
-from sutra_tasks.fleet.queues import lane, lanes
-from sutra_tasks.fleet.rescue import rescue_queues
-from sutra_tasks.fleet.results import NotStored
-from sutra_tasks.fleet.returning import weight_of
+from sutra_tasks.fanout.spreading import LongTexts
+from sutra_tasks.fanout.store import AT_ONCE, MOST_RESENDS, Begun, Documents, overdue_s
+from sutra_tasks.membership.reaper import rescue_queues
+from sutra_tasks.routing.balancing import Device, Fleet
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Embeddings, Floats, Vectors
 from tests.conftest import disconnect
@@ -42,7 +42,7 @@ from tests.redis.flow import Worker, load, message
 from tests.redis.peers import absent_server, full_memory, waiting
 
 if TYPE_CHECKING:
-    from sutra_tasks.encoding.encoder import TokenizedText
+    from sutra_tasks.engines.encoder import TokenizedText
 
 OVERDUE_S = 60
 RESULT_TTL_S = 600

@@ -12,9 +12,9 @@ import redis
 from celery.app.task import Context
 from celery.exceptions import Reject
 
+from sutra_tasks.broker.result_backend import LeaseEnded, NotStored, ResultBackend
 from sutra_tasks.errors import EncodingError
-from sutra_tasks.fleet.rescue import rescue
-from sutra_tasks.fleet.results import LeaseEnded, NotStored, ResultBackend
+from sutra_tasks.membership.reaper import rescue
 from tests.conftest import disconnect
 from tests.redis.peers import absent_server, full_memory
 

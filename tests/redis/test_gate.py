@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu.asynchronous import Hub, set_event_loop
 
-from sutra_tasks.fleet.channel import OTHER_END
-from sutra_tasks.fleet.queues import lane
+from sutra_tasks.broker.channel import OTHER_END
+from sutra_tasks.broker.queues import lane
 from tests.redis.flow import message, numbers, send
 from tests.redis.peers import Receiver, waiting
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import redis
     from kombu import Message
 
-    from sutra_tasks.fleet.held import HeldMessages
+    from sutra_tasks.broker.in_flight import HeldMessages
 
 Receive = Callable[..., Receiver]
 

@@ -16,15 +16,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.heartbeat import Heartbeat
-from sutra_tasks.fleet.registry import beat, sightings
-from sutra_tasks.fleet.server import embedded_server, free_port
+from sutra_tasks.host.embedded_server import embedded_server, free_port
+from sutra_tasks.membership.devices import beat, sightings
+from sutra_tasks.membership.heartbeat import Heartbeat
 from tests.conftest import wait_until
 from tests.records import RECORD, record
 from tests.redis.peers import full_memory
 
 if TYPE_CHECKING:
-    from sutra_tasks.fleet.registry import DeviceRecord
+    from sutra_tasks.membership.devices import DeviceRecord
 
 Start = Callable[..., Heartbeat]
 

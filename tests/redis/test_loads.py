@@ -12,11 +12,11 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.held import held_by
-from sutra_tasks.fleet.queues import MOST_CREDIT, lanes, new_incarnation
-from sutra_tasks.fleet.registry import beat, leave
-from sutra_tasks.fleet.rescue import rescue, rescue_queues
-from sutra_tasks.fleet.returning import weight_of
+from sutra_tasks.broker.in_flight import held_by
+from sutra_tasks.broker.queues import MOST_CREDIT, lanes, new_incarnation
+from sutra_tasks.broker.requeue import weight_of
+from sutra_tasks.membership.devices import beat, leave
+from sutra_tasks.membership.reaper import rescue, rescue_queues
 from tests.records import record
 from tests.redis.flow import Worker, given, load, message, numbers, send
 from tests.redis.peers import Receiver, waiting

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from sutra_tasks import keys
-from sutra_tasks.encoding.golden import Golden
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.fleet.health import Measurements, State
-from sutra_tasks.fleet.memory import UNKNOWN, Memory
-from sutra_tasks.fleet.monitor import (
+from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.health.memory import UNKNOWN, Memory
+from sutra_tasks.health.monitor import (
     CHECK_EVERY_S,
     MEMORY_EVERY_S,
     PROBE_EVERY_S,
     UNASKED_S,
     Monitor,
 )
+from sutra_tasks.health.states import Measurements, State
 from sutra_tasks.settings import Settings
 from tests.conftest import wait_until
 from tests.redis.peers import full_memory

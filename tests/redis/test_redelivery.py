@@ -13,11 +13,11 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.fleet.channel import MOST_MESSAGES
-from sutra_tasks.fleet.processes import spawn
-from sutra_tasks.fleet.queues import lane
-from sutra_tasks.fleet.returning import give_back_all
-from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec
+from sutra_tasks.broker.channel import MOST_MESSAGES
+from sutra_tasks.broker.queues import lane
+from sutra_tasks.broker.requeue import give_back_all
+from sutra_tasks.host.processes import spawn
+from sutra_tasks.host.supervisor import Supervisor, WorkerSpec
 from tests.conftest import wait_until
 from tests.redis.peers import Receiver, absent_server, full_memory, waiting
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kombu import Message
 
-    from sutra_tasks.fleet.held import HeldMessages
+    from sutra_tasks.broker.in_flight import HeldMessages
 
 Put = Callable[..., list[bytes]]
 Receive = Callable[..., Receiver]

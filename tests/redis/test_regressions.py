@@ -18,7 +18,7 @@ from tests.conftest import wait_until
 from tests.redis.peers import Receiver, absent_server, waiting
 
 if TYPE_CHECKING:
-    from sutra_tasks.fleet.held import HeldMessages
+    from sutra_tasks.broker.in_flight import HeldMessages
 
 Put = Callable[..., list[bytes]]
 Receive = Callable[..., Receiver]

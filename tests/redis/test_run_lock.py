@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sutra_tasks import keys
+from sutra_tasks.broker.result_backend import LeaseEnded
+from sutra_tasks.distillation.worker.run_lock import RunLock
 from sutra_tasks.errors import DistillationUnderWayError
-from sutra_tasks.fleet.results import LeaseEnded
-from sutra_tasks.fleet.run_lock import RunLock
 from tests.conftest import wait_until
 
 if TYPE_CHECKING:

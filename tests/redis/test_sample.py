@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sutra_tasks.distillation.sample import Sampler, priority
+from sutra_tasks.distillation.data.sample import Sampler, priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable

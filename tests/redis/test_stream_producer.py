@@ -19,7 +19,7 @@ from sutra_tasks.errors import (
     InvalidOptionError,
     UnconfirmedEntriesError,
 )
-from sutra_tasks.fleet.server import free_port
+from sutra_tasks.host.embedded_server import free_port
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming import producer as module
 from sutra_tasks.streaming.backpressure import Level

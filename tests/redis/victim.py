@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from sutra_tasks.fleet import channel
-from sutra_tasks.fleet.held import held_by
+from sutra_tasks.broker import channel
+from sutra_tasks.broker.in_flight import held_by
 from tests.redis.peers import Receiver
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
-from sutra_tasks.configuration import celery_settings
-from sutra_tasks.fleet.server import embedded_server
+from sutra_tasks.celery_settings import celery_settings
+from sutra_tasks.host.embedded_server import embedded_server
 from sutra_tasks.settings import Settings, settings
 from tests import conftest
 from tests.system.durable_server import DurableServer

@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import redis
 
-from sutra_tasks.fleet.server import embedded_server, free_port
+from sutra_tasks.host.embedded_server import embedded_server, free_port
 
 
 class DurableServer:

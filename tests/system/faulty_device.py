@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from sutra_tasks.encoding.encoder import TokenizedText
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.fleet.worker import main
+from sutra_tasks.engines.encoder import TokenizedText
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.roles.apps import main
 
 COMPUTED = "computed"
 

@@ -17,9 +17,9 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.cli.status import DeviceStatus, FleetStatus, read
-from sutra_tasks.fleet.hardware import plan_devices
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.supervisor import Supervisor, WorkerSpec, worker_specs
+from sutra_tasks.health.states import State
+from sutra_tasks.host.hardware import plan_devices
+from sutra_tasks.host.supervisor import Supervisor, WorkerSpec, worker_specs
 from sutra_tasks.settings import Settings
 from tests.conftest import wait_until
 

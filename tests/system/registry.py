@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sutra_tasks.encoding.golden import Golden
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.store import ModelStore
 
 WIDTH = 384
 

@@ -8,7 +8,7 @@ import numpy as np
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.encoding.simulated import SimulatedEncoder, vectors_of
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, Progress
 from sutra_tasks.streaming.entries import EmbeddedChunk, StreamingError, parse_output
 from sutra_tasks.streaming.scripts import GROUP

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-from sutra_tasks.encoding.kernels import KERNELS_OF_PROCESS, Kernels
-from sutra_tasks.encoding.models import locate
+from sutra_tasks.engines.model_folder import locate
+from sutra_tasks.engines.torch_engine.kernels import KERNELS_OF_PROCESS, Kernels
 from tests.conftest import wait_until
 
 MODEL = "all-MiniLM-L6-v2"
@@ -29,21 +29,21 @@ def reference():
 @pytest.fixture
 def native(monkeypatch):
     """Let every processor count as one that computes bfloat16 itself; some are only slower at it."""
-    from sutra_tasks.documents.capability import Hardware
-    from sutra_tasks.encoding import passes
+    from sutra_tasks.engines.capability import Hardware
+    from sutra_tasks.engines.torch_engine import passes
 
     monkeypatch.setattr(passes, "describe", lambda _: Hardware(cpu_bf16=True))
     monkeypatch.setattr(passes, "LEAST_SPEED_UP", 0.0)
 
 
 def engine(**options):
-    from sutra_tasks.encoding.torch_engine import TorchEncoder
+    from sutra_tasks.engines.torch_engine.encoder import TorchEncoder
 
     return TorchEncoder(MODEL, **options)
 
 
 def cosines(encoder, reference):
-    from sutra_tasks.encoding.golden import worst_cosine
+    from sutra_tasks.engines.golden import worst_cosine
 
     rows = []
     for text in encoder.tokenize(TEXTS, None):
@@ -79,7 +79,7 @@ def test_half_precision_is_had_for_the_asking_and_names_the_same_space(dtype, re
 
 
 def test_a_precision_that_is_no_faster_is_not_used(native, monkeypatch, reference):
-    from sutra_tasks.encoding import passes
+    from sutra_tasks.engines.torch_engine import passes
 
     assert engine().attention.dtype == "bfloat16"
     monkeypatch.setattr(passes, "LEAST_SPEED_UP", 1000.0)
@@ -106,7 +106,7 @@ def test_an_attention_that_computes_something_else_is_not_used(monkeypatch, refe
 def test_a_model_that_gives_no_numbers_is_refused(monkeypatch):
     import torch
 
-    from sutra_tasks.encoding import torch_engine
+    from sutra_tasks.engines.torch_engine import encoder as torch_engine
     from sutra_tasks.errors import ModelError
 
     load = torch_engine._load
@@ -142,7 +142,7 @@ def test_only_padded_batches_bring_a_mask(monkeypatch):
 def test_rotary_frequencies_stay_in_float32_in_every_precision():
     import torch
 
-    from sutra_tasks.encoding.passes import _Weights
+    from sutra_tasks.engines.torch_engine.passes import _Weights
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     model.register_buffer("inv_freq", torch.rand(2), persistent=False)
@@ -164,8 +164,8 @@ def test_with_flash_attention_batches_go_unpadded(monkeypatch, reference):
     from transformers import modeling_flash_attention_utils as flash
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
-    from sutra_tasks.documents.capability import Hardware
-    from sutra_tasks.encoding import passes
+    from sutra_tasks.engines.capability import Hardware
+    from sutra_tasks.engines.torch_engine import passes
 
     shapes = []
 
@@ -194,7 +194,7 @@ def test_with_flash_attention_batches_go_unpadded(monkeypatch, reference):
 def test_a_models_own_wish_for_a_kernel_downloads_nothing(tmp_path, monkeypatch):
     from transformers.integrations import hub_kernels
 
-    from sutra_tasks.encoding.torch_engine import TorchEncoder
+    from sutra_tasks.engines.torch_engine.encoder import TorchEncoder
 
     def refuse(*_, **__):
         raise AssertionError("a kernel was asked for")
@@ -213,7 +213,7 @@ def test_a_models_own_wish_for_a_kernel_downloads_nothing(tmp_path, monkeypatch)
 
 
 def test_each_pass_says_which_kernels_the_process_may_take(monkeypatch):
-    from sutra_tasks.encoding import torch_engine
+    from sutra_tasks.engines.torch_engine import encoder as torch_engine
 
     running = []
     load = torch_engine._load

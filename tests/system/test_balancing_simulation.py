@@ -23,7 +23,7 @@ from scripts.benchmarks.balancing import (
     simulate,
     traffic,
 )
-from sutra_tasks.calls import Demand
+from sutra_tasks.client.call import Demand
 from sutra_tasks.settings import STRATEGIES
 
 ALONE = Case(1, mixed=False)

@@ -12,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.engines.simulated_engine import vectors_of
 
 SUTRA = str(Path(sys.executable).with_name("sutra"))
 

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery, chain, chord
 
 from sutra_tasks import CallbackQueueError, embed, embed_many
-from sutra_tasks.fleet.processes import spawn, stop
+from sutra_tasks.host.processes import spawn, stop
 from tests.conftest import disconnect
 
 HOST = """

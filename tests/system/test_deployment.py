@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from sutra_tasks import embed
-from sutra_tasks.fleet.processes import spawn, stop
-from sutra_tasks.fleet.registry import sightings
-from sutra_tasks.fleet.server import find_binary, free_port
+from sutra_tasks.host.embedded_server import find_binary, free_port
+from sutra_tasks.host.processes import spawn, stop
+from sutra_tasks.membership.devices import sightings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -19,11 +19,11 @@ import torch
 from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import DistillationConfig, distill, keys
-from sutra_tasks.admission import Backlog
-from sutra_tasks.distillation.material import gather
-from sutra_tasks.distillation.run import Run
+from sutra_tasks.client.admission import Backlog
+from sutra_tasks.distillation.data.run_texts import gather
+from sutra_tasks.distillation.worker.run import Run
 from sutra_tasks.errors import InvalidOptionError
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.models.registry.store import ModelStore
 from sutra_tasks.settings import Settings
 from tests.system.conftest import BRISK, ROOT
 from tests.system.durable_server import DurableServer

@@ -12,19 +12,19 @@ import pytest
 from safetensors.numpy import load_file
 
 from sutra_tasks import DistillationConfig
-from sutra_tasks.distillation.material import gather
-from sutra_tasks.distillation.own import encoded
-from sutra_tasks.distillation.run import Run
-from sutra_tasks.encoding import torch_engine
-from sutra_tasks.encoding.engines import load_engine
+from sutra_tasks.distillation.data.local_vectors import encoded
+from sutra_tasks.distillation.data.run_texts import gather
+from sutra_tasks.distillation.worker.pool import _with_threads
+from sutra_tasks.distillation.worker.run import Run
+from sutra_tasks.engines.load import load_engine
+from sutra_tasks.engines.torch_engine import encoder as torch_engine
 from sutra_tasks.errors import (
     InvalidOptionError,
     ModelError,
     ServerUnavailableError,
     TooLittleTextError,
 )
-from sutra_tasks.fleet.distiller import _with_threads
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.models.registry.store import ModelStore
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Floats
 from tests.system.tiny_models import KINDS, build

@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
-from sutra_tasks.distillation import checkpoints, trainer
-from sutra_tasks.distillation.batches import Reader, epoch_order
-from sutra_tasks.distillation.card import model_card
 from sutra_tasks.distillation.config import DistillationConfig
-from sutra_tasks.distillation.losses import DistillationLoss, contrastive
-from sutra_tasks.distillation.progress import Progress, learning_rate_share
-from sutra_tasks.distillation.projection import project, svd
-from sutra_tasks.distillation.speed import side_by_side
-from sutra_tasks.distillation.students import (
+from sutra_tasks.distillation.measuring.model_card import model_card
+from sutra_tasks.distillation.measuring.speed import side_by_side
+from sutra_tasks.distillation.training import checkpoints, trainer
+from sutra_tasks.distillation.training.batches import Reader, epoch_order
+from sutra_tasks.distillation.training.losses import DistillationLoss, contrastive
+from sutra_tasks.distillation.training.progress import Progress, learning_rate_share
+from sutra_tasks.distillation.training.projection import project, svd
+from sutra_tasks.distillation.training.students import (
     build_student,
     bytes_on_disk,
     chosen_layers,
@@ -33,7 +33,7 @@ from sutra_tasks.distillation.students import (
     save_student,
     token_vectors,
 )
-from sutra_tasks.distillation.trainer import train
+from sutra_tasks.distillation.training.trainer import train
 from sutra_tasks.errors import ModelError
 from tests.system.tiny_models import KINDS, PROSE, build
 

@@ -7,9 +7,9 @@ import pytest
 from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import Embeddings, InvalidOptionError, UnsupportedVersionError, embed, keys
-from sutra_tasks.calls import HEADER
-from sutra_tasks.encoding.simulated import vectors_of
-from sutra_tasks.fleet.queues import lane
+from sutra_tasks.broker.queues import lane
+from sutra_tasks.client.call import HEADER
+from sutra_tasks.engines.simulated_engine import vectors_of
 
 
 def test_a_text_gives_its_vector_and_a_list_gives_rows(start_fleet):

@@ -16,13 +16,14 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.calls import Call
-from sutra_tasks.documents.chunking import Chunker, Offsets
-from sutra_tasks.encoding.batcher import Batcher, Unwanted
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.models import locate
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.batching.batcher import Batcher, Unwanted
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.call import Call
+from sutra_tasks.documents.chunking import Chunker
+from sutra_tasks.engines.model_folder import locate
+from sutra_tasks.engines.offsets import Offsets
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import EncodingError, ModelError
 from sutra_tasks.settings import METHODS, Settings
 from tests.system.tiny_models import (
@@ -60,7 +61,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(folder):
     """Return the engine on a model; each is loaded once."""
-    from sutra_tasks.encoding.torch_engine import TorchEncoder
+    from sutra_tasks.engines.torch_engine.encoder import TorchEncoder
 
     @cache
     def loaded(name, dtype="float32", attention="auto"):
@@ -301,7 +302,7 @@ def test_packed_rows_are_the_same_rows_and_give_the_same_vectors(engine, name):
     most=st.integers(1, 3000),
 )
 def test_passes_cover_all_in_order_and_within_the_budget(lengths, most):
-    from sutra_tasks.encoding.torch_engine import passes_of
+    from sutra_tasks.engines.torch_engine.encoder import passes_of
 
     passes = passes_of(lengths, most)
     assert list(chain.from_iterable(passes)) == list(range(len(lengths)))
@@ -318,7 +319,7 @@ def test_passes_cover_all_in_order_and_within_the_budget(lengths, most):
 
 @pytest.mark.parametrize("name", ["bert", "t5", "qwen"])
 def test_slices_of_a_batch_come_back_in_its_order(engine, name, monkeypatch):
-    from sutra_tasks.encoding import torch_engine
+    from sutra_tasks.engines.torch_engine import encoder as torch_engine
 
     encoder, slices = engine(name), []
     texts = [PROSE[: 7 * n % 150] + "x" for n in range(30)]

@@ -9,7 +9,7 @@ import pytest
 from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import NoHealthyWorkersError, embed
-from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.engines.simulated_engine import vectors_of
 
 
 def check(results, texts, timeout=60):

@@ -3,8 +3,8 @@
 import pytest
 
 from sutra_tasks import EncodingError, PoisonMessageError
-from sutra_tasks.fleet.dead_letters import dead_letters, drop
-from sutra_tasks.fleet.health import State
+from sutra_tasks.broker.dead_letters import dead_letters, drop
+from sutra_tasks.health.states import State
 from tests.system.work import LOADED, Work
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
-from sutra_tasks.fleet.queues import lanes
+from sutra_tasks.broker.queues import lanes
 from tests.conftest import wait_until
 from tests.system.faulty_device import COMPUTED
 from tests.system.local_fleet import frozen

@@ -15,11 +15,11 @@ from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import Embeddings, EncodingError, PoisonMessageError, embed, keys
 from sutra_tasks.app import app
-from sutra_tasks.calls import Call
+from sutra_tasks.broker.dead_letters import dead_letters, drop
+from sutra_tasks.client.call import Call
 from sutra_tasks.documents.plan import answer
-from sutra_tasks.encoding.planner import Planner
-from sutra_tasks.encoding.simulated import SimulatedEncoder, vectors_of
-from sutra_tasks.fleet.dead_letters import dead_letters, drop
+from sutra_tasks.documents.planner import Planner
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.settings import METHODS, Settings
 from tests.conftest import wait_until
 from tests.system.faulty_device import COMPUTED

@@ -26,7 +26,7 @@ def corpus():
 def reference(corpus):
     from sentence_transformers import SentenceTransformer
 
-    from sutra_tasks.encoding.models import locate
+    from sutra_tasks.engines.model_folder import locate
 
     model = SentenceTransformer(locate("all-MiniLM-L6-v2"), device="cpu")
     return model.encode(corpus, normalize_embeddings=True), model

@@ -10,17 +10,17 @@ import pytest
 import redis
 
 from sutra_tasks import embed, keys
-from sutra_tasks.encoding.simulated import vectors_of
+from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.errors import (
     InvalidOptionError,
     ModelError,
     PromotionRefusedError,
     SpaceUnavailableError,
 )
-from sutra_tasks.fleet.promotion import await_served, promote
-from sutra_tasks.fleet.registry import sightings
-from sutra_tasks.models.gate import Floor
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.membership.devices import sightings
+from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.rollout.promotion import await_served, promote
 from tests.system.registry import WIDTH, add_version, of_another, space_of
 
 Fleet = Callable[..., Any]

@@ -19,8 +19,8 @@ from celery.result import GroupResult
 
 from sutra_tasks import ServerUnavailableError, Vectors
 from sutra_tasks.app import app
-from sutra_tasks.fleet.server import embedded_server, free_port
-from sutra_tasks.results import EmbedResult, ResultBackend
+from sutra_tasks.client.results import EmbedResult, ResultBackend
+from sutra_tasks.host.embedded_server import embedded_server, free_port
 from tests.conftest import disconnect, wait_until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")

@@ -17,11 +17,12 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.documents.chunking import Chunker
-from sutra_tasks.encoding import static_engine, words
-from sutra_tasks.encoding.engines import load_engine
-from sutra_tasks.encoding.models import locate
-from sutra_tasks.encoding.static_engine import WINDOW, StaticEncoder, is_static
-from sutra_tasks.encoding.words import Words, is_word_by_word
+from sutra_tasks.engines import static_engine
+from sutra_tasks.engines.load import load_engine
+from sutra_tasks.engines.model_folder import locate
+from sutra_tasks.engines.static_engine import WINDOW, StaticEncoder, is_static
+from sutra_tasks.engines.tokenizing import word_cache as words
+from sutra_tasks.engines.tokenizing.word_cache import Words, is_word_by_word
 from sutra_tasks.errors import CorruptMessageError, ModelError
 from sutra_tasks.settings import Settings
 from tests.system.tiny_models import FOREIGN, PROSE, byte_level, unigram, wordpiece
@@ -365,7 +366,7 @@ def test_only_folders_that_begin_with_a_static_embedding_are_static(models, tmp_
 
 def test_a_static_model_needs_no_torch(models):
     script = (
-        "import sys; from pathlib import Path; from sutra_tasks.encoding.static_engine import *\n"
+        "import sys; from pathlib import Path; from sutra_tasks.engines.static_engine import *\n"
         "e = StaticEncoder('tiny', Path(sys.argv[1])); e.encode(e.tokenize(['fox'], None))\n"
         "print({'torch', 'transformers', 'sentence_transformers', 'scipy'} & set(sys.modules))"
     )

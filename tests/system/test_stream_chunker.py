@@ -12,8 +12,8 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from sutra_tasks.encoding.models import locate
-from sutra_tasks.encoding.token_ids import TokenIds
+from sutra_tasks.engines.model_folder import locate
+from sutra_tasks.engines.tokenizing.token_ids import TokenIds
 from sutra_tasks.streaming.chunker import OverlapChunker, Progress
 from tests.system.tiny_models import FOREIGN, KINDS, PROSE, token_ids
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from sutra_tasks.fleet.health import State
+from sutra_tasks.health.states import State
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.consumer import BROKEN_S
 from sutra_tasks.streaming.producer import StreamProducer

@@ -10,10 +10,10 @@ import pytest
 import redis
 
 from sutra_tasks import Embeddings, StreamingError, StreamReader, embed
-from sutra_tasks.encoding.simulated import vectors_of
-from sutra_tasks.fleet.promotion import promote
-from sutra_tasks.models.gate import Floor
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.engines.simulated_engine import vectors_of
+from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.rollout.promotion import promote
 from tests.system.registry import WIDTH, add_version, space_of
 from tests.system.streams import Stream
 

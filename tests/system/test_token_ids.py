@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from sutra_tasks.documents.chunking import Chunker, chunks_of
-from sutra_tasks.encoding import slicing
-from sutra_tasks.encoding import token_ids as token_ids_module
-from sutra_tasks.encoding.models import locate
-from sutra_tasks.encoding.token_ids import TokenIds
+from sutra_tasks.engines.model_folder import locate
+from sutra_tasks.engines.tokenizing import slices as slicing
+from sutra_tasks.engines.tokenizing import token_ids as token_ids_module
+from sutra_tasks.engines.tokenizing.token_ids import TokenIds
 from sutra_tasks.errors import CorruptMessageError
 from tests.system.tiny_models import FOREIGN, KINDS, PROSE, WINDOW, made, prompts_of, token_ids
 
@@ -304,7 +304,7 @@ MEASURE = """
 import sys
 from tokenizers import Tokenizer
 from sutra_tasks.documents.chunking import Chunker
-from sutra_tasks.encoding.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing.token_ids import TokenIds
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()

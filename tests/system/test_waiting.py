@@ -12,7 +12,7 @@ from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import FleetSaturated, embed, keys
 from sutra_tasks.app import app
-from sutra_tasks.fleet.health import State
+from sutra_tasks.health.states import State
 from tests.system.conftest import environment
 from tests.system.faulty_device import COMPUTED
 from tests.system.work import Work

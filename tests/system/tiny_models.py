@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from sutra_tasks.encoding.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing.token_ids import TokenIds
 
 WINDOW = 128
 HIDDEN = 32

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from sutra_tasks import embed, keys
-from sutra_tasks.encoding.simulated import vectors_of
-from sutra_tasks.results import EmbedResult
+from sutra_tasks.client.results import EmbedResult
+from sutra_tasks.engines.simulated_engine import vectors_of
 from tests.conftest import wait_until
 from tests.system.local_fleet import LocalFleet, frozen
 

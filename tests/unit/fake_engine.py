@@ -8,9 +8,9 @@ from threading import Event
 
 import numpy as np
 
-from sutra_tasks.encoding.batcher import Batcher, Encoded, Encodes
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.encoder import Card, TokenizedText
+from sutra_tasks.batching.batcher import Batcher, Encoded, Encodes
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.engines.encoder import Card, TokenizedText
 from sutra_tasks.vectors import Floats
 
 LIMITS = Limits(max_tokens=1000, max_texts=8, max_wait_s=0)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sutra_tasks.encoding import loading
-from sutra_tasks.encoding.encoder import Encoder
-from sutra_tasks.encoding.golden import Golden
-from sutra_tasks.encoding.loaded import Models
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.engines.encoder import Encoder
+from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import ModelError
+from sutra_tasks.models.loaded import loading
+from sutra_tasks.models.loaded.cache import Models
 from sutra_tasks.settings import Settings
 
 OPTIONS = Settings(

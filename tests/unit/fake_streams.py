@@ -9,10 +9,10 @@ from typing import Any
 
 import redis
 
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.fleet.floor import Floor
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.shared_lock import Floor
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.consumer import StreamConsumer

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.admission import Admission, Backlog, excess_s
+from sutra_tasks.client.admission import Admission, Backlog, excess_s
 from sutra_tasks.settings import Settings
 
 TOKENS = st.integers(0, 10**12)

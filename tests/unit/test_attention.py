@@ -10,7 +10,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.cli.status import DeviceStatus, FleetStatus, precisions
-from sutra_tasks.documents.attention import (
+from sutra_tasks.engines.attention import (
     Candidate,
     ModelTraits,
     Path,
@@ -19,8 +19,8 @@ from sutra_tasks.documents.attention import (
     first_proven,
     under_padding,
 )
-from sutra_tasks.documents.capability import GPUInfo, Hardware, detect
-from sutra_tasks.fleet.health import State
+from sutra_tasks.engines.capability import GPUInfo, Hardware, detect
+from sutra_tasks.health.states import State
 from sutra_tasks.settings import ATTENTIONS, DTYPES
 from tests.records import record
 

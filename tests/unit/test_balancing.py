@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks import calls
-from sutra_tasks.calls import Demand, check_strategy
+from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.client import call as calls
+from sutra_tasks.client.call import Demand, check_strategy
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError
-from sutra_tasks.fleet import balancing
-from sutra_tasks.fleet.balancing import TIE, TRIAL, Device, Fleet, choose
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.queues import MOST_CREDIT
-from sutra_tasks.fleet.registry import Sighting, fleet_of
+from sutra_tasks.health.states import State
+from sutra_tasks.membership.devices import Sighting
+from sutra_tasks.routing import balancing
+from sutra_tasks.routing.balancing import TIE, TRIAL, Device, Fleet, choose
+from sutra_tasks.routing.snapshot import fleet_of
 from sutra_tasks.settings import STRATEGIES
 
 PENALTY_S = 0.01

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding.batcher import Batch, Batcher, Drained, TextError, Unwanted
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.encoder import TokenizedText
+from sutra_tasks.batching.batcher import Batch, Batcher, Drained, TextError, Unwanted
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.engines.encoder import TokenizedText
 from tests.unit.fake_engine import (
     ONE_BY_ONE,
     WITHIN_S,

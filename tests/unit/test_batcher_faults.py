@@ -16,16 +16,16 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding import watchdog
-from sutra_tasks.encoding.batcher import Batch, DeviceBroken, Encoded, TextError
-from sutra_tasks.encoding.batching import (
+from sutra_tasks.batching import watchdog
+from sutra_tasks.batching.batcher import Batch, DeviceBroken, Encoded, TextError
+from sutra_tasks.batching.next_batch import (
     REGROWTH_S,
     Budget,
     Limits,
     encode_by_halves,
-    is_out_of_memory,
 )
-from sutra_tasks.encoding.encoder import TokenizedText
+from sutra_tasks.engines.encoder import TokenizedText
+from sutra_tasks.engines.out_of_memory import is_out_of_memory
 from sutra_tasks.vectors import Floats
 from tests.unit.fake_engine import (
     ONE_BY_ONE,
@@ -266,9 +266,9 @@ def test_whatever_uses_the_engine_is_watched_while_it_runs(monkeypatch: pytest.M
 
 HANGING = """
 import re, sys, time
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 
 class Hanging(SimulatedEncoder):
     def encode(self, batch):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding.batching import (
+from sutra_tasks.batching.next_batch import (
     PADDING_SHARE,
     PADDING_TOKENS,
     Job,
@@ -19,7 +19,7 @@ from sutra_tasks.encoding.batching import (
     pause_s,
     take,
 )
-from sutra_tasks.encoding.encoder import TokenizedText
+from sutra_tasks.engines.encoder import TokenizedText
 
 TOKENS = st.integers(1, 80)
 LIMITS = st.builds(

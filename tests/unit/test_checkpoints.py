@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
 
-from sutra_tasks.distillation import checkpoints
-from sutra_tasks.distillation.checkpoints import Checkpoint, due, latest, read_tensors, write
 from sutra_tasks.distillation.config import DistillationConfig
+from sutra_tasks.distillation.training import checkpoints
+from sutra_tasks.distillation.training.checkpoints import Checkpoint, due, latest, read_tensors, write
 
 ARRAYS: st.SearchStrategy[Any] = st.sampled_from(["<f4", "<i8", "u1"]).flatmap(
     lambda dtype: arrays.arrays(

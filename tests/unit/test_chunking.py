@@ -11,7 +11,8 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from sutra_tasks.documents.chunking import Chunker, ChunkInfo, Offsets, chunks_of, is_word_start
+from sutra_tasks.documents.chunking import Chunker, ChunkInfo, chunks_of, is_word_start
+from sutra_tasks.engines.offsets import Offsets
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. It costs 3.14, said Dr. Who!",

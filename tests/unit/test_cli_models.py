@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from sutra_tasks.cli import models as command
-from sutra_tasks.encoding import engines, golden
+from sutra_tasks.engines import golden
+from sutra_tasks.engines import load as engines
 from sutra_tasks.errors import BrokerNotConfiguredError, ModelError, SutraError
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.store import ModelStore
 from sutra_tasks.settings import Settings
 
 

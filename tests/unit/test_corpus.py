@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.distillation.corpus import BadRows, Corpus, read, read_pairs, split
+from sutra_tasks.distillation.data.corpus import BadRows, Corpus, read, read_pairs, split
 from sutra_tasks.errors import InvalidOptionError, TooLittleTextError
 
 pa: Any = importlib.import_module("pyarrow")  # it carries no type information

@@ -10,10 +10,10 @@ from celery.exceptions import Ignore, Reject
 from celery.worker.state import revoked
 
 from sutra_tasks import DistillationConfig, keys
+from sutra_tasks.distillation.worker import pool as distiller
+from sutra_tasks.distillation.worker.pool import DistillPool
+from sutra_tasks.distillation.worker.watch import Stopping
 from sutra_tasks.errors import DistillationUnderWayError, ModelError
-from sutra_tasks.fleet import distiller
-from sutra_tasks.fleet.distiller import DistillPool
-from sutra_tasks.fleet.watching import Stopping
 from sutra_tasks.settings import Settings
 
 CONFIG = DistillationConfig(teacher="tiny", sample=True, name="small")

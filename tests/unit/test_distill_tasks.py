@@ -13,9 +13,9 @@ import pytest
 
 from sutra_tasks import DistillationConfig, keys
 from sutra_tasks.app import app
+from sutra_tasks.celery_settings import celery_settings
 from sutra_tasks.cli import distill as command
-from sutra_tasks.configuration import celery_settings
-from sutra_tasks.distillation.tasks import distill_due
+from sutra_tasks.distillation.distill_task import distill_due
 from sutra_tasks.settings import Settings, settings
 
 CONFIG = DistillationConfig(teacher="tiny", texts=("a.txt",))
@@ -51,7 +51,7 @@ def test_what_asks_for_scheduled_runs_does_not_pile_up_while_one_lasts() -> None
 
 @pytest.mark.parametrize(("ttl_s", "kept_s"), [(600, keys.DISTILLED_S), (10**7, 10**7)])
 def test_what_is_said_of_a_run_outlives_a_night(ttl_s: int, kept_s: int) -> None:
-    script = "from sutra_tasks.fleet.worker import distill_app as made; b = made().backend; "
+    script = "from sutra_tasks.roles.apps import distill_app as made; b = made().backend; "
     script += "print(b.expires, b.failure_expires)"
     given = {"SUTRA_BROKER_URL": "redis://127.0.0.1:1/0", "SUTRA_MODELS_DIR": "models"}
     environ = {**os.environ, **given, "SUTRA_RESULT_TTL_S": str(ttl_s)}

@@ -17,9 +17,9 @@ from sutra_tasks.distillation.config import (
     STUDENTS,
     DistillationConfig,
     DistillationMetrics,
-    check_model_name,
 )
 from sutra_tasks.errors import InvalidOptionError, UnsupportedVersionError
+from sutra_tasks.models.registry.names import check_model_name
 
 LEAST: dict[str, Any] = {"teacher": "m", "texts": ("a.jsonl",)}
 

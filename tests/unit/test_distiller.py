@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sutra_tasks.admission import Backlog
 from sutra_tasks.cli.distill import BARS, recipe, sparkline, within
+from sutra_tasks.client.admission import Backlog
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.distillation.names import default_name, model_name
+from sutra_tasks.distillation.worker.watch import Pacer
 from sutra_tasks.errors import InvalidOptionError, SettingsError, UnsupportedVersionError
-from sutra_tasks.fleet.promotion import Promotion
-from sutra_tasks.fleet.watching import Pacer
+from sutra_tasks.models.rollout.promotion import Promotion
 
 
 def waiting(seconds: float) -> Backlog:

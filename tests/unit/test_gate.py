@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.models.gate import METRICS, Floor, Readiness, decide
-from sutra_tasks.models.manifest import Manifest
+from sutra_tasks.models.registry.manifest import Manifest
+from sutra_tasks.models.rollout.gate import METRICS, Floor, Readiness, decide
 
 MADE = Manifest(
     name="short", version=3, created_at=0, space="s:2", width=2, golden="{}", files={}, bytes=0,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding.encoder import TokenizedText
-from sutra_tasks.encoding.golden import (
+from sutra_tasks.engines.encoder import TokenizedText
+from sutra_tasks.engines.golden import (
     GOLDEN_TEXTS,
     LEAST_COSINE,
     VERSION,
@@ -20,7 +20,7 @@ from sutra_tasks.encoding.golden import (
     golden_vectors,
     worst_cosine,
 )
-from sutra_tasks.encoding.simulated import SimulatedEncoder, vectors_of
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.errors import CorruptResultError, UnsupportedVersionError
 from sutra_tasks.vectors import Floats
 

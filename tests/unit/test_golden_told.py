@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.encoding.golden import Golden
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.fleet.health import Measurements, State
-from sutra_tasks.fleet.memory import UNKNOWN
-from sutra_tasks.fleet.monitor import Monitor
+from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.health.memory import UNKNOWN
+from sutra_tasks.health.monitor import Monitor
+from sutra_tasks.health.states import Measurements, State
 from sutra_tasks.settings import Settings
 
 OLD, NEW = (Golden.of(SimulatedEncoder(model=name, width=4)) for name in ("old", "new"))

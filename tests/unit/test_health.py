@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.fleet.health import (
+from sutra_tasks.health.states import (
     LEAST_TEXTS,
     HealthStatus,
     Measurements,

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.fleet.heartbeat import Lease
-from sutra_tasks.fleet.rescue import INTERRUPTED_S, Leases
+from sutra_tasks.membership.heartbeat import Lease
+from sutra_tasks.membership.reaper import INTERRUPTED_S, Leases
 
 LEASE_S = 12.0
 

@@ -10,7 +10,8 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.errors import ModelError, UnsupportedVersionError
-from sutra_tasks.models.manifest import Manifest, Parent, is_model_name
+from sutra_tasks.models.registry.manifest import Manifest, Parent
+from sutra_tasks.models.registry.names import is_model_name
 
 DIGEST = "0123456789abcdef" * 4
 MADE = Manifest(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.fleet.memory import UNKNOWN, Memory, device_memory, process_memory
+from sutra_tasks.health.memory import UNKNOWN, Memory, device_memory, process_memory
 
 GIB = 2**30
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sutra_tasks.encoding.models import reference_of
 from sutra_tasks.errors import InvalidOptionError, ModelError
-from sutra_tasks.models.references import bare_name, version_of
+from sutra_tasks.models.registry.lookup import reference_of
+from sutra_tasks.models.registry.names import bare_name, version_of
 from sutra_tasks.settings import Settings
 from tests.unit.fake_registry import Store
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sutra_tasks.errors import InvalidOptionError, ModelError, UnsupportedVersionError
-from sutra_tasks.models.manifest import Facts, Manifest, Parent
-from sutra_tasks.models.store import ABANDONED_S, ModelStore
+from sutra_tasks.models.registry.manifest import Facts, Manifest, Parent
+from sutra_tasks.models.registry.store import ABANDONED_S, ModelStore
 
 FACTS = Facts(space="abc:384", width=384, golden='{"v": 1}', metrics={"cosine_similarity": 0.9})
 NOW = 1.8e9
@@ -395,8 +395,8 @@ def test_a_folder_that_may_not_be_used_is_named(
 TOGETHER = """
 import sys
 from pathlib import Path
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.store import ModelStore
 root, source, me = sys.argv[1:]
 store = ModelStore(Path(root))
 facts = Facts(space=f"s{me}:1", width=1, golden="g", metrics={})
@@ -446,9 +446,9 @@ def test_writers_at_once_get_versions_of_their_own_and_lose_no_promotion(
 INTERRUPTED = """
 import os, sys
 from pathlib import Path
-from sutra_tasks.models import store as module
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.models.registry import store as module
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.store import ModelStore
 step = sys.argv[3]
 def die(*_): os._exit(9)
 if step == "write_file": module.write_file = die

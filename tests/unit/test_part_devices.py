@@ -5,17 +5,18 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.calls import HEADER, VERSION, Call
-from sutra_tasks.encoding.batcher import Batcher
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.call import HEADER, VERSION, Call
+from sutra_tasks.device.pool import DevicePool
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError
-from sutra_tasks.fleet.balancing import Device, Fleet
-from sutra_tasks.fleet.device import DevicePool
-from sutra_tasks.fleet.fanout import Begun
-from sutra_tasks.fleet.long_texts import LongTexts
-from sutra_tasks.fleet.registry import Sighting, fleet_of
+from sutra_tasks.fanout.spreading import LongTexts
+from sutra_tasks.fanout.store import Begun
+from sutra_tasks.membership.devices import Sighting
+from sutra_tasks.routing.balancing import Device, Fleet
+from sutra_tasks.routing.snapshot import fleet_of
 from sutra_tasks.settings import Settings
 from tests.records import record
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.calls import Call
+from sutra_tasks.client.call import Call
 from sutra_tasks.documents.plan import (
     PARTS_PER_DEVICE,
     Plan,

@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.calls import Call
-from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker, Offsets
+from sutra_tasks.batching.batcher import Batcher, Unwanted
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.call import Call
+from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
 from sutra_tasks.documents.plan import PlannedText
+from sutra_tasks.documents.planner import Planned, Planner, within
 from sutra_tasks.documents.weights import chunk_weights
-from sutra_tasks.encoding.batcher import Batcher, Unwanted
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.encoder import Card, TokenizedText
-from sutra_tasks.encoding.planner import Planned, Planner, within
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.encoding.simulated import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
+from sutra_tasks.engines.encoder import Card, TokenizedText
+from sutra_tasks.engines.offsets import Offsets
+from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
 from sutra_tasks.errors import EncodingError, ModelError
 from sutra_tasks.settings import METHODS, Settings
 from sutra_tasks.vectors import Embeddings, Floats

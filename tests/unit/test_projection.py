@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.distillation import projection
-from sutra_tasks.distillation.projection import ceiling, jl, lift, project, svd
+from sutra_tasks.distillation.training import projection
+from sutra_tasks.distillation.training.projection import ceiling, jl, lift, project, svd
 from sutra_tasks.errors import InvalidOptionError
 from sutra_tasks.vectors import Floats
 

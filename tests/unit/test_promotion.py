@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from sutra_tasks.errors import PromotionRefusedError, SutraError
-from sutra_tasks.fleet import promotion as module
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.promotion import Promotion, await_served, is_concerned, promote
-from sutra_tasks.fleet.registry import DeviceRecord, Sighting
-from sutra_tasks.models.gate import Floor
+from sutra_tasks.health.states import State
+from sutra_tasks.membership.devices import DeviceRecord, Sighting
+from sutra_tasks.models.rollout import promotion as module
+from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.rollout.promotion import Promotion, await_served, is_concerned, promote
 from sutra_tasks.settings import Settings
 from tests.records import record
 from tests.unit.fake_registry import Manifest

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.distillation import ranking
-from sutra_tasks.distillation.projection import ceiling, project, svd
-from sutra_tasks.distillation.quality import (
+from sutra_tasks.distillation.measuring import ranking
+from sutra_tasks.distillation.measuring.quality import (
     Interval,
     LabelledRetrieval,
     bootstrap,
@@ -26,7 +25,7 @@ from sutra_tasks.distillation.quality import (
     spearman_interval,
     squared_errors,
 )
-from sutra_tasks.distillation.ranking import (
+from sutra_tasks.distillation.measuring.ranking import (
     ndcg,
     neighbour_overlap,
     neighbours,
@@ -34,6 +33,7 @@ from sutra_tasks.distillation.ranking import (
     ranking_ndcg,
     unit,
 )
+from sutra_tasks.distillation.training.projection import ceiling, project, svd
 from sutra_tasks.vectors import Floats
 
 scipy: Any = importlib.import_module("scipy.stats")  # it carries no type information
@@ -105,7 +105,7 @@ def test_an_interval_narrows_with_the_root_of_the_values() -> None:
 
 
 def test_resamples_in_blocks_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sutra_tasks.distillation import quality  # noqa: PLC0415 - its limit is changed here
+    from sutra_tasks.distillation.measuring import quality  # noqa: PLC0415 - its limit is changed here
 
     values = rng(6).normal(size=50)
     whole = bootstrap(values, rng=rng(7), repeats=100)

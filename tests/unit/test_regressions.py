@@ -13,16 +13,16 @@ import pytest
 import redis
 from kombu.utils import json as kombu_json
 
-from sutra_tasks.calls import demand_of
-from sutra_tasks.encoding.batcher import Batcher, TextError
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.batching.batcher import Batcher, TextError
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.client.call import demand_of
+from sutra_tasks.client.embed_task import embed
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import CorruptResultError, SettingsError
-from sutra_tasks.fleet import router as module
-from sutra_tasks.fleet.registry import Sighting
-from sutra_tasks.fleet.router import Router
+from sutra_tasks.membership.devices import Sighting
+from sutra_tasks.routing import router as module
+from sutra_tasks.routing.router import Router
 from sutra_tasks.settings import Settings, settings
-from sutra_tasks.tasks import embed
 from sutra_tasks.testing import local_fleet, vectors_of
 from sutra_tasks.vectors import Vectors
 

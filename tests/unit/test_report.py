@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from sutra_tasks.distillation.config import DistillationConfig, DistillationMetrics
-from sutra_tasks.distillation.quality import measure
-from sutra_tasks.distillation.ranking import unit
-from sutra_tasks.distillation.report import MEANINGS, Report, render
+from sutra_tasks.distillation.measuring.quality import measure
+from sutra_tasks.distillation.measuring.ranking import unit
+from sutra_tasks.distillation.measuring.report import MEANINGS, Report, render
 
 VOID = {"meta", "br"}
 HOSTILE = "<script>alert(1)</script>\"'&"

@@ -12,22 +12,22 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.admission import Backlog
 from sutra_tasks.app import app
-from sutra_tasks.calls import Demand
+from sutra_tasks.broker.dead_letters import dead_letters
+from sutra_tasks.broker.queues import lane
+from sutra_tasks.broker.result_backend import NotStored
+from sutra_tasks.client.admission import Backlog
+from sutra_tasks.client.call import Demand
 from sutra_tasks.errors import (
     InvalidOptionError,
     NoHealthyWorkersError,
     PoisonMessageError,
     UnsupportedVersionError,
 )
-from sutra_tasks.fleet import router as module
-from sutra_tasks.fleet.dead_letters import dead_letters
-from sutra_tasks.fleet.health import State
-from sutra_tasks.fleet.queues import lane
-from sutra_tasks.fleet.registry import DeviceRecord, Sighting
-from sutra_tasks.fleet.results import NotStored
-from sutra_tasks.fleet.router import Router, waited_s
+from sutra_tasks.health.states import State
+from sutra_tasks.membership.devices import DeviceRecord, Sighting
+from sutra_tasks.routing import router as module
+from sutra_tasks.routing.router import Router, waited_s
 from sutra_tasks.settings import Settings
 from tests.records import record
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import redis
 
+from sutra_tasks.broker.result_backend import LeaseEnded
+from sutra_tasks.distillation.worker.run_lock import LET_GO, TAKE, RunLock
 from sutra_tasks.errors import DistillationUnderWayError
-from sutra_tasks.fleet.results import LeaseEnded
-from sutra_tasks.fleet.run_lock import LET_GO, TAKE, RunLock
 
 WITHIN_S = 20
 

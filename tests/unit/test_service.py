@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sutra_tasks.calls import Call, estimated_tokens
-from sutra_tasks.encoding.batcher import Batcher, DeviceBroken, Drained, Unwanted
-from sutra_tasks.encoding.batching import Limits
-from sutra_tasks.encoding.encoder import TokenizedText
-from sutra_tasks.encoding.service import EmbeddingService
-from sutra_tasks.encoding.simulated import WINDOW, SimulatedEncoder, vectors_of
+from sutra_tasks.batching.batcher import Batcher, DeviceBroken, Drained, Unwanted
+from sutra_tasks.batching.next_batch import Limits
+from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.client.call import Call, estimated_tokens
+from sutra_tasks.engines.encoder import TokenizedText
+from sutra_tasks.engines.simulated_engine import WINDOW, SimulatedEncoder, vectors_of
 from sutra_tasks.errors import EncodingError, InvalidOptionError
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Embeddings, Floats, Vectors

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding.simulated import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
+from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
 from sutra_tasks.errors import CorruptMessageError
 
 WORDS = st.lists(st.text("abc é", max_size=8), min_size=2, max_size=6, unique=True)

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.encoding.batcher import Batch
-from sutra_tasks.fleet.health import Measurements
-from sutra_tasks.fleet.statistics import (
+from sutra_tasks.batching.batcher import Batch
+from sutra_tasks.health.states import Measurements
+from sutra_tasks.health.statistics import (
     ANSWERS_KEPT,
     BLOCK,
     FORGET_S,

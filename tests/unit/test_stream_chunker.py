@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.documents.chunking import Offsets
+from sutra_tasks.engines.offsets import Offsets
 from sutra_tasks.streaming.chunker import Chunk, Ending, OverlapChunker, Progress
 
 Tokenize = Callable[[str], Offsets]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from sutra_tasks.encoding.encoder import TokenizedText
-from sutra_tasks.encoding.simulated import SimulatedEncoder
-from sutra_tasks.fleet.floor import Floor
+from sutra_tasks.batching.shared_lock import Floor
+from sutra_tasks.engines.encoder import TokenizedText
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.streaming import consumer
 from sutra_tasks.streaming.chunker import Progress
 from sutra_tasks.streaming.store import Claimed, OpenText

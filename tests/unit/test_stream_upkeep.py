@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from sutra_tasks.encoding.simulated import SimulatedEncoder
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming import upkeep
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.metrics import Measurements
+from sutra_tasks.streaming.units import Cutter
 from sutra_tasks.streaming.upkeep import Upkeep
-from sutra_tasks.streaming.work import Cutter
 from tests.unit.fake_streams import AWAY, FakeServer, entry
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.distillation.teacher import Teacher
+from sutra_tasks.distillation.data.teacher import Teacher
 from sutra_tasks.errors import InvalidOptionError, ModelError
-from sutra_tasks.models.manifest import Facts
-from sutra_tasks.models.store import ModelStore
+from sutra_tasks.models.registry.manifest import Facts
+from sutra_tasks.models.registry.store import ModelStore
 from sutra_tasks.settings import Settings
 
 

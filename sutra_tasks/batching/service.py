@@ -1,0 +1,213 @@
+"""A call answered by one device: tokenise, chunk, batch, aggregate and normalise."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from sutra_tasks.batching.batcher import DeviceBroken, Drained, Encoded, TextError, Unwanted
+from sutra_tasks.client.call import estimated_tokens
+from sutra_tasks.documents.plan import Unaggregated, answer
+from sutra_tasks.documents.planner import Planner
+from sutra_tasks.engines.encoder import check_options
+from sutra_tasks.errors import EncodingError
+
+if TYPE_CHECKING:
+    from sutra_tasks.batching.batcher import Batcher
+    from sutra_tasks.client.call import Call
+    from sutra_tasks.documents.planner import Planned
+    from sutra_tasks.engines.encoder import Encoder, TokenizedText
+    from sutra_tasks.settings import Settings
+    from sutra_tasks.vectors import Embeddings, Floats, Vectors
+
+__all__ = ["EmbeddingService", "OnAnswer", "Prepared"]
+
+
+class OnAnswer(Protocol):
+    """Told of each answered call: seconds in all and of compute, and its tokens."""
+
+    def __call__(self, seconds: float, *, compute_s: float, estimated_tokens: int, tokens: int) -> None:
+        """Count it; from any thread."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Prepared:
+    """A call that is tokenised and chunked; ``began_at`` by the monotonic clock."""
+
+    call: Call
+    planned: Planned
+    began_at: float
+
+    @property
+    def can_spread(self) -> bool:
+        """Whether its rows may be computed apart, on several devices."""
+        return not self.planned.passes
+
+
+class EmbeddingService:
+    """What a device worker does with a call; safe to use from many threads."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        batcher: Batcher,
+        device: str,
+        options: Settings,
+        *,
+        on_answer: OnAnswer | None = None,
+    ) -> None:
+        """Check the settings for long texts against the model.
+
+        Raises:
+            ModelError: they do not fit it.
+        """
+        self.encoder, self._batcher, self._device = encoder, batcher, device
+        self._planner = Planner(encoder, options)
+        self._on_answer = on_answer
+
+    def prepare(self, call: Call) -> Prepared:
+        """Tokenise and chunk a call's texts.
+
+        Raises:
+            InvalidOptionError: this model has no such prompt or width.
+        """
+        began_at = time.monotonic()
+        check_options(self.encoder.card, call.prompt, call.dimensions)
+        return Prepared(call, self._planner.plan(call), began_at)
+
+    def answer(
+        self,
+        prepared: Prepared,
+        *,
+        submitted: Callable[[], None] = lambda: None,
+        alone: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Vectors | Embeddings:
+        """Embed one call's texts; the rest is as for :meth:`encode`."""
+        call, card, planned = prepared.call, self.encoder.card, prepared.planned
+        encoded = self._encode(planned.rows, planned.position_of, submitted, alone=alone, wanted=wanted)
+        if planned.passes:
+            encoded = self._with_passes(planned, encoded, wanted)
+        self._count(
+            encoded,
+            [*planned.rows, *(one.text for one in planned.passes)],
+            estimated_tokens=estimated_tokens(len(call.texts), call.bytes),
+            began_at=prepared.began_at,
+        )
+        try:
+            return answer(
+                call,
+                planned.plan,
+                encoded.rows,
+                model=card.model,
+                space=card.space,
+                device=self._device,
+                queue_s=encoded.queue_s,
+                compute_s=encoded.compute_s,
+            )
+        except Unaggregated as error:
+            raise EncodingError(self._device, error.position, error.reason) from None
+
+    def _with_passes(self, planned: Planned, encoded: Encoded, wanted: Callable[[], bool]) -> Encoded:
+        """Run the passes of late chunking, one at a time: others have their turn between two."""
+        rows = np.empty((planned.plan.rows, self.encoder.card.width), dtype=np.float32)
+        rows[planned.places()] = encoded.rows
+        compute_s, began = encoded.compute_s, time.monotonic()
+        for one in planned.passes:
+            if not wanted():
+                raise Unwanted
+            future = self._batcher.call(lambda: _timed(lambda: self.encoder.pool(one.text, one.spans)))  # noqa: B023
+            try:
+                found, seconds = future.result()
+            except Drained:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever an engine raises
+                position = planned.plan.positions[one.row]
+                raise EncodingError(self._device, position, type(error).__name__) from None
+            rows[one.row : one.row + len(one.spans)] = found
+            compute_s += seconds
+        queue_s = encoded.queue_s + time.monotonic() - began - (compute_s - encoded.compute_s)
+        return Encoded(rows, queue_s, compute_s)
+
+    def encode(
+        self,
+        rows: Sequence[TokenizedText],
+        position_of: Callable[[int], int],
+        *,
+        estimated_tokens: int,
+        began_at: float,
+        submitted: Callable[[], None] = lambda: None,
+        alone: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Encoded:
+        """Embed rows.
+
+        Args:
+            rows: none over the model's window.
+            position_of: the text of the call to which a row belongs.
+            estimated_tokens: what the rows count as in the device's speed.
+            began_at: when work on them began, by the monotonic clock.
+            submitted: called once the rows are with the batcher, or will not be.
+            alone: share no batch with other calls.
+            wanted: asked before each batch, on the batcher's thread, whether to go on; quick.
+
+        Raises:
+            EncodingError: the engine failed on one of the texts.
+            Drained: the worker is stopping and the texts had not begun.
+            Unwanted: the call was given up, as ``wanted`` said.
+            DeviceBroken: the engine failed, and not because of a text.
+        """
+        encoded = self._encode(rows, position_of, submitted, alone=alone, wanted=wanted)
+        self._count(encoded, rows, estimated_tokens=estimated_tokens, began_at=began_at)
+        return encoded
+
+    def _encode(
+        self,
+        rows: Sequence[TokenizedText],
+        position_of: Callable[[int], int],
+        submitted: Callable[[], None],
+        *,
+        alone: bool,
+        wanted: Callable[[], bool],
+    ) -> Encoded:
+        encoded = Encoded(np.empty((0, self.encoder.card.width), dtype=np.float32), 0.0, 0.0)
+        if rows:
+            future = self._batcher.submit(rows, encoder=self.encoder, alone=alone, wanted=wanted)
+            submitted()
+            try:
+                encoded = future.result()
+            except TextError as error:
+                # The engine's words may hold the text: only their kind is passed on.
+                raise EncodingError(
+                    self._device, position_of(error.position), type(error.cause).__name__
+                ) from None
+            except DeviceBroken as error:
+                raise DeviceBroken(position_of(error.position)) from None
+        else:
+            submitted()
+        return encoded
+
+    def _count(
+        self,
+        encoded: Encoded,
+        seen: Sequence[TokenizedText],
+        *,
+        estimated_tokens: int,
+        began_at: float,
+    ) -> None:
+        if self._on_answer is not None:
+            self._on_answer(
+                time.monotonic() - began_at,
+                compute_s=encoded.compute_s,
+                estimated_tokens=estimated_tokens,
+                tokens=sum(text.tokens for text in seen),
+            )
+
+
+def _timed(function: Callable[[], Floats]) -> tuple[Floats, float]:
+    began = time.monotonic()
+    return function(), time.monotonic() - began

@@ -1,0 +1,87 @@
+"""Celery's settings for this project, from ours. ``celeryconfig.py`` shows them to a deployment.
+
+The client's app reads :data:`CLIENT` when it is first used, not when it is imported, so a Django
+settings module may set ``SUTRA_*`` variables before or after importing this package.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from sutra_tasks import keys
+from sutra_tasks.settings import settings
+
+if TYPE_CHECKING:
+    from sutra_tasks.settings import Settings
+
+__all__ = ["celery_settings"]
+
+PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
+"""The specification's monitoring schedule, in seconds."""
+
+
+def celery_settings(options: Settings) -> dict[str, Any]:
+    """Return Celery's lower-case settings for clients and workers alike."""
+    transport = {
+        "socket_timeout": options.socket_timeout_s,
+        "socket_connect_timeout": options.socket_timeout_s,
+        "socket_keepalive": True,
+    }
+    conf: dict[str, Any] = {
+        "broker_url": options.broker_url,
+        "broker_transport": "sutra_tasks.client.transport:Transport",
+        "broker_transport_options": transport,
+        "broker_connection_retry_on_startup": True,
+        # A server out of memory answers publishes with an error, which would end a stock worker.
+        "broker_channel_error_retry": True,
+        "result_backend": options.results,
+        "result_expires": options.result_ttl_s,
+        "result_backend_thread_safe": True,
+        "redis_socket_timeout": options.socket_timeout_s,
+        "redis_socket_connect_timeout": options.socket_timeout_s,
+        "redis_socket_keepalive": True,
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],
+        "result_accept_content": ["json"],
+        # Extended results would store the texts.
+        "result_extended": False,
+        "task_default_queue": keys.EMBED_QUEUE,
+        "task_acks_late": True,
+        "task_track_started": False,
+        # Its branch skips the chord count and hangs the chord.
+        "worker_deduplicate_successful_tasks": False,
+        "worker_prefetch_multiplier": 1,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_redirect_stdouts": False,
+        "beat_schedule": _schedule(options),
+        "task_routes": {
+            name: {"queue": keys.DISTILL_QUEUE} for name in (keys.DISTILL_TASK, keys.DISTILL_DUE_TASK)
+        },
+    }
+    if options.broker_url and options.broker_url.startswith("rediss://"):
+        # kombu's default for rediss:// is not to check the certificate.
+        conf["broker_use_ssl"] = conf["redis_backend_use_ssl"] = {"ssl_cert_reqs": "required"}
+    return conf
+
+
+def _schedule(options: Settings) -> dict[str, Any]:
+    schedule = {name: _every(name, seconds, keys.CONTROL_QUEUE) for name, seconds in PERIODIC.items()}
+    if options.distill_every_s:
+        name = keys.DISTILL_DUE_TASK
+        schedule[name] = _every(name, options.distill_every_s, keys.DISTILL_QUEUE)
+    return schedule
+
+
+def _every(task: str, seconds: float, queue: str) -> dict[str, Any]:
+    # One that could not be run in time is worth nothing once the next is due. Nor does it pile up: the
+    # distillation that it asks for is a message of its own, which does not expire.
+    options = {"queue": queue, "expires": seconds * 0.8}
+    return {"task": task, "schedule": seconds, "options": options}
+
+
+def __getattr__(name: str) -> dict[str, Any]:
+    if name == "CLIENT":
+        return celery_settings(settings())
+    raise AttributeError(name)

@@ -1,0 +1,163 @@
+"""The task ``embed``: its client side, and the seam where a device worker serves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import redis
+from celery import Task
+from kombu.exceptions import OperationalError
+
+from sutra_tasks import keys
+from sutra_tasks.app import app
+from sutra_tasks.client.admission import Admission
+from sutra_tasks.client.call import HEADER, Call, check_strategy, demand_of
+from sutra_tasks.errors import (
+    BrokerNotConfiguredError,
+    CallbackQueueError,
+    InvalidInputError,
+    ServerUnavailableError,
+    SutraError,
+    UnsupportedVersionError,
+)
+from sutra_tasks.settings import settings
+
+if TYPE_CHECKING:
+    from celery.canvas import Signature
+
+    from sutra_tasks.client.results import EmbedResult
+    from sutra_tasks.vectors import Embeddings, Vectors
+
+    Server = Callable[[Call], Vectors | Embeddings]
+
+__all__ = ["EmbedTask", "embed", "serve"]
+
+_SENT_BY_CELERY: Final = {"group_id", "chord", "parent_id", "root_id"}
+"""Options of calls that are part of something larger, which must not be sent by halves."""
+
+_admission = cache(Admission)
+
+_server: Server | None = None
+
+
+def serve(server: Server | None) -> Server | None:
+    """Let ``server`` answer the calls of ``embed`` that run in this process; return the one before."""
+    global _server
+    before, _server = _server, server
+    return before
+
+
+class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
+    """Checks a call where it is made, so that bad input never travels."""
+
+    def delay(self, texts: str | Sequence[str], **options: Any) -> EmbedResult:
+        """Send texts to the fleet.
+
+        Args:
+            texts: one text, or a list of texts, each of any length; an empty list gives shape (0, dim).
+            **options: ``prompt`` (name of one of the model's prompts), ``dimensions`` (Matryoshka
+                width), ``normalize`` (default True; a long text's vector is then the weighted mean of
+                its chunks' unit vectors if False), ``details`` (default False) and with it
+                ``chunk_vectors`` (default False); ``truncate`` (default False) to cut texts at the
+                model's window, ``aggregation_method`` (default ``SUTRA_AGGREGATION_METHOD``) for how
+                the vectors of a long text's chunks become one; ``model``, one of the models the fleet
+                may serve (default ``SUTRA_MODEL``; of the registry ``name``, or ``name@3``), and
+                ``space`` to have vectors of that embedding space or an error.
+
+        Returns:
+            A Celery result; its ``get()`` gives a float32 array of shape (dim,) for one text and
+            (n, dim) for a list, or :class:`~sutra_tasks.Embeddings` with ``details=True``.
+
+        Raises:
+            InvalidInputError: the call can never succeed; nothing was sent.
+            BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
+            ServerUnavailableError: the server did not answer for some 20 seconds; nothing was sent.
+            FleetSaturated: more waits than may (``SUTRA_MAX_QUEUE_S``); nothing was sent.
+        """
+        return self.apply_async((texts,), options)
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        strategy: str | None = None,
+        **options: Any,
+    ) -> EmbedResult:
+        """Send texts with Celery's own options; see :meth:`delay` for the arguments and errors.
+
+        Raises:
+            CallbackQueueError: a callback of another Celery app names no queue.
+            FleetSaturated: more waits than may (``SUTRA_MAX_QUEUE_S``); not for parts of a group, chord
+                or chain, of which some would be sent and others not.
+        """
+        limits, given = settings(), kwargs or {}
+        call = Call.of(args or (), given, limits)
+        if strategy is not None:
+            check_strategy(strategy)
+        if limits.broker_url is None and not self.app.conf.task_always_eager:
+            raise BrokerNotConfiguredError
+        for option in ("link", "link_error", "chain", "chord"):
+            for task in _callbacks_without_queue(options.get(option)):
+                raise CallbackQueueError(task, option)
+        if not (_SENT_BY_CELERY & options.keys() or self.app.conf.task_always_eager):
+            _admission(limits).admit(call.tokens)
+        headers = dict(options.pop("headers", None) or {})
+        headers[HEADER] = call.header(sent_at=time.time(), strategy=strategy)
+        # Celery would otherwise print the texts, slowly, into logs and Flower.
+        options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
+        texts = call.texts[0] if call.single else list(call.texts)
+        by_name = {name: value for name, value in given.items() if name != "texts"}
+        try:
+            sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
+        except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
+            raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
+        return sent
+
+    def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature:
+        """Return a signature that names the fleet's queue, so any app's worker can send it on."""
+        made = super().signature(args, *more, **options)
+        made.options.setdefault("queue", keys.EMBED_QUEUE)
+        return made
+
+    subtask = signature
+
+
+def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
+    """Yield the names of other apps' tasks in ``callbacks`` that say no queue."""
+    if callbacks is None:
+        return
+    for signature in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
+        task = signature["task"]
+        if task.startswith("celery."):  # chain, group, chord and the like hold others
+            inner = signature.get("kwargs") or {}
+            for name in ("tasks", "task", "header", "body"):
+                yield from _callbacks_without_queue(inner.get(name))
+        elif not task.startswith(keys.OWN_TASK_PREFIX):
+            options = signature.get("options") or {}
+            if not options.get("queue") and not options.get("exchange"):
+                yield task
+
+
+@app.task(  # type: ignore[untyped-decorator]  # Celery is untyped
+    name=keys.EMBED_TASK,
+    base=EmbedTask,
+    bind=True,
+    shared=False,
+    acks_late=True,
+    throws=(InvalidInputError, UnsupportedVersionError),  # told to the caller, not a fault here
+)
+def _embed(self: EmbedTask, texts: str | list[str], **options: Any) -> Vectors | Embeddings:
+    if _server is None:
+        raise SutraError(
+            "embed runs on a device worker. Call embed.delay(texts).get(), or use "
+            "sutra_tasks.testing.local_fleet() where there is none."
+        )
+    demand_of(self.request.get(HEADER), 0)  # refuses a version this worker does not know
+    return _server(Call.of((texts,), options, settings()))
+
+
+embed = cast("EmbedTask", _embed)

@@ -1,0 +1,34 @@
+"""Vectors that a run computes by itself, without a fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from sutra_tasks.engines.encoder import cut_to_window
+from sutra_tasks.vectors import finish
+
+if TYPE_CHECKING:
+    from sutra_tasks.engines.encoder import Encoder
+    from sutra_tasks.vectors import Floats
+
+__all__ = ["AT_ONCE", "encoded"]
+
+AT_ONCE: Final = 256
+
+
+def encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
+    """Return unit vectors computed here, long texts cut at the model's window: float32 rows.
+
+    Args:
+        encoder: the engine; nothing else uses it meanwhile.
+        texts: any number.
+    """
+    rows = np.empty((len(texts), encoder.card.width), dtype=np.float32)
+    for start in range(0, len(texts), AT_ONCE):
+        some = encoder.tokenize(list(texts[start : start + AT_ONCE]), None)
+        batch = [cut_to_window(encoder, text) for text in some]
+        rows[start : start + len(batch)] = encoder.encode(batch)
+    return finish(rows, dimensions=None, normalize=True)

@@ -1,0 +1,132 @@
+"""The texts of a run: read, drawn, and divided into those to learn from and those to measure on."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from sutra_tasks.distillation.data.corpus import read, read_pairs, split
+from sutra_tasks.distillation.data.row_readers import BadRows, shown
+from sutra_tasks.distillation.data.sample import priority
+from sutra_tasks.distillation.data.vector_shards import digest
+from sutra_tasks.errors import InvalidOptionError, SettingsError
+
+if TYPE_CHECKING:
+    from sutra_tasks.distillation.config import DistillationConfig
+    from sutra_tasks.settings import Settings
+
+    Pairs = tuple[tuple[str, str], ...]
+
+__all__ = ["Material", "gather"]
+
+LABELLED_EVERY: Final = 5
+"""With a task loss, of so many answers of labelled pairs one is measured on; others are learned from."""
+MOST_CHARS: Final = 100_000
+"""Of a text: more than models see; longer rows are bad ones."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Material:
+    """The texts of a run.
+
+    Attributes:
+        train: to learn from.
+        held_out: to measure on.
+        pairs: labelled queries and their texts, to measure on; no text of theirs is in ``train``.
+        task_pairs: those to learn from, where the recipe has a task loss; no text of theirs is
+            measured on.
+        facts: for the report: counts and what was wrong, no text.
+        fingerprint: of all of it.
+    """
+
+    train: tuple[str, ...]
+    held_out: tuple[str, ...]
+    pairs: Pairs
+    task_pairs: Pairs
+    facts: Mapping[str, Any]
+    fingerprint: str
+
+
+def gather(config: DistillationConfig, options: Settings, sample: Sequence[str]) -> Material:
+    """Read the texts that a recipe names.
+
+    Args:
+        config: the recipe.
+        options: says in which folder.
+        sample: texts of real traffic; used if the recipe says so.
+
+    Raises:
+        SettingsError: no folder is set.
+        InvalidInputError: a file is not there or holds no texts, or too few, or no pairs to learn from.
+    """
+    if options.data_dir is None and (config.texts or config.pairs):
+        raise SettingsError("SUTRA_DATA_DIR", "", "not set: the folder with the texts to learn from")
+    folder = Path(options.data_dir or ".")
+    rng = np.random.default_rng(config.seed)
+    corpus = read(
+        folder,
+        config.texts,
+        most_chars=MOST_CHARS,
+        sample=sample if config.sample else (),
+        most_texts=config.max_texts + config.held_out,
+        rng=rng,
+    )
+    bad = BadRows(corpus.bad_rows, list(corpus.bad))
+    read_of = read_pairs(folder, config.pairs, most_chars=MOST_CHARS, bad=bad) if config.pairs else []
+    labelled = tuple(dict.fromkeys(read_of))
+    pairs = _measured(labelled, config.seed) if config.task_weight else labelled
+    measured = set(chain.from_iterable(pairs))
+    texts = tuple(text for text in corpus.texts if text not in measured)
+    left_out = len(corpus.texts) - len(texts)
+    train, held_out = split(
+        replace(corpus, texts=texts), config.held_out, config.seed, left_out=left_out
+    )
+    task_pairs = _learned(labelled, measured.union(held_out), config) if config.task_weight else ()
+    facts = {
+        "files": list(config.texts),
+        "texts": len(train),
+        "held_out": len(held_out),
+        "sampled": len(sample) if config.sample else 0,
+        "pairs": len(labelled),
+        "pairs_measured_on": len(pairs),
+        "pairs_learned_from": len(task_pairs),
+        "texts_of_pairs_left_out": left_out,
+        "bad_rows": bad.count,
+        "bad": [f"{row.file}:{row.line}: {row.reason}" for row in bad.first],
+        "duplicates": corpus.duplicates,
+    }
+    fingerprint = digest([train, held_out, pairs, task_pairs])
+    return Material(train, held_out, pairs, task_pairs, facts, fingerprint)
+
+
+def _measured(labelled: Pairs, seed: int) -> Pairs:
+    """Return the pairs to measure on: all those of a fifth of the answers, drawn by a hash."""
+    # By answers: where many queries share few of them, a fifth of the pairs would hold every answer.
+    answers, key = {positive for _, positive in labelled}, f"measured {seed}".encode()
+    count = math.ceil(len(answers) / LABELLED_EVERY)
+    drawn = set(heapq.nsmallest(count, answers, key=lambda text: (priority(text, key), text)))
+    return tuple(pair for pair in labelled if pair[1] in drawn)
+
+
+def _learned(labelled: Pairs, measured: set[str], config: DistillationConfig) -> Pairs:
+    """Return the pairs that share no text with what is measured on.
+
+    Raises:
+        InvalidOptionError: there are none.
+    """
+    found = tuple(pair for pair in labelled if measured.isdisjoint(pair))
+    if not found:
+        raise InvalidOptionError(
+            "pairs",
+            shown(config.pairs or ""),
+            f"pairs to learn from beside those that are measured on, for task_weight: each of its "
+            f"{len(labelled):,} shares a text with those or with the held-out texts",
+        )
+    return found

@@ -1,0 +1,135 @@
+"""The task ``distill``: its client side, and the seam where a distill worker serves it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import redis
+from celery import Task
+from kombu.exceptions import OperationalError
+
+from sutra_tasks import keys
+from sutra_tasks.app import app
+from sutra_tasks.distillation.config import DistillationConfig
+from sutra_tasks.errors import (
+    BrokerNotConfiguredError,
+    DistillationUnderWayError,
+    InvalidInputError,
+    ServerUnavailableError,
+    SettingsError,
+    SutraError,
+    UnsupportedVersionError,
+)
+from sutra_tasks.settings import settings
+
+if TYPE_CHECKING:
+    from sutra_tasks.client.results import EmbedResult
+
+    Runs = Callable[[DistillationConfig], dict[str, Any]]
+
+__all__ = ["DistillTask", "distill", "distill_due", "serve"]
+
+_runs: Runs | None = None
+
+
+def serve(runs: Runs | None) -> Runs | None:
+    """Let ``runs`` do the distillations of this process; return the one before."""
+    global _runs
+    before, _runs = _runs, runs
+    return before
+
+
+class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
+    """Checks a recipe where the call is made."""
+
+    def delay(self, config: DistillationConfig) -> EmbedResult:
+        """Have a smaller model made of a larger one; it takes minutes to days.
+
+        Args:
+            config: the recipe.
+
+        Returns:
+            A Celery result, which lives for a week. While it runs its state is ``PROGRESS`` and ``info``
+            says how far it is: ``phase``, ``epoch`` and ``epochs``, ``step`` and ``steps``, the losses,
+            ``quality`` and ``left_s``. ``get()`` gives ``model`` (``name@version`` in the registry),
+            ``made`` (False if that version was there, made of the same recipe and data), ``metrics`` (as
+            :class:`~sutra_tasks.DistillationMetrics`), ``report`` (a file in the version's folder) and
+            ``bad_rows``. ``revoke()`` ends it between two steps; workers that are not up do not hear of
+            it, and ``sutra distill --cancel`` is for those as well.
+
+        Raises:
+            InvalidInputError: the recipe cannot be followed; nothing was sent.
+            BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
+            ServerUnavailableError: the server did not answer; nothing was sent.
+        """
+        return self.apply_async((config,))
+
+    def apply_async(
+        self,
+        args: tuple[DistillationConfig | Mapping[str, Any]],
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> EmbedResult:
+        """Send a recipe with Celery's own options; see :meth:`delay`."""
+        if len(args) != 1 or kwargs:
+            raise InvalidInputError("distill() takes one argument, a DistillationConfig")
+        (given,) = args
+        config = given if isinstance(given, DistillationConfig) else DistillationConfig.from_json(given)
+        if settings().broker_url is None and not self.app.conf.task_always_eager:
+            raise BrokerNotConfiguredError
+        options["argsrepr"] = f"(<{config.student} student of {config.teacher}>,)"
+        options.setdefault("queue", keys.DISTILL_QUEUE)
+        try:
+            sent: EmbedResult = super().apply_async((config.to_json(),), {}, **options)
+        except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
+            raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
+        return sent
+
+
+def _running() -> Runs:
+    if _runs is None:
+        raise SutraError(
+            "distill runs on a distill worker. Call distill.delay(config), and start one with "
+            "`sutra up` (SUTRA_DATA_DIR and SUTRA_MODELS_DIR set) or celery -A workers.distill worker."
+        )
+    return _runs
+
+
+@app.task(  # type: ignore[untyped-decorator]  # Celery is untyped
+    name=keys.DISTILL_TASK,
+    base=DistillTask,
+    shared=False,
+    acks_late=True,
+    throws=(DistillationUnderWayError, InvalidInputError, UnsupportedVersionError),
+)
+def _distill(config: Mapping[str, Any]) -> dict[str, Any]:
+    return _running()(DistillationConfig.from_json(config))
+
+
+@app.task(name=keys.DISTILL_DUE_TASK, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
+def distill_due() -> dict[str, Any]:
+    """Ask for the scheduled distillation, which makes nothing without new texts.
+
+    This message expires, so none pile up while a run of hours has the worker. The run is one of its own
+    that does not: it comes back after a death, however long it has run.
+    """
+    return {"task": distill.delay(scheduled()).id}
+
+
+def scheduled() -> DistillationConfig:
+    """Return the recipe of ``SUTRA_DISTILL_CONFIG``.
+
+    Raises:
+        SettingsError: the file cannot be read, or is no recipe.
+    """
+    name = settings().distill_config or ""
+    try:
+        return DistillationConfig.from_json(json.loads(Path(name).read_text("utf-8")))
+    except (OSError, ValueError, UnsupportedVersionError) as error:
+        raise SettingsError("SUTRA_DISTILL_CONFIG", name, str(error)) from None
+
+
+distill = cast("DistillTask", _distill)

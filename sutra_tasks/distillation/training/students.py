@@ -1,0 +1,254 @@
+"""Small models to train, made of sentence-transformers' own modules, and the folders they are kept in.
+
+Every student ends in ``Normalize``; what stands before it is what the losses look at. Nothing here
+needs ``trust_remote_code`` when it is loaded again.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, StaticEmbedding
+from tokenizers import Tokenizer
+from torch import nn
+
+from sutra_tasks.distillation.training.batches import Reader
+from sutra_tasks.errors import ModelError
+
+if TYPE_CHECKING:
+    from sutra_tasks.distillation.config import DistillationConfig
+    from sutra_tasks.vectors import Floats
+
+__all__ = [
+    "build_student",
+    "bytes_on_disk",
+    "chosen_layers",
+    "outputs",
+    "save_student",
+    "token_vectors",
+]
+
+SAMPLE: Final = 256
+"""Texts that say how long a student's vectors are before it is trained."""
+
+SIF: Final = 1e-3
+"""The constant a in a / (a + p), of Arora et al. 2017: what a token weighs that has the share p."""
+
+TOKENS_IN_A_PASS: Final = 512
+WEIGHTS: Final = (".safetensors", ".bin")
+
+
+def chosen_layers(total: int, wanted: int) -> tuple[int, ...]:
+    """Return which of ``total`` layers a student keeps: evenly spaced, with the first and the last.
+
+    One alone is the first: it is the only one that knows what embeddings look like.
+
+    Raises:
+        ValueError: fewer than one or more than all are wanted.
+    """
+    if not 1 <= wanted <= total:
+        raise ValueError(f"{wanted} layers of {total}")
+    gaps = max(wanted - 1, 1)
+    return tuple((2 * at * (total - 1) + gaps) // (2 * gaps) for at in range(wanted))
+
+
+def build_student(
+    config: DistillationConfig,
+    teacher: SentenceTransformer,
+    matrix: Floats,
+    texts: Sequence[str],
+    *,
+    student_model: SentenceTransformer | None = None,
+    vectors_of_tokens: Floats | None = None,
+) -> SentenceTransformer:
+    """Return the student that ``config`` asks for, untrained, on the CPU and in float32.
+
+    Its vectors have a mean length of 1 before they are normalised, so that no term of the loss swamps
+    the others. The same arguments give the same student. ``teacher`` is not changed.
+
+    Args:
+        config: the recipe.
+        teacher: what is learned from.
+        matrix: the projection, shape (width, the teacher's width), orthonormal rows.
+        texts: those that are learned from; counted, for a static student.
+        student_model: to start from, for ``named``.
+        vectors_of_tokens: for ``static``, what :func:`token_vectors` gave; None: computed here.
+
+    Raises:
+        ModelError: the teacher or the named model is not of a kind that this can be made of.
+    """
+    body: list[nn.Module]
+    if config.student == "static":
+        if vectors_of_tokens is None:
+            vectors_of_tokens = token_vectors(teacher, config.teacher)
+        body = [_static(teacher, matrix, texts, vectors_of_tokens)]
+    elif config.student == "named":
+        if student_model is None:
+            raise ModelError(str(config.student_model), "is to be learned by, and was not loaded")
+        width = student_model.get_embedding_dimension() or 0
+        body = [*_before_normalize(student_model), _dense(_random(len(matrix), width, config.seed))]
+    elif config.student == "layers":
+        body = [*_before_normalize(teacher), _dense(matrix)]
+        _keep_layers(config.teacher, body[0], config.layers)
+        _freeze_tokens(body[0])
+    else:
+        return _assembled([*copy.deepcopy(list(teacher)), _dense(matrix), Normalize()], teacher)
+    student = _assembled([*body, Normalize()], student_model or teacher)
+    _scale(student, body[-1], texts)
+    return student
+
+
+def outputs(student: SentenceTransformer, features: dict[str, Any]) -> torch.Tensor:
+    """Return what a student has before it normalises: shape (texts, width)."""
+    for module in list(student)[:-1]:
+        features = module(features)
+    found: torch.Tensor = features["sentence_embedding"]
+    return found
+
+
+def token_vectors(teacher: SentenceTransformer, name: str) -> Floats:
+    """Return the teacher's unit vector of each token alone: float32, shape (vocabulary, width).
+
+    As in Model2Vec (Tulkens and van Dongen 2024): the token between the tokenizer's special tokens.
+
+    Raises:
+        ModelError: the teacher has no fast tokenizer.
+    """
+    tokenizer = _fast_tokenizer(teacher, name)
+    probe = tokenizer.encode("a")
+    content = [at for at, special in enumerate(probe.special_tokens_mask) if not special]
+    before, after = probe.ids[: content[0]], probe.ids[content[-1] + 1 :]
+    alone = [
+        np.array([*before, token, *after], dtype=np.int32) for token in range(tokenizer.get_vocab_size())
+    ]
+    reader, rows = Reader(teacher), []
+    with torch.inference_mode():
+        for start in range(0, len(alone), TOKENS_IN_A_PASS):
+            found = teacher(reader.features(alone[start : start + TOKENS_IN_A_PASS]))
+            rows.append(
+                nn.functional.normalize(found["sentence_embedding"].float(), dim=1).cpu().numpy()
+            )
+    return np.concatenate(rows)
+
+
+def save_student(student: SentenceTransformer, folder: Path, half_precision: bool) -> None:
+    """Write an ordinary sentence-transformers folder, without a model card.
+
+    Stored in float16 it is read as float32 again where it holds a transformer, for its computing is
+    not to depend on how it was stored; the table of a static student stays float16.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    student.save(str(folder), create_model_card=False, safe_serialization=True)
+    if half_precision:
+        for path in folder.rglob("*.safetensors"):
+            halved = {
+                name: tensor.half() if tensor.is_floating_point() else tensor
+                for name, tensor in load_file(path).items()
+            }
+            save_file(halved, path, metadata={"format": "pt"})
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return the bytes of the files that hold weights."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
+
+
+def _assembled(modules: list[nn.Module], like: SentenceTransformer) -> SentenceTransformer:
+    made = SentenceTransformer(
+        modules=modules,
+        device="cpu",
+        prompts={name: text or "" for name, text in like.prompts.items()},
+        default_prompt_name=like.default_prompt_name,
+        similarity_fn_name=like.similarity_fn_name,
+        trust_remote_code=False,
+    )
+    return made.float().eval()
+
+
+def _before_normalize(model: SentenceTransformer) -> list[nn.Module]:
+    modules = list(model)
+    while isinstance(modules[-1], Normalize):
+        modules.pop()
+    return copy.deepcopy(modules)
+
+
+def _dense(matrix: Floats) -> Dense:
+    width, input_width = matrix.shape
+    weight = torch.from_numpy(np.array(matrix, dtype=np.float32))
+    return Dense(input_width, width, bias=False, activation_function=nn.Identity(), init_weight=weight)
+
+
+def _random(width: int, input_width: int, seed: int) -> Floats:
+    """Return a random matrix with orthonormal rows, or columns where there are fewer of those."""
+    drawn = np.random.default_rng(seed).normal(size=(width, input_width))
+    left, _, right = np.linalg.svd(drawn, full_matrices=False)
+    found: Floats = (left @ right).astype(np.float32)
+    return found
+
+
+def _keep_layers(name: str, transformer: Any, wanted: int | None) -> None:
+    inner = getattr(transformer, "auto_model", None)
+    total = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
+    lists = (
+        [] if inner is None else [part for part in inner.modules() if isinstance(part, nn.ModuleList)]
+    )
+    found = next((layers for layers in lists if len(layers) == total), None)
+    if inner is None or found is None or total is None:
+        raise ModelError(name, "has no list of layers to choose from: take another kind of student")
+    wanted = max(1, total // 2) if wanted is None else wanted
+    if wanted > total:
+        raise ModelError(name, f"has {total} layers, and the student is to have {wanted}")
+    kept = chosen_layers(total, wanted)
+    layers = [found[at] for at in kept]
+    del found[len(layers) :]
+    for at, layer in enumerate(layers):
+        found[at] = layer
+    inner.config.num_hidden_layers = len(layers)
+    kinds = getattr(inner.config, "layer_types", None)
+    if kinds:
+        inner.config.layer_types = [kinds[at] for at in kept]
+
+
+def _freeze_tokens(transformer: Any) -> None:
+    """Keep the teacher's vectors of tokens: half of the weights, and training them gains nothing."""
+    transformer.auto_model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
+
+
+def _scale(student: SentenceTransformer, module: Any, texts: Sequence[str]) -> None:
+    """Scale the last linear module so that the mean length of the outputs is 1."""
+    reader = Reader(student)
+    ids = [one for one in reader.ids(texts[:SAMPLE]) if len(one)]
+    with torch.no_grad():
+        length = outputs(student, reader.features(ids)).norm(dim=1).mean() if ids else torch.ones(())
+        weight = module.embedding.weight if isinstance(module, StaticEmbedding) else module.linear.weight
+        weight /= length
+
+
+def _static(
+    teacher: SentenceTransformer, matrix: Floats, texts: Sequence[str], vectors: Floats
+) -> StaticEmbedding:
+    tokenizer = _fast_tokenizer(teacher, "of the recipe")
+    counts = np.zeros(len(vectors))
+    for one in tokenizer.encode_batch(list(texts), add_special_tokens=False):
+        np.add.at(counts, one.ids, 1)
+    rarity = SIF / (SIF + counts / max(counts.sum(), 1))
+    # What all tokens alone have in common says nothing, and in a mean it would outweigh what differs.
+    table = (vectors - vectors.mean(axis=0)) @ matrix.T * rarity[:, None]
+    return StaticEmbedding(tokenizer, embedding_weights=table.astype(np.float32))
+
+
+def _fast_tokenizer(teacher: SentenceTransformer, name: str) -> Tokenizer:
+    inner = getattr(teacher.tokenizer, "backend_tokenizer", None)
+    if inner is None:
+        raise ModelError(name, "has no fast tokenizer (tokenizer.json), which a static student needs")
+    made = Tokenizer.from_str(inner.to_str())
+    made.no_padding()
+    made.no_truncation()
+    return made

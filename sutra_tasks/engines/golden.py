@@ -1,0 +1,126 @@
+"""Known texts and their vectors: whether a worker computes what its fleet does, and still does.
+
+A worker that joins compares its vectors with the fleet's; a worker that checks itself, with those it
+recorded when it started. Vectors that are wrong look like any others: only a comparison tells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from kombu.utils import json as kombu_json
+
+from sutra_tasks.engines.encoder import cut_to_window
+from sutra_tasks.errors import CorruptResultError, UnsupportedVersionError
+from sutra_tasks.vectors import Vectors, finish
+
+if TYPE_CHECKING:
+    from sutra_tasks.engines.encoder import Encoder
+    from sutra_tasks.vectors import Floats
+
+__all__ = [
+    "GOLDEN_TEXTS",
+    "LEAST_COSINE",
+    "VERSION",
+    "Golden",
+    "agree",
+    "golden_vectors",
+    "worst_cosine",
+]
+
+VERSION: Final = 1
+"""Changes with the texts, too: vectors of other texts cannot be compared."""
+
+GOLDEN_TEXTS: Final = (
+    "a",
+    "A red bicycle leans against a wall.",
+    "Отправьте заявку до пятницы.",
+    "量子计算机利用叠加态。",
+    "for i in range(10): print(f'{i}: {i ** 2}')  # 🙂 squares, " * 4,
+)
+
+LEAST_COSINE: Final = 0.995
+"""bfloat16 leaves 0.9999 of six layers and somewhat less of deep models, and a fleet may mix precisions;
+a forgotten prompt left 0.6 of the worst text, another pooling 0.2 (measured with all-MiniLM-L6-v2)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Golden:
+    """The vectors of :data:`GOLDEN_TEXTS` in one embedding space: float32, one unit row a text."""
+
+    space: str
+    vectors: Floats
+
+    @classmethod
+    def of(cls, encoder: Encoder) -> Golden:
+        """Compute them; only from the thread that may call ``encode``."""
+        return cls(encoder.card.space, golden_vectors(encoder))
+
+    def disagreement(self, fleets: Golden) -> str | None:
+        """Say why a worker with these vectors must not work in a fleet with those; None if it may."""
+        if self.space != fleets.space:
+            return f"another embedding space: {self.space}, the fleet serves {fleets.space}"
+        if self.vectors.shape != fleets.vectors.shape:
+            ours, theirs = (_shape(one.vectors) for one in (self, fleets))
+            return f"its vectors have another shape: {ours}, the fleet's {theirs}"
+        if agree(self.vectors, fleets.vectors):
+            return None
+        cosine = worst_cosine(self.vectors, fleets.vectors)
+        return f"its vectors differ from the fleet's: cosine {cosine:.2f}"
+
+    def to_json(self) -> str:
+        """Return the stored form: a version, the space, and vectors as results carry them."""
+        stored: str = kombu_json.dumps(
+            {"v": VERSION, "space": self.space, "vectors": Vectors.of(self.vectors)}
+        )
+        return stored
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Golden:
+        """Read the stored form.
+
+        Raises:
+            UnsupportedVersionError: another version wrote it.
+            CorruptResultError: it does not decode.
+        """
+        try:
+            value: Any = kombu_json.loads(text)
+        except ValueError:
+            raise CorruptResultError("golden vectors are not JSON") from None
+        if not isinstance(value, dict):
+            raise CorruptResultError("golden vectors are not an object")
+        if value.get("v") != VERSION:
+            raise UnsupportedVersionError("golden vectors", str(value.get("v"))[:20], VERSION)
+        space, vectors = value.get("space"), value.get("vectors")
+        if not isinstance(space, str) or not isinstance(vectors, Vectors):
+            raise CorruptResultError("golden vectors need a space and vectors")
+        if vectors.ndim != 2 or len(vectors) != len(GOLDEN_TEXTS):  # noqa: PLR2004 - a matrix
+            raise CorruptResultError(f"golden vectors of shape {_shape(vectors)}")
+        return cls(space, np.asarray(vectors))
+
+
+def golden_vectors(encoder: Encoder) -> Floats:
+    """Return the vectors of :data:`GOLDEN_TEXTS`: float32 unit rows, shape (5, width)."""
+    texts = encoder.tokenize(GOLDEN_TEXTS, None)
+    rows = encoder.encode([cut_to_window(encoder, text) for text in texts])
+    with np.errstate(all="ignore"):  # whoever compares them says what is wrong
+        return finish(rows, dimensions=None, normalize=True)
+
+
+def worst_cosine(ours: Floats, theirs: Floats) -> float:
+    """Return the least cosine of rows of two arrays of one shape; NaN if any is not a direction."""
+    one, other = ours.astype(np.float64), theirs.astype(np.float64)
+    with np.errstate(all="ignore"):  # infinities and rows of zeros end as NaN, which min() keeps
+        lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+        return float(np.min(np.sum(one * other, axis=1) / lengths))
+
+
+def agree(ours: Floats, theirs: Floats, *, least_cosine: float = LEAST_COSINE) -> bool:
+    """Whether two arrays of rows are the same vectors, up to precision."""
+    return ours.shape == theirs.shape and worst_cosine(ours, theirs) >= least_cosine
+
+
+def _shape(array: Floats) -> str:
+    return "x".join(map(str, array.shape))

@@ -1,0 +1,171 @@
+"""Texts as token ids: tokenised once, whole, and cut into windows from there.
+
+The part of an engine that every model with a ``tokenizers`` tokenizer shares, whatever computes it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sutra_tasks.engines.encoder import TokenizedText
+from sutra_tasks.engines.offsets import Offsets
+from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_sliced
+from sutra_tasks.errors import CorruptMessageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Encoding, Tokenizer
+
+    from sutra_tasks.engines.offsets import Integers
+
+__all__ = ["Row", "TokenIds", "WholeText"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What the model sees of a text; pooling leaves out the first ``prompt_tokens``.
+
+    In a window its own tokens begin at ``first``, behind special tokens and prompt.
+    """
+
+    ids: NDArray[np.int32]
+    prompt_tokens: int
+    first: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WholeText:
+    """A whole text, its prompt in front; as a row it is what the model sees.
+
+    ``spans`` gives the characters of each token, special ones included: (tokens, 2).
+    """
+
+    ids: NDArray[np.int32]
+    prompt_tokens: int
+    prompt_chars: int
+    spans: Callable[[], Integers]
+
+
+class TokenIds:
+    """Tokenises for an engine; safe to use from many threads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompts: Mapping[str, str], window: int, *, pools_prompt: bool
+    ) -> None:
+        """Take a tokenizer that nobody reconfigures, and that neither pads nor truncates.
+
+        Args:
+            tokenizer: the model's.
+            prompts: the model's named prompts.
+            window: most tokens in a row.
+            pools_prompt: whether the states of a prompt's tokens count in the vector.
+        """
+        self._tokenizer, self._prompts, self._window = tokenizer, prompts, window
+        self._pools_prompt = pools_prompt
+        probe = tokenizer.encode("a")
+        self._specials_before = probe.special_tokens_mask.index(0)
+        self._specials_after = probe.special_tokens_mask[::-1].index(0)
+        self._specials = np.array(probe.ids, dtype=np.int32)
+        # Not how many there are: some vocabularies have gaps.
+        self._last_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+    def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
+        """Return the token ids of whole texts, as sentence-transformers makes them."""
+        prefix = self._prompts[prompt] if prompt else ""
+        prompt_tokens = self._prompt_tokens(prefix) if prefix and not self._pools_prompt else 0
+        given = [prefix + text for text in texts] if prefix else texts
+        # encode_batch is thread-safe on a tokenizer nobody reconfigures, and releases the GIL.
+        encoded = iter(
+            self._tokenizer.encode_batch([text for text in given if len(text) <= SLICE_CHARS])
+        )
+        found = []
+        for text in given:
+            ids, spans = self._sliced(text) if len(text) > SLICE_CHARS else _of(next(encoded))
+            found.append(TokenizedText(len(ids), WholeText(ids, prompt_tokens, len(prefix), spans)))
+        return found
+
+    def offsets(self, text: TokenizedText) -> Offsets:
+        """Return where the tokens of a whole text stand in it."""
+        whole: WholeText = text.content
+        spans = whole.spans()[self._specials_before : text.tokens - self._specials_after]
+        # Behind the prompt: a token that begins with its last characters is the text's.
+        prompt = np.append(spans[:, 1] > whole.prompt_chars, True).argmax() if whole.prompt_chars else 0
+        starts, ends = np.maximum(spans[prompt:] - whole.prompt_chars, 0).T
+        return Offsets(starts, ends)
+
+    def windows(
+        self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
+    ) -> list[TokenizedText]:
+        """Return windows over the ids of a whole text, each with its special tokens and prompt."""
+        whole: WholeText = text.content
+        first = len(whole.ids) - self._specials_after - len(offsets)
+        before, after = whole.ids[:first], whole.ids[first + len(offsets) :]
+        rows = []
+        for start, stop in spans:
+            ids = np.concatenate([before, whole.ids[first + start : first + stop], after])
+            # Counted alone a prompt may reach into a text's first token, and into no other.
+            prompt_tokens = first if start and whole.prompt_tokens else whole.prompt_tokens
+            rows.append(TokenizedText(len(ids), Row(ids, prompt_tokens, first)))
+        return rows
+
+    def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        """Return the ids as base64 of little-endian int32, one row after the other."""
+        ids = np.concatenate([text.content.ids for text in batch]).astype("<i4")
+        return {
+            "tokens": [text.tokens for text in batch],
+            "prompt_tokens": [text.content.prompt_tokens for text in batch],
+            "ids": base64.b64encode(ids.tobytes()).decode("ascii"),
+        }
+
+    def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
+        """Return what was packed.
+
+        Raises:
+            CorruptMessageError: it is something else, or holds ids this model does not have.
+        """
+        try:
+            ids = np.frombuffer(base64.b64decode(packed["ids"], validate=True), dtype="<i4")
+            stops = np.cumsum(packed["tokens"])
+            rows = [
+                TokenizedText(len(part), Row(part, int(prompt_tokens)))
+                for part, prompt_tokens in zip(
+                    np.split(ids, stops[:-1]), packed["prompt_tokens"], strict=True
+                )
+            ]
+            whole = [row.tokens for row in rows] == packed["tokens"]
+            known = ids.min() >= 0 and ids.max() <= self._last_id
+            fit = all(
+                0 < row.tokens <= self._window and 0 <= row.content.prompt_tokens <= self._window
+                for row in rows
+            )
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
+            raise CorruptMessageError("the token ids of a part") from None
+        if not (whole and known and fit):
+            raise CorruptMessageError("the token ids of a part")
+        return rows
+
+    def _prompt_tokens(self, prefix: str) -> int:
+        # As sentence-transformers counts them: without a closing special token.
+        prompt = self._tokenizer.encode(prefix)
+        return len(prompt.ids) - sum(prompt.special_tokens_mask[-1:])
+
+    def _sliced(self, text: str) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
+        ids, spans = tokenize_sliced(self._tokenizer, text)
+        before, after = self._specials_before, self._specials_after
+        special = self._specials
+        around = (special[:before], ids, special[len(special) - after :])
+        padded = np.pad(spans, ((before, after), (0, 0)))
+        return np.concatenate(around), lambda: padded
+
+
+def _of(encoding: Encoding) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
+    # The characters are seldom asked for, and take longer than the ids.
+    return (
+        np.array(encoding.ids, dtype=np.int32),
+        lambda: np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),
+    )

@@ -1,0 +1,240 @@
+"""The engine on torch: a sentence-transformers model, fed token ids.
+
+Pooling, projection and the model's own normalisation are sentence-transformers'. Tokenising is done
+apart from it, in the task's thread, so that it overlaps computing and a batch can be planned in
+tokens; a probe at load time holds the ids against what sentence-transformers would have fed itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
+
+from sutra_tasks.engines.encoder import Card, TokenizedText
+from sutra_tasks.engines.model_folder import locate
+from sutra_tasks.engines.out_of_memory import is_out_of_memory
+from sutra_tasks.engines.tokenizing.token_ids import TokenIds
+from sutra_tasks.engines.torch_engine.introspection import forbid_hub_kernels, probe_batches
+from sutra_tasks.engines.torch_engine.passes import Passes
+from sutra_tasks.errors import ModelError
+
+if TYPE_CHECKING:
+    from sutra_tasks.vectors import Floats
+
+__all__ = ["TorchEncoder", "passes_of"]
+
+CPU_TOKENS: Final = 1024
+"""Padded tokens in one pass on a CPU: more are no faster there, but take memory in proportion."""
+
+PROBES: Final = ("a", "Two words. And a second sentence, with a few more.")
+
+
+class TorchEncoder(TokenIds):
+    """One sentence-transformers model on one torch device."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        folder: str | None = None,
+        device: str = "cpu",
+        threads: int = 1,
+        memory_share: float = 1.0,
+        attention: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        torch.set_num_threads(threads)
+        self._model = _load(model, folder or locate(model))
+        theirs = self._model.tokenizer
+        self._pad_id, self._pad_left = int(theirs.pad_token_id or 0), theirs.padding_side == "left"
+        tokenizer = _thread_safe_tokenizer(model, theirs)
+        width = self._model.get_embedding_dimension()
+        if width is None:
+            raise ModelError(model, "does not say how wide its vectors are")
+        prompts = {name: text or "" for name, text in self._model.prompts.items()}
+        self.card = Card(
+            model=model,
+            space=f"{_fingerprint(self._model, tokenizer, prompts)}:{width}",
+            width=width,
+            window=_window(self._model),
+            prompts=prompts,
+            weight_bytes=sum(
+                weight.numel() * weight.element_size() for weight in self._model.parameters()
+            ),
+        )
+        pools_all = all(getattr(module, "include_prompt", True) for module in self._model)
+        super().__init__(tokenizer, prompts, self.card.window, pools_prompt=pools_all)
+        self._inputs = set(theirs.model_input_names)
+        self._refuse_other_ids(model)
+        if device.startswith("cuda") and memory_share < 1:
+            torch.cuda.set_per_process_memory_fraction(memory_share, torch.device(device))
+        self._passes = Passes(
+            model,
+            self._model,
+            torch.device(device),
+            [self._features(batch) for batch in probe_batches(self)],
+            attention=attention,
+            dtype=dtype,
+        )
+        self.attention = self._passes.choice
+        self._on_cpu = device == "cpu"
+
+    def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
+        """Run the transformer once, and pooling with all that follows for each span."""
+        with _freed_when_full():
+            return self._pool(text, spans)
+
+    def _pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
+        states = self._passes(self._features([text]))["token_embeddings"][0]
+        first = text.content.first
+        parts = [states[first + start : first + stop] for start, stop in spans]
+        lengths = torch.tensor([len(part) for part in parts], device=states.device)
+        padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+        places = torch.arange(padded.shape[1], device=states.device)
+        features: dict[str, Any] = {
+            "token_embeddings": padded,
+            "attention_mask": (places < lengths[:, None]).to(torch.int64),
+        }
+        pooled: Floats = self._passes.pool(features)["sentence_embedding"].float().cpu().numpy()
+        return pooled
+
+    def check_pool(self) -> None:
+        """Refuse a model that does not take the mean of its tokens' states.
+
+        Raises:
+            ModelError: it does something else.
+        """
+        # Whatever stood between the transformer and pooling would be applied twice.
+        _, *rest = list(self._model)
+        if not rest or getattr(rest[0], "pooling_mode", None) != "mean":
+            raise ModelError(
+                self.card.model, "SUTRA_CHUNKING=late needs a model that takes the mean of its tokens"
+            )
+
+    def encode(self, batch: Sequence[TokenizedText]) -> Floats:
+        """Run the model; rows come back in the order of ``batch``."""
+        rows = np.empty((len(batch), self.card.width), dtype=np.float32)
+        # One pass, but where pooling leaves the prompt out: it takes one prompt length a pass.
+        for prompt_tokens in {text.content.prompt_tokens for text in batch}:
+            where = [at for at, text in enumerate(batch) if text.content.prompt_tokens == prompt_tokens]
+            where.sort(key=lambda at: batch[at].tokens)
+            lengths = [batch[at].tokens for at in where]
+            for part in passes_of(lengths, CPU_TOKENS) if self._on_cpu else [range(len(where))]:
+                mine = where[part.start : part.stop]
+                with _freed_when_full():
+                    rows[mine] = self._forward([batch[at] for at in mine], prompt_tokens)
+        return rows
+
+    def _forward(self, batch: Sequence[TokenizedText], prompt_tokens: int) -> Floats:
+        features = self._features(batch)
+        if prompt_tokens:
+            features["prompt_length"] = prompt_tokens
+        pooled: Floats = self._passes(features)["sentence_embedding"].float().cpu().numpy()
+        return pooled
+
+    def _features(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
+        lengths = np.array([text.tokens for text in batch])
+        longest = int(lengths.max())
+        ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
+        mask = np.zeros((len(batch), longest), dtype=np.int64)
+        for row, text in enumerate(batch):
+            where = slice(longest - text.tokens, longest) if self._pad_left else slice(text.tokens)
+            ids[row, where] = text.content.ids
+            mask[row, where] = 1
+        features = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if "token_type_ids" in self._inputs:
+            features["token_type_ids"] = torch.zeros_like(features["input_ids"])
+        return features
+
+    def _refuse_other_ids(self, model: str) -> None:
+        """Check that our features are those sentence-transformers would have made."""
+        ours = self._features(self.tokenize(PROBES, None))
+        theirs = self._model.preprocess(list(PROBES))
+        for name, tensor in ours.items():
+            other = theirs.get(name)
+            if other is None or not torch.equal(tensor, other):
+                raise ModelError(model, f"its {name} differ from sentence-transformers' own")
+
+
+def passes_of(lengths: Sequence[int], most_tokens: int) -> list[range]:
+    """Return consecutive texts a pass, of up to ``most_tokens`` with padding; ``lengths`` ascend."""
+    passes, start = [], 0
+    for at, length in enumerate(lengths):
+        if at > start and (at + 1 - start) * length > most_tokens:
+            passes.append(range(start, at))
+            start = at
+    return [*passes, range(start, len(lengths))]
+
+
+@contextmanager
+def _freed_when_full() -> Iterator[None]:
+    """Give back what a pass that found no memory has allocated, and what torch keeps for the next."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            # Its tensors live in the frames of the traceback; the cache gives back only what is unused.
+            traceback.clear_frames(error.__traceback__)
+            torch.cuda.empty_cache()
+        raise
+
+
+def _load(model: str, folder: str) -> SentenceTransformer:
+    forbid_hub_kernels()
+    try:
+        return SentenceTransformer(
+            folder,
+            device="cpu",
+            trust_remote_code=False,
+            # What a probe holds all others against; a model's own wish might download a kernel.
+            model_kwargs={"attn_implementation": "eager"},
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first_line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(
+            model,
+            f"cannot be loaded: {first_line} Give a folder, a name sentence-transformers knows, "
+            "or leave SUTRA_MODEL unset for the packaged all-MiniLM-L6-v2.",
+        ) from error
+
+
+def _window(model: SentenceTransformer) -> int:
+    return int(model.max_seq_length or model.tokenizer.model_max_length)
+
+
+def _thread_safe_tokenizer(name: str, theirs: Any) -> Tokenizer:
+    """Copy the tokenizer: transformers reconfigures its own at every call, and threads would meet."""
+    if not getattr(theirs, "is_fast", False):
+        raise ModelError(name, "has no fast tokenizer (tokenizer.json)")
+    ours = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
+    ours.no_padding()
+    ours.no_truncation()
+    return ours
+
+
+def _fingerprint(model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str]) -> str:
+    """Hash what decides a vector's meaning: weights, tokenizer, modules and prompts.
+
+    Taken from the loaded model before any change of precision, so a folder, a cache and a package
+    with the same model name the same space.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
+    digest.update(tokenizer.to_str().encode())
+    for module in model:
+        describe: Any = getattr(module, "get_config_dict", dict)
+        described = json.dumps(describe(), sort_keys=True, default=str)
+        digest.update(f"{type(module).__name__}:{described}".encode())
+    digest.update(json.dumps(prompts, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""What a device does with a long text that is spread over the fleet."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from celery.exceptions import Ignore
+from celery.utils.log import get_logger
+
+from sutra_tasks.broker.result_backend import as_not_stored
+from sutra_tasks.client.call import HEADER, demand_of
+from sutra_tasks.documents.plan import Unaggregated, answer, parts_of
+from sutra_tasks.errors import EncodingError
+from sutra_tasks.fanout.messages import part_demand
+from sutra_tasks.fanout.store import Begun
+from sutra_tasks.routing.balancing import assign
+from sutra_tasks.vectors import Vectors
+
+if TYPE_CHECKING:
+    from sutra_tasks.batching.batcher import Encoded
+    from sutra_tasks.batching.service import EmbeddingService, Prepared
+    from sutra_tasks.fanout.store import Documents
+    from sutra_tasks.routing.balancing import Fleet
+    from sutra_tasks.settings import Settings
+    from sutra_tasks.vectors import Embeddings
+
+__all__ = ["LongTexts"]
+
+logger = get_logger(__name__)
+
+LEAST_PART_S: Final = 0.02
+"""Seconds of work that are worth a message, which takes a few milliseconds."""
+
+
+class LongTexts:
+    """One device's share in long texts; safe to use from many threads."""
+
+    def __init__(
+        self,
+        services: Callable[[str | None, str | None], EmbeddingService],
+        documents: Documents,
+        device_id: str,
+        options: Settings,
+        computed: Callable[..., Encoded],
+    ) -> None:
+        """Use what the device has.
+
+        Args:
+            services: the device's, by model and embedding space.
+            documents: where long texts are kept.
+            device_id: its name.
+            options: the settings.
+            computed: runs a function that computes, given what it passes on to the service, and the id
+                of the task whose caller may give it up.
+        """
+        self._services, self._documents, self._device_id = services, documents, device_id
+        self._options, self._computed = options, computed
+
+    def spread(
+        self,
+        service: EmbeddingService,
+        prepared: Prepared,
+        message: Any,
+        fleet: Fleet,
+        *,
+        model: str | None = None,
+    ) -> None:
+        """Replace a call by a chord of its parts.
+
+        Args:
+            service: that prepared it.
+            prepared: the call.
+            message: its message, as this device got it.
+            fleet: among whose devices the parts are divided.
+            model: the model that computes it, as devices name it; those that have it get the parts.
+
+        Raises:
+            NotStored: the server did not take it.
+        """
+        encoder, rows = service.encoder, prepared.planned.rows
+        options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
+        # What the router took the call to cost this device it costs all of them.
+        fleet = fleet.done(self._device_id, message.sutra_weight)
+        fleet = _having(fleet, model, encoder.card.space, self._device_id)
+        tokens = [row.tokens for row in rows]
+        # A part is no more than a device is given ahead of time: the slower, the smaller.
+        most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
+        fastest = max((device.tokens_per_s or 0.0 for device in fleet.standing), default=0.0)
+        parts = parts_of(
+            tokens,
+            devices=len(fleet.standing),
+            most_tokens=most_tokens,
+            least_tokens=LEAST_PART_S * fastest,
+        )
+        chosen = assign(
+            fleet,
+            [
+                part_demand(len(part), sum(tokens[part.start : part.stop]), sent.strategy)
+                for part in parts
+            ],
+            ticket=secrets.randbelow(2**32),
+            default=options.strategy,
+            queue_penalty_s=options.queue_penalty_factor,
+        )
+        begun = Begun(
+            call=prepared.call,
+            plan=prepared.planned.plan,
+            model=encoder.card.model,
+            space=encoder.card.space,
+            parts=[encoder.pack(rows[part.start : part.stop]) for part in parts],
+            tokens=[tokens[part.start : part.stop] for part in parts],
+            devices=[device.id if device is not None else None for device in chosen],
+        )
+        with as_not_stored():
+            self._documents.begin(message.sutra_raw, message.payload, begun)
+        logger.info(
+            "%d chunks are spread over the fleet in %d parts", prepared.planned.plan.chunks, len(parts)
+        )
+
+    def part(self, request: Any) -> dict[str, Any] | None:
+        """Return the vectors of a part, None if there is nothing to do.
+
+        Args:
+            request: Celery's context of the part.
+
+        Raises:
+            NotStored: the server does not say what to do.
+            ModelError: the text was begun with a model, or in a space, that this device cannot have.
+            CorruptMessageError: the rows do not decode.
+        """
+        began_at = time.monotonic()
+        with as_not_stored():
+            part = self._documents.part(request.group, request.group_index)
+        if part is None:
+            return None
+        # A model that was swapped since is loaded once more, for parts of texts that were begun with it.
+        service = self._services(part.model, part.space)
+        encode = partial(
+            service.encode,
+            service.encoder.unpack(part.rows),
+            part.positions.__getitem__,
+            estimated_tokens=demand_of(request.get(HEADER), 0).tokens,
+            began_at=began_at,
+        )
+        encoded = self._computed(encode, task_id=request.group)
+        return {
+            "rows": Vectors.of(encoded.rows),
+            "device": self._device_id,
+            "queue_s": encoded.queue_s,
+            "compute_s": encoded.compute_s,
+        }
+
+    def combine(self, task_id: str) -> Vectors | Embeddings:
+        """Return the answer to a call whose parts are all there.
+
+        Raises:
+            NotStored: the server does not tell.
+            Ignore: its caller was told already.
+            SutraError: why it has none.
+        """
+        with as_not_stored():
+            found = self._documents.collect(task_id)
+        if found is None:
+            raise Ignore
+        if found.error is not None:
+            raise found.error
+        results = found.results
+        try:
+            return answer(
+                found.call,
+                found.plan,
+                np.concatenate([result["rows"] for result in results]),
+                model=found.model,
+                space=found.space,
+                device=",".join(sorted({result["device"] for result in results})),
+                queue_s=max(result["queue_s"] for result in results),
+                compute_s=sum(result["compute_s"] for result in results),
+            )
+        except Unaggregated as error:
+            raise EncodingError(self._device_id, error.position, error.reason) from None
+
+
+def _having(fleet: Fleet, model: str | None, space: str, here: str) -> Fleet:
+    """Return the devices that need not load the model first; all of them if that is none.
+
+    Hosts may name the same weights differently, so a default of the same space counts.
+    """
+    having = tuple(
+        one for one in fleet.devices if one.id == here or model in one.models or one.space in ("", space)
+    )
+    return replace(fleet, devices=having or fleet.devices)

@@ -1,0 +1,179 @@
+"""Starts the processes of a fleet, restarts what dies, and stops them in order.
+
+It reports a death at once: the dead worker leaves the fleet, and what it held goes back to its queue,
+before anybody's timeout notices.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Final
+
+import redis
+from celery.utils.log import get_logger
+
+from sutra_tasks.broker.queues import new_incarnation
+from sutra_tasks.host.processes import spawn, stop, uninterrupted
+from sutra_tasks.membership.reaper import rescue
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from sutra_tasks.host.hardware import DeviceSpec
+    from sutra_tasks.settings import Settings
+
+__all__ = ["Supervisor", "WorkerSpec", "restart_delay_s", "worker_specs"]
+
+logger = get_logger(__name__)
+
+STABLE_S: Final = 10.0
+"""A process that lived this long is in no crash loop: its next crash is its first."""
+
+LONGEST_DELAY_S: Final = 10.0
+POLL_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One process to keep alive. ``device_id`` is None for those that are no device."""
+
+    name: str
+    command: Sequence[str]
+    environ: Mapping[str, str]
+    device_id: str | None = None
+
+
+@dataclass(slots=True)
+class _Child:
+    spec: WorkerSpec
+    process: subprocess.Popen[bytes] | None = None
+    incarnation: str = ""
+    started_at: float = 0.0
+    crashes: int = 0
+    due_at: float = 0.0
+
+
+def restart_delay_s(crashes: int, lived_s: float) -> float:
+    """Return the pause before a restart: none after the first crash, then doubling from a second.
+
+    The time for which the process lived counts: starts, not lives, are what is to be rare.
+    """
+    return 0.0 if crashes <= 1 else max(0.0, min(2.0 ** (crashes - 2), LONGEST_DELAY_S) - lived_s)
+
+
+def worker_specs(
+    options: Settings, devices: Sequence[DeviceSpec], *, worker_options: Sequence[str] = ()
+) -> list[WorkerSpec]:
+    """Return the router, the devices, and a distill worker if there are folders for it."""
+    shared = options.as_env()
+    module = [sys.executable, "-m", "sutra_tasks.roles.apps"]
+    router = WorkerSpec("router", [*module, "router", *worker_options], shared)
+    devices_to_start = [
+        WorkerSpec(
+            device.id,
+            [*module, "device", *worker_options],
+            {**shared, **device.environ, "SUTRA_DEVICE_ID": device.id},
+            device_id=device.id,
+        )
+        for device in devices
+    ]
+    distiller = WorkerSpec("distill", [*module, "distill", *worker_options], shared)
+    distillers = [distiller] if options.data_dir and options.models_dir else []
+    return [router, *devices_to_start, *distillers]
+
+
+class Supervisor:
+    """Keeps the processes of ``specs`` alive; :meth:`step` is one look at them."""
+
+    def __init__(
+        self,
+        specs: Sequence[WorkerSpec],
+        client: redis.Redis,
+        *,
+        results: redis.Redis,
+        drain_s: float,
+        report: Callable[[str], None],
+        output: Mapping[str, IO[bytes]] | None = None,
+    ) -> None:
+        self._children = [_Child(spec) for spec in specs]
+        self._client, self._results = client, results
+        self._drain_s, self._report = drain_s, report
+        self._output = output or {}
+        self._owed: dict[str, bool] = {}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Process ids of what runs now, by name."""
+        return {c.spec.name: c.process.pid for c in self._children if c.process is not None}
+
+    def start(self, now: float) -> None:
+        """Start every process."""
+        for child in self._children:
+            self._launch(child, now)
+
+    def step(self, now: float) -> float:
+        """Notice deaths and restart what is due; return the seconds until the next look."""
+        if self._owed:
+            self._settle()
+        for child in self._children:
+            if child.process is not None and child.process.poll() is not None:
+                self._bury(child, now)
+            if child.process is None and now >= child.due_at:
+                self._launch(child, now)
+        return POLL_S
+
+    def stop(self) -> None:
+        """Stop everything; what a process could not finish in ``drain_s`` goes back to its queue."""
+        running = [child for child in self._children if child.process is not None]
+        for child in running:
+            # All are asked before any is awaited: draining takes as long as the slowest.
+            if child.process is not None and child.process.poll() is None:
+                child.process.terminate()
+        for child in running:
+            if child.process is not None:
+                stop(child.process, self._drain_s)
+                self._return_work(child, died=False)
+                child.process = None
+
+    def _launch(self, child: _Child, now: float) -> None:
+        child.incarnation = new_incarnation(child.spec.device_id)
+        environ = {**os.environ, **child.spec.environ, "SUTRA_INCARNATION": child.incarnation}
+        with uninterrupted():
+            child.process = spawn(
+                child.spec.command, environ=environ, output=self._output.get(child.spec.name)
+            )
+        child.started_at = now
+
+    def _bury(self, child: _Child, now: float) -> None:
+        assert child.process is not None
+        status = child.process.wait()
+        lived_s = now - child.started_at
+        child.crashes = 1 if lived_s >= STABLE_S else child.crashes + 1
+        delay_s = restart_delay_s(child.crashes, lived_s)
+        child.due_at = now + delay_s
+        child.process = None
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        when = f"in {delay_s:.1f} s" if delay_s else "now"
+        returned = self._return_work(child, died=True)
+        self._report(
+            f"{child.spec.name} ended with {how}; {returned} messages went back; restarting {when}"
+        )
+
+    def _return_work(self, child: _Child, *, died: bool) -> int:
+        """Return what a dead process held and what waits for it; while the server is away, owe it."""
+        self._owed[child.incarnation] = died
+        return self._settle()
+
+    def _settle(self) -> int:
+        returned = 0
+        for incarnation, died in list(self._owed.items()):
+            try:
+                returned += rescue(self._client, self._results, incarnation, died=died)
+            except redis.RedisError as error:
+                logger.warning("the server is away, what %s held waits: %s", incarnation, error)
+                break
+            del self._owed[incarnation]
+        return returned

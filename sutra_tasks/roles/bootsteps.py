@@ -1,0 +1,67 @@
+"""Celery bootsteps: what runs beside the consumer in router and distill workers."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from typing import Any
+
+import redis
+from celery import bootsteps
+
+from sutra_tasks.broker.in_flight import held_by
+from sutra_tasks.fanout.store import documents
+from sutra_tasks.membership.reaper import Reaper
+from sutra_tasks.routing.router import Router
+from sutra_tasks.settings import settings
+
+__all__ = ["ReaperStep", "RouterStep"]
+
+RETRY_S = 0.1
+
+
+class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Gives the router its ticks, for as long as one connection lasts."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        worker, options = consumer.controller, settings()
+        client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
+        name = str(worker.hostname).partition("@")[0]
+        incarnation = worker.app.conf.broker_transport_options["incarnation"]
+        self._router = worker.sutra_router = Router(
+            options, client, name, incarnation=incarnation, first_ticket=secrets.randbelow(2**32)
+        )
+        held_by(incarnation).may_take = self._router.may_take
+        self._timer: Any = None
+
+    def start(self, consumer: Any) -> None:
+        """Begin with nothing waiting: a lost connection's messages went back to their queue."""
+        self._router.attach(consumer)
+        self._timer = consumer.timer.call_repeatedly(RETRY_S, self._router.tick)
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's hook
+        """Stop ticking; what waits is held, and goes back when the channel closes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
+    """Runs the reaper beside the router, for as long as the process lives."""
+
+    def start(self, worker: Any) -> None:
+        """Start looking after leases; the router's own is kept while its loop is busy or reconnects."""
+        options = settings()
+        timeout_s = options.socket_timeout_s
+        reaper = Reaper(
+            redis.Redis.from_url(options.broker_url or "", socket_timeout=timeout_s),
+            redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
+            worker.app.conf.broker_transport_options["incarnation"],
+            sweep=documents(options).sweep,
+            lease_s=options.lease_s,
+            device_ttl_s=options.device_ttl_s,
+        )
+        threading.Thread(target=reaper.run, name="reaper", daemon=True).start()

@@ -1,0 +1,171 @@
+"""The form in which a message goes back, and what it weighs."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as laws
+from hypothesis import strategies as st
+
+from sutra_tasks import keys
+from sutra_tasks.broker.requeue import (
+    ATTEMPTS,
+    MOST_NEAR,
+    NEAR,
+    SUSPECT_AFTER,
+    _returned,
+    attempts_of,
+    give_back_all,
+    tokens_of,
+    weight_of,
+)
+from sutra_tasks.client.call import demand_of, estimated_tokens
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+FIELDS = st.dictionaries(st.sampled_from(["id", "lang", "é", ""]), JSON, max_size=3)
+
+
+def message(routing_key: Any = keys.EMBED_QUEUE, **headers: Any) -> dict[str, Any]:
+    return {
+        "body": "x" * 40,
+        "headers": headers,
+        "properties": {"delivery_info": {"routing_key": routing_key}},
+    }
+
+
+def raw(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def attempts_after(headers: dict[str, Any], **how: Any) -> int:
+    """Return the attempts that a message with these headers counts when it went back."""
+    going = _returned(raw(message(**headers)), **how)
+    assert going is not None
+    return attempts_of(json.loads(going.message)["headers"])
+
+
+@laws(max_examples=40, deadline=None)
+@given(
+    headers=st.none() | FIELDS,
+    properties=FIELDS,
+    info=FIELDS,
+    body=st.text(max_size=20),
+    priority=st.none() | st.integers(0, 9) | st.sampled_from(["", "x", "é9"]),
+)
+def test_redelivering_marks_a_message_and_changes_nothing_else(
+    headers: dict[str, Any] | None,
+    properties: dict[str, Any],
+    info: dict[str, Any],
+    body: str,
+    priority: Any,
+) -> None:
+    sent: dict[str, Any] = {
+        "body": body,
+        "properties": properties
+        | {"delivery_info": info | {"routing_key": "sutra.embed"}, "priority": priority},
+    } | ({} if headers is None else {"headers": headers})
+    going = _returned(raw(sent))
+    assert going is not None
+    assert going.priority == (priority if isinstance(priority, int) else 0)
+    assert going.weight == tokens_of(sent)
+
+    found = json.loads(going.message)
+    assert found["headers"].pop("redelivered") is True
+    assert found["properties"]["delivery_info"].pop("redelivered") is True
+    if headers is None:
+        assert found.pop("headers") == {}
+    assert found == sent
+
+
+def test_what_no_worker_has_taken_goes_back_as_it_came() -> None:
+    sent = b' {"properties": {"delivery_info": {"routing_key": "sutra.embed"}}, "body": ""}'
+    going = _returned(sent, redelivered=False)
+    assert going is not None
+    assert going.message == sent
+
+
+def test_each_death_counts_one_attempt_until_a_message_is_suspect() -> None:
+    assert attempts_after({}) == 0
+    assert attempts_after({}, died=True) == 1
+    assert attempts_after({ATTEMPTS: 1}, died=True) == SUSPECT_AFTER
+    assert attempts_after({ATTEMPTS: 4}) == 4
+
+
+def test_a_death_near_a_suspect_counts_little() -> None:
+    # Two messages that end their workers took innocent ones with them: these shared three deaths.
+    message_: Any = raw(message(**{ATTEMPTS: SUSPECT_AFTER}))
+    for deaths in range(1, 2 * MOST_NEAR + 1):
+        going = _returned(message_, died=True)
+        assert going is not None
+        message_ = going.message
+        assert attempts_of(json.loads(message_)["headers"]) == SUSPECT_AFTER + deaths // MOST_NEAR
+
+
+def test_if_a_suspect_is_named_only_it_is_to_blame() -> None:
+    assert attempts_after({"id": "it", ATTEMPTS: 2}, died=True, suspect="it") == 3
+    assert attempts_after({"id": "it", ATTEMPTS: 2, NEAR: 5}, died=True, suspect="it") == 3
+    assert attempts_after({"id": "other", ATTEMPTS: 2}, died=True, suspect="it") == 2
+    assert attempts_after({}, died=True, suspect="it") == 0
+
+
+@pytest.mark.parametrize("count", [None, -1, "3", 2.0, True, [1]])
+def test_attempts_that_are_no_count_are_none(count: Any) -> None:
+    assert attempts_of({ATTEMPTS: count}) == 0
+    assert attempts_after({ATTEMPTS: count}, died=True) == 1
+
+
+def test_a_message_without_headers_has_no_attempts() -> None:
+    assert attempts_of(None) == attempts_of({}) == 0
+
+
+def test_a_message_weighs_what_its_sender_says() -> None:
+    header = {"v": 1, "texts": 3, "bytes": 400}
+    assert weight_of(message(sutra=header)) == demand_of(header, 0).tokens == 106
+
+
+@pytest.mark.parametrize("header", [None, {"v": 99}, "not a header", []])
+def test_a_message_that_does_not_say_weighs_its_size(header: Any) -> None:
+    assert weight_of(message(sutra=header)) == estimated_tokens(1, 40)
+
+
+def test_a_message_always_weighs_something() -> None:
+    assert weight_of(message(sutra={"v": 1, "texts": 0, "bytes": 0})) == 1
+    assert weight_of({**message(), "body": None, "headers": None}) >= 1
+
+
+def test_a_message_sent_past_the_router_weighs_nothing() -> None:
+    past = message(keys.device_queue("gpu0"), sutra={"v": 1, "texts": 1, "bytes": 4})
+    assert weight_of(past) == 0
+    assert tokens_of(past) == 3
+
+
+@pytest.mark.parametrize("routing_key", [None, "", "celery"])
+def test_a_routing_key_of_another_client_changes_no_weight(routing_key: Any) -> None:
+    assert weight_of(message(routing_key)) == weight_of(message())
+
+
+def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back() -> None:
+    # give_back_all: JSONDecodeError or KeyError at one message, and at every later start again.
+    good = raw(message())
+    returned: list[bytes] = []
+    dropped: list[bytes] = []
+
+    def move(_script: str, count: int, *names_and_messages: Any) -> int:
+        [one, _, _] = names_and_messages[count:]
+        returned.append(one)
+        return 1
+
+    client: Any = SimpleNamespace(
+        lrange=lambda *_: [b"not json", b"{}", good],
+        eval=move,
+        lrem=lambda _, __, one: dropped.append(one),
+    )
+    assert give_back_all(client, "gpu0.1") == 1
+    assert returned == [good]
+    assert dropped == [b"not json", b"{}"]

@@ -1,0 +1,127 @@
+"""What an entry, or a stretch of a text, becomes on a device."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.errors import PoisonMessageError
+from sutra_tasks.settings import Settings
+from sutra_tasks.streaming.chunker import Ending, Progress
+from sutra_tasks.streaming.store import OpenText
+from sutra_tasks.streaming.units import Cutter, Unit
+
+OPTIONS = Settings(block_size=12, overlap_tokens=3, max_text_chars=10_000)
+CUTTER = Cutter(SimulatedEncoder(width=4), OPTIONS)
+NAMES = st.sampled_from([b"text", b"id", b"key", b"seq", b"end", b"priority", b"prompt", b"other"])
+WORDS = st.lists(st.sampled_from(["a", "süß", "🙂", "文 字", "\n", "end.\n\n", "longer"]), max_size=120)
+START = Progress()
+
+
+def of_entry(*fields: bytes) -> Unit:
+    return CUTTER.of_entry("s", (b"17-3", list(fields)), 0.0)
+
+
+def open_text(
+    buffer: bytes, ending: Ending | None = "end", progress: Progress | None = None
+) -> OpenText:
+    return OpenText(b"k", b"1", 1, ending, buffer, "id", None, progress or Progress(), 5)
+
+
+@given(st.lists(st.one_of(st.binary(max_size=12), NAMES), max_size=12))
+def test_whatever_stands_in_an_entry_it_is_words_or_an_error(fields: list[bytes]) -> None:
+    unit = of_entry(*fields)
+    assert unit.arrived_ms == 17
+    assert unit.source
+    CUTTER.tokenize([unit])
+    assert bool(unit.rows) is (unit.error is None)
+    assert unit.concerned()
+
+
+@pytest.mark.parametrize(
+    ("fields", "source"),
+    [
+        ([b"id", b"mine", b"text", b"\xff"], "mine"),
+        ([b"text", b"x", b"id", b"mine", b"seq", b"1"], "mine"),
+        ([b"id", b"mine"], "mine"),
+        ([b"id", b"\xff", b"text", b"x"], "17-3"),
+        ([b"id", b"", b"text", b"\xff"], "17-3"),
+        ([b"id", b"i" * 201, b"text", b"x"], "17-3"),
+        ([b"text", b"\xff"], "17-3"),
+    ],
+)
+def test_an_error_names_the_entry_as_its_producer_does(fields: list[bytes], source: str) -> None:
+    unit = of_entry(*fields)
+    assert unit.error is not None
+    assert unit.concerned() == [source]
+
+
+@given(WORDS)
+def test_a_long_entry_is_cut_into_chunks_that_cover_it(words: list[str]) -> None:
+    text = " ".join(words)
+    unit = of_entry(b"id", b"it", b"text", text.encode())
+    CUTTER.tokenize([unit])
+    chunks = unit.embedded()
+    assert len(unit.rows) == len(chunks)
+    assert all(row.tokens <= 12 for row in unit.rows)
+    assert [row.content for row in unit.rows] == [text[one.start : one.end] for one in chunks]
+    assert (chunks[0].start, chunks[-1].end) == (0, len(text))
+    assert all(two.start <= one.end < two.end for one, two in itertools.pairwise(chunks))
+    assert [one.overlap_next for one in chunks] == [True] * (len(chunks) - 1) + [False]
+    expected = ["it"] if len(chunks) == 1 else [f"it#{n}" for n in range(len(chunks))]
+    assert [one.id for one in chunks] == expected
+
+
+@given(WORDS, st.lists(st.integers(0, 40), min_size=1, max_size=400))
+def test_a_text_cut_as_it_comes_gives_the_chunks_of_the_whole(
+    words: list[str], sizes: list[int]
+) -> None:
+    whole = " ".join(words).encode()
+    expected = CUTTER.of_text("s", open_text(whole), 0.0).embedded()
+    got = expected[:0]
+    buffer, progress, taken = b"", Progress(), itertools.cycle(sizes)
+    while whole:
+        size = next(taken) + 1
+        buffer, whole = buffer + whole[:size], whole[size:]
+        unit = CUTTER.of_text("s", open_text(buffer, None, progress), 0.0)
+        assert unit.error is None
+        assert unit.how == "more"
+        assert unit.need > len(buffer) - unit.done_bytes
+        assert [row.content for row in unit.rows] == [chunk.text for chunk in unit.chunks]
+        got += unit.embedded()
+        buffer, progress = buffer[unit.done_bytes :], unit.progress
+    last = CUTTER.of_text("s", open_text(buffer, "end", progress), 0.0)
+    assert last.how == "last"
+    assert got + last.embedded() == expected
+
+
+@pytest.mark.parametrize("ending", [None, "end", "idle", "abandoned"])
+def test_what_is_no_text_is_given_up_and_the_text_goes_on_behind_it(
+    ending: Ending | None,
+) -> None:
+    text = open_text(b"good \xff bad", ending, Progress(100, 7, 110))
+    unit = CUTTER.of_text("s", text, 0.0)
+    assert type(unit.error).__name__ == "InvalidTextError"
+    assert (unit.done_bytes, unit.rows, unit.chunks) == (len(text.buffer), [], [])
+    assert unit.progress == Progress(110, 8, 110)
+    assert unit.how == ("last" if ending in ("end", "abandoned") else "more")
+    assert unit.concerned() == ["id"]
+    assert "good" not in str(unit.error)
+
+
+def test_a_character_of_which_a_part_is_there_is_waited_for() -> None:
+    text = "süß".encode()[:-1]
+    unit = CUTTER.of_text("s", open_text(text, None), 0.0)
+    assert unit.error is None
+    unit = CUTTER.of_text("s", open_text(text, "idle"), 0.0)
+    assert [chunk.text for chunk in unit.chunks] == ["sü"]
+    assert unit.how == "idle"
+
+
+def test_a_text_that_is_given_up_is_looked_at_by_nobody() -> None:
+    error = PoisonMessageError(3, "it ended its workers")
+    unit = CUTTER.given_up("s", open_text(b"it \xff"), 0.0, error)
+    assert unit.error is error
+    assert (unit.done_bytes, unit.how, unit.rows) == (4, "last", [])
