@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sutra_tasks import keys
+from sutra_tasks.connections import socket_options
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -22,11 +23,7 @@ PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
 
 def celery_settings(options: Settings) -> dict[str, Any]:
     """Return Celery's lower-case settings for clients and workers alike."""
-    transport = {
-        "socket_timeout": options.socket_timeout_s,
-        "socket_connect_timeout": options.socket_timeout_s,
-        "socket_keepalive": True,
-    }
+    transport = socket_options(options.socket_timeout_s)
     conf: dict[str, Any] = {
         "broker_url": options.broker_url,
         "broker_transport": "sutra_tasks.client.transport:Transport",
@@ -37,9 +34,7 @@ def celery_settings(options: Settings) -> dict[str, Any]:
         "result_backend": options.results,
         "result_expires": options.result_ttl_s,
         "result_backend_thread_safe": True,
-        "redis_socket_timeout": options.socket_timeout_s,
-        "redis_socket_connect_timeout": options.socket_timeout_s,
-        "redis_socket_keepalive": True,
+        **{f"redis_{name}": value for name, value in transport.items()},
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],

@@ -23,14 +23,13 @@ from celery.utils.log import get_logger
 from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from sutra_tasks import keys
 from sutra_tasks.broker.in_flight import held_by
 from sutra_tasks.broker.queues import MOST_CREDIT, home, lanes
 from sutra_tasks.broker.requeue import tokens_of, weight_of
 from sutra_tasks.client import transport
+from sutra_tasks.connections import no_retries
 
 if TYPE_CHECKING:
     from sutra_tasks.broker.in_flight import HeldMessages
@@ -232,7 +231,7 @@ class Channel(transport.Channel):
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         # redis-py would retry with sleeps inside the event loop; Celery reconnects better.
         params: dict[str, Any] = super()._connparams(asynchronous)
-        return params | {"retry": Retry(NoBackoff(), 0)}
+        return params | {"retry": no_retries()}
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self.held is None or self._home is None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import redis
 
+from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
 __all__ = ["connected"]
+
+TIMEOUT_S: Final = 5.0
 
 
 def connected(options: Settings) -> redis.Redis:
@@ -23,7 +26,7 @@ def connected(options: Settings) -> redis.Redis:
     """
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    client = redis.Redis.from_url(options.broker_url, socket_timeout=5, socket_connect_timeout=5)
+    client = broker_client(options, timeout_s=TIMEOUT_S, retries=False)
     try:
         client.ping()
     except redis.RedisError as error:

@@ -7,16 +7,17 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import redis
 from rich.console import Console
 from rich.table import Table
 
 from sutra_tasks import keys
-from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.cli.server import connected
 from sutra_tasks.health.states import State
 from sutra_tasks.membership.devices import DeviceRecord, Sighting, queue_lengths, sightings
 
 if TYPE_CHECKING:
+    import redis
+
     from sutra_tasks.settings import Settings
 
 __all__ = ["DeviceStatus", "FleetStatus", "precisions", "read", "run", "table"]
@@ -131,13 +132,7 @@ def precisions(fleet: FleetStatus) -> list[str]:
 
 def run(options: Settings, *, as_json: bool) -> None:
     """Print the fleet; exit status 1 when no device lives."""
-    if options.broker_url is None:
-        raise BrokerNotConfiguredError
-    client = redis.Redis.from_url(options.broker_url, socket_timeout=5, socket_connect_timeout=5)
-    try:
-        fleet = read(client, options.device_ttl_s)
-    except redis.RedisError as error:
-        raise SutraError(f"the server of SUTRA_BROKER_URL does not answer: {error}") from None
+    fleet = read(connected(options), options.device_ttl_s)
     if as_json:
         print(json.dumps(asdict(fleet), indent=2))  # noqa: T201 - this is the output
     else:

@@ -15,6 +15,7 @@ import redis
 from rich.console import Console
 
 from sutra_tasks.cli.status import read, table
+from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.host.embedded_server import embedded_server, is_free
 from sutra_tasks.host.local_fleet import await_devices, fleet, plan, stop_on_signals
@@ -62,7 +63,7 @@ def run(
         what = options.model if options.engine == "torch" else f"the {options.engine} engine"
         with console.status(f"starting {len(chosen)} devices with {what} ..."):
             await_devices(supervisor, options, chosen)
-        client = redis.Redis.from_url(options.broker_url or "", socket_timeout=5)
+        client = broker_client(options)
         console.print(table(read(client, options.device_ttl_s)))
         console.print(f"ready in {time.monotonic() - began:.1f} s. In your application:\n")
         console.print(f"  export SUTRA_BROKER_URL={options.broker_url}\n", highlight=False)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from sutra_tasks import keys
+from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import FleetSaturated
 
 if TYPE_CHECKING:
@@ -60,9 +61,7 @@ class Admission:
 
     def __init__(self, options: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_queue_s, self._clock = options.max_queue_s, clock
-        self._client = redis.Redis.from_url(
-            options.broker_url or "", socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-        )
+        self._client = broker_client(options, timeout_s=TIMEOUT_S, retries=False)
         self._read_at = -float("inf")
         self._backlog: Backlog | None = None
         self._sent = 0

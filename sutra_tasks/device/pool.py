@@ -32,6 +32,7 @@ from sutra_tasks.broker.late_ack import run_task
 from sutra_tasks.broker.queues import MOST_CREDIT
 from sutra_tasks.broker.requeue import SUSPECT_AFTER, attempts_of
 from sutra_tasks.client.embed_task import serve
+from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.data.sample import sampler
 from sutra_tasks.engines.attention import AttentionChoice
 from sutra_tasks.engines.golden import Golden
@@ -85,12 +86,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         assert options.device_id is not None
         self._device_id: str = options.device_id
         self._incarnation: str = self.app.conf.broker_transport_options["incarnation"]
-        self._client = redis.Redis.from_url(
-            options.broker_url or "", socket_timeout=options.socket_timeout_s
-        )
-        self._stream_client = redis.Redis.from_url(
-            options.broker_url or "", socket_timeout=options.socket_timeout_s
-        )
+        self._client, self._stream_client = broker_client(options), broker_client(options)
         self._streams: StreamConsumer | None = None
         self._statistics = Statistics()
         self._current = threading.local()
@@ -333,10 +329,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         return machine_load(torch_device, device_memory(torch_device).share)
 
     def _on_lost(self) -> None:
-        options = self._options
-        with redis.Redis.from_url(
-            options.results or "", socket_timeout=options.socket_timeout_s
-        ) as results:
+        with results_client(self._options) as results:
             end_if_replaced(results, self._incarnation)
 
     def _describe(self) -> DeviceRecord:

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-import redis
 from celery.utils.log import get_logger
 from kombu.utils import json as kombu_json
 
@@ -28,11 +27,14 @@ from sutra_tasks.app import app
 from sutra_tasks.broker.queues import MOST_CREDIT, NO_DEVICE, lane
 from sutra_tasks.client.admission import Backlog
 from sutra_tasks.client.call import Call
+from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.documents.plan import Plan
 from sutra_tasks.errors import IncompleteDocumentError
 from sutra_tasks.fanout.messages import BODY_DEMAND, body_message, part_demand, part_message, priority_of
 
 if TYPE_CHECKING:
+    import redis
+
     from sutra_tasks.settings import Settings
 
 __all__ = ["Begun", "Collected", "Documents", "Part", "documents", "overdue_s"]
@@ -417,10 +419,9 @@ def overdue_s(backlog: Backlog | None, least_s: float) -> int:
 
 def documents(options: Settings) -> Documents:
     """Return the documents on the servers that ``options`` name, over connections of their own."""
-    timeout_s = options.socket_timeout_s
     return Documents(
-        redis.Redis.from_url(options.broker_url or "", socket_timeout=timeout_s),
-        redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
+        broker_client(options),
+        results_client(options),
         overdue_s=options.overdue_s,
         result_ttl_s=options.result_ttl_s,
         device_id=options.device_id,

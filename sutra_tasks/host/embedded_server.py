@@ -13,12 +13,14 @@ from typing import Final
 
 import redis
 
+from sutra_tasks.connections import no_retries, socket_options
 from sutra_tasks.errors import SutraError
 from sutra_tasks.host.processes import spawn, stop, uninterrupted
 
 __all__ = ["embedded_server", "find_binary", "free_port", "is_free"]
 
 START_TIMEOUT_S: Final = 15.0
+ANSWER_TIMEOUT_S: Final = 1.0
 STOP_TIMEOUT_S: Final = 5.0
 
 
@@ -88,7 +90,7 @@ def embedded_server(port: int | None = None, *options: str) -> Iterator[str]:
         with uninterrupted():
             process = spawn(command)
         try:
-            client = redis.Redis(port=chosen, socket_timeout=1.0)
+            client = redis.Redis(port=chosen, retry=no_retries(), **socket_options(ANSWER_TIMEOUT_S))
             deadline = time.monotonic() + START_TIMEOUT_S
             while not _answers(client):
                 if process.poll() is not None or time.monotonic() > deadline:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import redis
-
+from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.errors import SutraError
 from sutra_tasks.host.hardware import count_cores, count_gpus, plan_devices, visible_gpus
 from sutra_tasks.host.supervisor import Supervisor, WorkerSpec
@@ -58,8 +57,7 @@ def fleet(
     output: Mapping[str, IO[bytes]] | None = None,
 ) -> Iterator[Supervisor]:
     """Run processes for the length of a block."""
-    client = redis.Redis.from_url(options.broker_url or "", socket_timeout=5)
-    results = redis.Redis.from_url(options.results or "", socket_timeout=5)
+    client, results = broker_client(options), results_client(options)
     supervisor = Supervisor(
         specs, client, results=results, drain_s=options.drain_s, report=report, output=output
     )
@@ -74,7 +72,7 @@ def fleet(
 
 def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[DeviceSpec]) -> None:
     """Return once every device is in the fleet, restarting what dies meanwhile."""
-    client = redis.Redis.from_url(options.broker_url or "", socket_timeout=5)
+    client = broker_client(options)
     deadline = time.monotonic() + START_TIMEOUT_S
     wanted = {device.id for device in devices}
     while True:

@@ -21,6 +21,7 @@ from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.broker.queues import new_incarnation
 from sutra_tasks.client.embed_task import embed
+from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.distill_task import distill, distill_due
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
 from sutra_tasks.fanout import tasks as parts
@@ -148,8 +149,7 @@ def _succeed(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a 
     options = settings()
     incarnation = app.conf.broker_transport_options["incarnation"]
     name = keys.worker(options.device_id or sender)
-    client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
-    results = redis.Redis.from_url(options.results or "", socket_timeout=options.socket_timeout_s)
+    client, results = broker_client(options), results_client(options)
     try:
         client.hsetnx(keys.LEASES, incarnation, 0)
         before: Any = client.set(name, incarnation, ex=keys.REMEMBER_S, get=True)

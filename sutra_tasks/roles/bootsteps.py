@@ -6,10 +6,10 @@ import secrets
 import threading
 from typing import Any
 
-import redis
 from celery import bootsteps
 
 from sutra_tasks.broker.in_flight import held_by
+from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.fanout.store import documents
 from sutra_tasks.membership.reaper import Reaper
 from sutra_tasks.routing.router import Router
@@ -28,7 +28,7 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         super().__init__(consumer, **kwargs)
         worker, options = consumer.controller, settings()
-        client = redis.Redis.from_url(options.broker_url or "", socket_timeout=options.socket_timeout_s)
+        client = broker_client(options, retries=False)  # the router runs on Celery's event loop
         name = str(worker.hostname).partition("@")[0]
         incarnation = worker.app.conf.broker_transport_options["incarnation"]
         self._router = worker.sutra_router = Router(
@@ -55,10 +55,9 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
     def start(self, worker: Any) -> None:
         """Start looking after leases; the router's own is kept while its loop is busy or reconnects."""
         options = settings()
-        timeout_s = options.socket_timeout_s
         reaper = Reaper(
-            redis.Redis.from_url(options.broker_url or "", socket_timeout=timeout_s),
-            redis.Redis.from_url(options.results or "", socket_timeout=timeout_s),
+            broker_client(options),
+            results_client(options),
             worker.app.conf.broker_transport_options["incarnation"],
             sweep=documents(options).sweep,
             lease_s=options.lease_s,

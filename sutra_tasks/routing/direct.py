@@ -22,6 +22,7 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.client.call import HEADER, demand_of
+from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import SutraError
 from sutra_tasks.membership.devices import sightings
 from sutra_tasks.routing.balancing import Fleet, choose
@@ -86,9 +87,7 @@ class DirectRouter:
 @cache
 def _router() -> DirectRouter:
     options = settings()
-    client = redis.Redis.from_url(
-        options.broker_url or "", socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
-    )
+    client = broker_client(options, timeout_s=TIMEOUT_S, retries=False)
     return DirectRouter(options, client, first_ticket=secrets.randbelow(2**32))
 
 

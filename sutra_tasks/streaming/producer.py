@@ -19,6 +19,7 @@ import redis
 import redis.asyncio
 
 from sutra_tasks import keys
+from sutra_tasks.connections import async_broker_client, broker_client
 from sutra_tasks.errors import (
     BackpressureSignal,
     BrokerNotConfiguredError,
@@ -209,9 +210,7 @@ class StreamProducer(_Sending):
             stream, wait=wait, batch=batch, timeout_s=timeout_s, options=options, clock=clock
         )
         self._sleep = sleep
-        self._client = redis.Redis.from_url(
-            self._options.broker_url or "", socket_timeout=self._options.socket_timeout_s
-        )
+        self._client = broker_client(self._options)
         self._add = self._client.register_script(scripts.ADD)
 
     def send(self, text: str | StreamEntry, **fields: Any) -> str:
@@ -327,9 +326,7 @@ class AsyncStreamProducer(_Sending):
         super().__init__(
             stream, wait=wait, batch=batch, timeout_s=timeout_s, options=options, clock=time.monotonic
         )
-        self._client = redis.asyncio.Redis.from_url(
-            self._options.broker_url or "", socket_timeout=self._options.socket_timeout_s
-        )
+        self._client = async_broker_client(self._options)
         self._add = self._client.register_script(scripts.ADD)
 
     async def send(self, text: str | StreamEntry, **fields: Any) -> str:

@@ -18,6 +18,7 @@ import redis
 import redis.asyncio
 
 from sutra_tasks import keys
+from sutra_tasks.connections import async_broker_client, broker_client
 from sutra_tasks.errors import BrokerNotConfiguredError, InvalidOptionError
 from sutra_tasks.settings import settings
 from sutra_tasks.streaming.entries import (
@@ -176,9 +177,7 @@ class StreamReader(_Reading):
             stream, timeout_s=timeout_s, remember=remember, claim_s=claim_s, options=options
         )
         self._clock = clock
-        self._client = redis.Redis.from_url(
-            self._options.broker_url or "", socket_timeout=self._options.socket_timeout_s
-        )
+        self._client = broker_client(self._options)
 
     def __iter__(self) -> Iterator[StreamingResponse | StreamingError]:
         """Yield what comes, in the order in which it was written.
@@ -280,9 +279,7 @@ class AsyncStreamReader(_Reading):
         super().__init__(
             stream, timeout_s=timeout_s, remember=remember, claim_s=claim_s, options=options
         )
-        self._client = redis.asyncio.Redis.from_url(
-            self._options.broker_url or "", socket_timeout=self._options.socket_timeout_s
-        )
+        self._client = async_broker_client(self._options)
 
     async def __aiter__(self) -> AsyncIterator[StreamingResponse | StreamingError]:
         """Yield what comes; see :meth:`StreamReader.__iter__`."""

@@ -24,6 +24,7 @@ HEAVY_MODULES = {
 }
 LAYERS = (
     ("errors.py", "keys.py", "settings.py", "vectors.py"),
+    ("connections.py", "lua.py"),
     ("celery_settings.py",),
     ("app.py",),
     ("models/registry/names.py",),
@@ -165,3 +166,13 @@ def test_one_module_knows_the_names_of_redis_keys() -> None:
         if re.match(r"sutra:\S|sutra\.(embed$|device\.)", node.value)
     }
     assert holders == {"keys.py"}
+
+
+def test_one_module_makes_clients_of_the_server() -> None:
+    makers = {
+        file
+        for file, tree in TREES.items()
+        for node in nodes(tree, at_import=False)
+        if isinstance(node, ast.Call) and re.search(r"\bRedis(\.from_url)?$", ast.unparse(node.func))
+    }
+    assert makers == {"connections.py", "host/embedded_server.py"}  # the latter starts its own server

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-import redis
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Ignore, Reject, TimeoutError  # noqa: A004 - what results raise
@@ -21,6 +20,7 @@ from celery.worker.state import revoked
 
 from sutra_tasks.broker.late_ack import run_task
 from sutra_tasks.client.embed_many import embed_many
+from sutra_tasks.connections import broker_client
 from sutra_tasks.distillation.data.run_texts import gather
 from sutra_tasks.distillation.data.sample import sampler
 from sutra_tasks.distillation.distill_task import serve
@@ -56,8 +56,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._options = settings()
-        timeout_s = self._options.socket_timeout_s
-        self._client = redis.Redis.from_url(self._options.broker_url or "", socket_timeout=timeout_s)
+        self._client = broker_client(self._options)
         self._incarnation: str = self.app.conf.broker_transport_options["incarnation"]
         self._stopping = threading.Event()
         self._request: Any = None
