@@ -80,6 +80,7 @@ __all__ = [
     "COMBINE_TASK",
     "CONTROL_QUEUE",
     "DEAD_LETTERS",
+    "DEVICES_GROUP",
     "DEVICE_QUEUE_PREFIX",
     "DISTILLED_S",
     "DISTILLING_S",
@@ -101,6 +102,7 @@ __all__ = [
     "PROMOTION",
     "PROMOTION_S",
     "QUEUES",
+    "READERS_GROUP",
     "REAPED_S",
     "REMEMBER_S",
     "STATE_S",
@@ -146,6 +148,10 @@ DEAD_LETTERS: Final = "sutra:dead-letters"
 DOCUMENTS: Final = "sutra:documents"
 STREAMS: Final = "sutra:streams"
 STREAM_LOADS: Final = "sutra:stream-loads"
+DEVICES_GROUP: Final = "sutra"
+"""Consumer group of a stream's entries: its consumers are devices."""
+READERS_GROUP: Final = "readers"
+"""Consumer group of a stream's responses."""
 
 PROMOTION_S: Final = 300
 """Seconds a promotion may take until devices let go of what they loaded for it."""

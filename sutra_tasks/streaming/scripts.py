@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from sutra_tasks.keys import DEVICES_GROUP, READERS_GROUP
+
 __all__ = [
     "ADD",
     "CLAIM",
@@ -34,8 +36,8 @@ __all__ = [
     "TIDY",
 ]
 
-GROUP: Final = "sutra"
-OUTPUT_GROUP: Final = "readers"
+GROUP: Final = DEVICES_GROUP
+OUTPUT_GROUP: Final = READERS_GROUP
 
 _WORKER: Final = "#!lua flags=allow-oom\n"
 _OPEN: Final = """
