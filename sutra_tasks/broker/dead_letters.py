@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sutra_tasks import keys
+from sutra_tasks import keys, lua
 from sutra_tasks.broker.queues import lane
 from sutra_tasks.broker.requeue import ATTEMPTS
 
@@ -20,11 +20,7 @@ __all__ = ["DeadLetter", "bury", "dead_letters", "drop", "retry"]
 
 VERSION: Final = 1
 
-RETRY: Final = """
-if redis.call('HDEL', KEYS[1], ARGV[1]) == 1 then return redis.call('LPUSH', KEYS[2], ARGV[2]) end
-return 0
-"""
-"""KEYS: the dead letters, a queue. ARGV: task id, message."""
+RETRY_DEAD_LETTER: Final = lua.script("broker/retry_dead_letter")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -65,8 +61,12 @@ def retry(client: redis.Redis, letters: Sequence[DeadLetter]) -> int:
         message: dict[str, Any] = json.loads(letter.message)
         message["headers"].pop(ATTEMPTS, None)
         queue = lane(keys.EMBED_QUEUE, int(message["properties"].get("priority") or 0))
-        sent += bool(
-            client.eval(RETRY, 2, keys.DEAD_LETTERS, queue, letter.task_id, json.dumps(message))
+        sent += RETRY_DEAD_LETTER(
+            client,
+            dead_letters=keys.DEAD_LETTERS,
+            target=queue,
+            task_id=letter.task_id,
+            message=json.dumps(message),
         )
     return sent
 

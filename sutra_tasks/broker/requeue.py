@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
 
-from sutra_tasks import keys
+from sutra_tasks import keys, lua
 from sutra_tasks.broker.queues import MOST_CREDIT, NO_DEVICE, device_of, home, lane, lanes
 from sutra_tasks.client.call import HEADER, demand_of, estimated_tokens
 from sutra_tasks.errors import SutraError
@@ -53,29 +53,7 @@ UNROUTED: Final = (keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)
 MOST_NEAR: Final = 8
 """So many deaths near a suspect count as one of it: it may end workers before it can be run alone."""
 
-RETURN: Final = """#!lua flags=allow-oom
-local moved, messages, tokens, credit = 0, 0, 0, 0
-for i = 1, #ARGV, 3 do
-  if redis.call('LREM', KEYS[1], 1, ARGV[i]) == 1 then
-    redis.call('RPUSH', KEYS[2 + (i + 2) / 3], ARGV[i + 1])
-    moved = moved + 1
-    local weight = tonumber(ARGV[i + 2])
-    if weight > 0 then
-      messages, tokens = messages + 1, tokens + weight
-      credit = credit + math.min(weight, MOST_CREDIT)
-    end
-  end
-end
-if messages > 0 and redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HINCRBY', KEYS[2], 'messages', -messages)
-  redis.call('HINCRBY', KEYS[2], 'credit', -credit)
-  redis.call('HINCRBY', KEYS[2], 'tokens_completed', tokens)
-end
-return moved
-""".replace("MOST_CREDIT", str(MOST_CREDIT))
-"""KEYS: a list; the load of the device it belongs to; a destination for each message. ARGV: each message
-as it stands in the list, as it goes back, and its weight in tokens. Messages go to the end that is taken
-from next; one that is in the list no more is left alone. Returns how many moved."""
+REQUEUE: Final = lua.script("broker/requeue", MOST_CREDIT=MOST_CREDIT, LOAD_TTL_S=keys.FORGET_AFTER_S)
 
 AT_ONCE: Final = 100
 """Messages returned by one command: the server serves nobody else meanwhile."""
@@ -168,18 +146,23 @@ def _return(
     """Move messages from the list ``source`` to the queues named beside them; return how many moved."""
     moved = 0
     for at in range(0, len(messages), AT_ONCE):
-        destinations: list[str] = []
-        forms: list[str | bytes | int] = []
+        going_back: list[tuple[bytes, str, _Going]] = []
         for raw, queue, going in messages[at : at + AT_ONCE]:
             if going is None:
                 logger.error("dropped %d bytes that are no message", len(raw))
                 client.lrem(source, 1, raw)  # type: ignore[arg-type]  # bytes are fine
-                continue
-            destinations.append(lane(queue, going.priority))
-            forms += [raw, going.message, going.weight]
-        names = [source, load, *destinations]
-        if destinations:
-            moved += int(client.eval(RETURN, len(names), *names, *forms))
+            else:
+                going_back.append((raw, lane(queue, going.priority), going))
+        if going_back:
+            moved += REQUEUE(
+                client,
+                source=source,
+                load=load,
+                targets=[target for _, target, _ in going_back],
+                messages=[raw for raw, _, _ in going_back],
+                requeued=[going.message for _, _, going in going_back],
+                weights=[going.weight for _, _, going in going_back],
+            )
     return moved
 
 

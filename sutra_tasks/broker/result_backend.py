@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 import redis
@@ -17,26 +18,14 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
-from sutra_tasks import keys
+from sutra_tasks import keys, lua
 
 __all__ = ["LeaseEnded", "NotStored", "ResultBackend", "as_not_stored"]
 
 OF_THE_SERVER: Final = (redis.RedisError, OperationalError)
 """What goes wrong with the server, or with sending a callback through it; never with a text."""
 
-STORE: Final = """
-if ARGV[3] ~= 'SUCCESS' then
-  if redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
-  local stored = redis.call('GET', KEYS[1])
-  if stored and string.find(stored, '"status": "SUCCESS"', 1, true) then return 0 end
-end
-redis.call('SETEX', KEYS[1], ARGV[2], ARGV[1])
-redis.call('PUBLISH', KEYS[1], ARGV[1])
-return 1
-"""
-"""KEYS: the result, the mark of a lease that ended. ARGV: the record, seconds it is kept, its state. A
-success is never overwritten by anything but a success, whose vectors are the same; and a process whose
-work others do by now stores no errors: -1."""
+STORE_RESULT: Final = lua.script("broker/store_result")
 
 
 class NotStored(Reject):  # type: ignore[misc]  # Celery is untyped
@@ -130,11 +119,17 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         expires = self.failure_expires if state == states.FAILURE else self.expires
-        names = (self.get_key_for_task(task_id), self._mark)
+        store = partial(
+            STORE_RESULT,
+            self.client,
+            result=self.get_key_for_task(task_id),
+            lease_ended=self._mark,
+            record=self.encode(meta),
+            ttl_s=int(expires),
+            state=state,
+        )
         with as_not_stored():
-            stored = self.ensure(
-                self.client.eval, (STORE, 2, *names, self.encode(meta), int(expires), state)
-            )
+            stored = self.ensure(store, ())
         if stored == -1:
             raise LeaseEnded
         return result

@@ -119,11 +119,11 @@ class DiesAfter(redis.Redis):
 
     left = 2
 
-    def eval(self, *args: Any) -> Any:
+    def evalsha(self, *args: Any) -> Any:
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1
-        return super().eval(*args)
+        return super().evalsha(*args)
 
 
 def test_giving_back_can_be_taken_up_where_another_died(

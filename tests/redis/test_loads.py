@@ -364,7 +364,7 @@ def test_what_is_finished_after_its_load_was_forgotten_begins_no_other(client: r
 class FinishesMeanwhile(redis.Redis):
     """A client of a server that goes away, while a thread of the worker finishes a message."""
 
-    def eval(self, *_: Any) -> Any:
+    def evalsha(self, *_: Any) -> Any:
         self.finish()
         raise redis.ConnectionError
 

@@ -10,6 +10,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks import keys
+from sutra_tasks.broker import requeue
 from sutra_tasks.broker.requeue import (
     ATTEMPTS,
     MOST_NEAR,
@@ -150,20 +151,21 @@ def test_a_routing_key_of_another_client_changes_no_weight(routing_key: Any) -> 
     assert weight_of(message(routing_key)) == weight_of(message())
 
 
-def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back() -> None:
+def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # give_back_all: JSONDecodeError or KeyError at one message, and at every later start again.
     good = raw(message())
     returned: list[bytes] = []
     dropped: list[bytes] = []
 
-    def move(_script: str, count: int, *names_and_messages: Any) -> int:
-        [one, _, _] = names_and_messages[count:]
-        returned.append(one)
-        return 1
+    def move(_client: Any, *, messages: list[bytes], **_: Any) -> int:
+        returned.extend(messages)
+        return len(messages)
 
+    monkeypatch.setattr(requeue, "REQUEUE", move)
     client: Any = SimpleNamespace(
         lrange=lambda *_: [b"not json", b"{}", good],
-        eval=move,
         lrem=lambda _, __, one: dropped.append(one),
     )
     assert give_back_all(client, "gpu0.1") == 1
