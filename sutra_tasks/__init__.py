@@ -39,14 +39,10 @@ from sutra_tasks.errors import (
     UnsupportedVersionError,
 )
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming.entries import (
-    EmbeddedChunk,
-    StreamEntry,
-    StreamingError,
-    StreamingResponse,
-)
+from sutra_tasks.streaming.entries import StreamEntry
 from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
 from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
+from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
 from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = [

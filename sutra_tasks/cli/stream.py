@@ -21,10 +21,11 @@ from rich.text import Text
 from sutra_tasks import keys
 from sutra_tasks.cli.server import connected
 from sutra_tasks.errors import SutraError
-from sutra_tasks.streaming.entries import StreamEntry, StreamingError, StreamingResponse, check_stream
+from sutra_tasks.streaming.entries import StreamEntry, check_stream
 from sutra_tasks.streaming.metrics import PERCENTILES, percentiles
 from sutra_tasks.streaming.producer import StreamProducer
 from sutra_tasks.streaming.reader import StreamReader
+from sutra_tasks.streaming.responses import StreamingError, StreamingResponse
 from sutra_tasks.streaming.status import StreamStatus, stream_status
 
 if TYPE_CHECKING:

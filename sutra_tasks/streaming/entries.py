@@ -1,59 +1,31 @@
-"""What stands in a stream: what producers add, and what readers get; in words: ``docs/streams.md``.
-
-Pure: fields to values and back.
-"""
+"""The entries of a stream, as producers add them; ``docs/streams.md`` describes their fields. Pure."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final
 
-import numpy as np
+from sutra_tasks.errors import InvalidOptionError, InvalidTextError, TooLargeError
 
-from sutra_tasks.errors import (
-    CorruptResultError,
-    InvalidOptionError,
-    InvalidTextError,
-    TooLargeError,
-    UnsupportedVersionError,
-)
+__all__ = ["LOW_PRIORITY", "MOST_NAME_CHARS", "StreamEntry", "check_stream"]
 
-if TYPE_CHECKING:
-    from sutra_tasks.vectors import Floats
-
-__all__ = [
-    "LOW_PRIORITY",
-    "MOST_NAME_CHARS",
-    "VERSION",
-    "EmbeddedChunk",
-    "StreamEntry",
-    "StreamingError",
-    "StreamingResponse",
-    "check_stream",
-    "parse_output",
-]
-
-VERSION: Final = 1
 LOW_PRIORITY: Final = 6
-"""From here on, as Celery counts them, an entry is refused first: 0 is the highest, 9 the lowest."""
+"""From this priority on entries are refused first. As in Celery, 0 is the highest and 9 the lowest."""
 MOST_NAME_CHARS: Final = 200
-"""Of an id or a key."""
+"""Length of an id, a key or a prompt's name."""
 MOST_SEQ: Final = 2**53 - 1
 """Lua and JavaScript count exactly up to here."""
 
-_written: Final = json.JSONEncoder(separators=(",", ":")).encode
-"""Made once: json.dumps makes an encoder for each value."""
 _STREAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def check_stream(name: str) -> str:
-    """Return ``name`` if a stream may have it.
+    """Return ``name`` if it is a valid name of a stream.
 
     Raises:
-        InvalidOptionError: it may not.
+        InvalidOptionError: it is not.
     """
     if not isinstance(name, str) or not _STREAM.fullmatch(name):
         raise InvalidOptionError(
@@ -68,12 +40,12 @@ class StreamEntry:
 
     Attributes:
         text: may be empty for a piece that only ends its text.
-        id: names it in the output; the entry's id in the stream if not given.
-        key: of the text to which this piece belongs; None: it is a text by itself.
-        end: whether the text of ``key`` ends with it.
-        seq: the piece's number in its text, from 0: one that is sent again is then dropped.
-        priority: 0 to 9, as Celery's; from 6 on it is refused while pressure is severe.
-        prompt: one of the model's named prompts; for pieces the first one's counts.
+        id: names the text in the output; None: the entry's id in the stream does.
+        key: names the text to which this piece belongs; None: the entry is a whole text.
+        end: whether the text of ``key`` ends with this piece.
+        seq: the piece's number in its text, from 0, by which a piece that is sent twice is dropped.
+        priority: 0 to 9, as in Celery; from 6 on the entry is refused while backpressure is severe.
+        prompt: one of the model's named prompts; of several pieces the first one's counts.
     """
 
     text: str
@@ -90,8 +62,11 @@ class StreamEntry:
     def checked(self, most_chars: int) -> StreamEntry:
         """Return this entry if it can be embedded.
 
+        Args:
+            most_chars: characters that ``text`` may have.
+
         Raises:
-            InvalidInputError: naming what is wrong with it.
+            InvalidInputError: it names the field at fault.
         """
         if not isinstance(self.text, str):
             raise InvalidTextError(0, f"a str is needed, not {type(self.text).__name__}")
@@ -116,7 +91,7 @@ class StreamEntry:
         return self
 
     def fields(self) -> list[str]:
-        """Return names and values, one after the other, for ``XADD``."""
+        """Return the fields for ``XADD``: names and values in turn."""
         found = ["text", self.text]
         for name in ("id", "key", "prompt", "seq"):
             value = getattr(self, name)
@@ -130,30 +105,35 @@ class StreamEntry:
 
     @classmethod
     def parse(cls, fields: Sequence[bytes], most_chars: int) -> StreamEntry:
-        """Return what any producer wrote: names and values, one after the other.
+        """Read an entry that any producer wrote, and check it.
+
+        Args:
+            fields: names and values in turn, as ``XADD`` was given them.
+            most_chars: characters that ``text`` may have.
 
         Raises:
-            InvalidInputError: it is no entry, or cannot be embedded. No word of the text is in it.
+            InvalidInputError: it is no entry, or cannot be embedded. The message holds no word of the
+                text.
         """
         found: dict[str, Any] = {}
         for at in range(0, len(fields) - 1, 2):
             name = fields[at].decode(errors="replace")
-            if name in _FIELDS:
+            if name in _PARSERS:
                 try:
-                    found[name] = _FIELDS[name](fields[at + 1])
+                    found[name] = _PARSERS[name](fields[at + 1])
                 except UnicodeDecodeError as error:
                     raise InvalidTextError(0, f"{name} is not UTF-8 at byte {error.start}") from None
                 except ValueError:
                     raise InvalidOptionError(name, "...", "a whole number") from None
         if "text" not in found:
-            known = ", ".join(_FIELDS)
+            known = ", ".join(_PARSERS)
             raise InvalidTextError(0, f"an entry needs a field text; known are {known}")
         return cls(**found).checked(most_chars)
 
 
 def _check_unicode(value: str) -> None:
     try:
-        if not value.isascii():  # most are, and that is known of them
+        if not value.isascii():  # Python knows this of a str: most texts need no encoding
             value.encode()
     except UnicodeEncodeError as error:
         reason = f"a lone surrogate at character {error.start} is not valid Unicode"
@@ -163,180 +143,26 @@ def _check_unicode(value: str) -> None:
 def _shown(value: object) -> str:
     try:
         return repr(value)[:50]
-    except ValueError:  # Python does not write out very large numbers
+    except ValueError:  # Python refuses to format very large integers
         return "..."
 
 
-def _optional(value: bytes) -> str | None:
+def _str_or_none(value: bytes) -> str | None:
     return value.decode() or None
 
 
-def _whole(value: bytes) -> int:
-    if not value.isdigit():  # int() takes "1_0" and " 1 " as well
+def _natural(value: bytes) -> int:
+    if not value.isdigit():  # int() accepts "1_0" and " 1 " as well
         raise ValueError
     return int(value)
 
 
-_FIELDS: Final[Mapping[str, Callable[[bytes], Any]]] = {
+_PARSERS: Final[Mapping[str, Callable[[bytes], Any]]] = {
     "text": bytes.decode,
-    "id": _optional,
-    "key": _optional,
+    "id": _str_or_none,
+    "key": _str_or_none,
     "end": lambda value: value in (b"1", b"true"),
-    "seq": lambda value: _whole(value) if value else None,
-    "priority": lambda value: _whole(value or b"0"),
-    "prompt": _optional,
+    "seq": lambda value: _natural(value) if value else None,
+    "priority": lambda value: _natural(value or b"0"),
+    "prompt": _str_or_none,
 }
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class EmbeddedChunk:
-    """Where one vector of a response comes from.
-
-    Attributes:
-        id: names the chunk for good: repeats have the same id, and the same vector.
-        source: the producer's id of the text, or the id of its (first) entry.
-        key: the text's key; None for a text that came whole.
-        number: chunks of the text before it.
-        start: its first character in the text.
-        end: behind its last character.
-        overlap_previous: whether it begins before the end of the chunk before.
-        overlap_next: whether another one follows; the last chunk of a text says no.
-        flushed: ``"idle"`` where the text stood still, and this is what there was.
-        arrived_ms: when the (last) entry it is of arrived, by the server's clock, since 1970.
-    """
-
-    id: str
-    source: str
-    key: str | None
-    number: int
-    start: int
-    end: int
-    overlap_previous: bool
-    overlap_next: bool
-    flushed: Literal["idle"] | None
-    arrived_ms: int
-
-    def __repr__(self) -> str:
-        return f"<EmbeddedChunk {self.id} {self.start}:{self.end}>"
-
-    def to_json(self) -> str:
-        """Return the JSON object that stands in the output; what is usual is left out."""
-        found: dict[str, Any] = {
-            "id": self.id,
-            "start": self.start,
-            "end": self.end,
-            "at": self.arrived_ms,
-        }
-        if self.source != self.id:
-            found["source"] = self.source
-        for name in ("key", "number", "overlap_previous", "overlap_next", "flushed"):
-            if getattr(self, name):
-                found[name] = getattr(self, name)
-        return _written(found)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> EmbeddedChunk:
-        """Return what :meth:`to_json` wrote."""
-        return cls(
-            id=value["id"],
-            source=value.get("source", value["id"]),
-            key=value.get("key"),
-            number=value.get("number", 0),
-            start=value["start"],
-            end=value["end"],
-            overlap_previous=value.get("overlap_previous", False),
-            overlap_next=value.get("overlap_next", False),
-            flushed=value.get("flushed"),
-            arrived_ms=value["at"],
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class StreamingResponse:
-    """Vectors, as they leave a device: those of one batch that belong to one stream.
-
-    Attributes:
-        entry_id: of the response in the output stream; its first part is the time it was written, ms.
-        chunks: what each row is of.
-        embeddings: float32, shape (len(chunks), dim), of unit length.
-        space: name of the embedding space. Vectors of two spaces must not be compared.
-        model: the model's name as the fleet was given it.
-        device: what computed them.
-        latency_ms: from when the device took the entries until their vectors were there.
-    """
-
-    entry_id: str
-    chunks: tuple[EmbeddedChunk, ...]
-    embeddings: Floats
-    space: str
-    model: str
-    device: str
-    latency_ms: float
-
-    @property
-    def chunk_ids(self) -> tuple[str, ...]:
-        """Return the chunks' ids."""
-        return tuple(chunk.id for chunk in self.chunks)
-
-    def only(self, wanted: Sequence[bool]) -> StreamingResponse:
-        """Return this response without some of its chunks."""
-        rows = np.flatnonzero(wanted)
-        return StreamingResponse(
-            self.entry_id, tuple(self.chunks[row] for row in rows), self.embeddings[rows],
-            self.space, self.model, self.device, self.latency_ms,
-        )  # fmt: skip
-
-    def __repr__(self) -> str:
-        return f"<StreamingResponse {len(self.chunks)} chunks, {self.space}>"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamingError:
-    """Texts that have no vectors, and why.
-
-    Attributes:
-        entry_id: of the error in the output stream.
-        chunk_ids: the producer's ids of what it concerns, or the ids of the entries.
-        error: name of the exception, as in ``sutra_tasks.errors``.
-        message: what is wrong, and what to do; never a word of a text.
-    """
-
-    entry_id: str
-    chunk_ids: tuple[str, ...]
-    error: str
-    message: str
-
-
-def error_fields(ids: Iterable[str], error: Exception) -> list[str]:
-    """Return names and values of an error in the output."""
-    listed = json.dumps(list(ids))
-    return [
-        "v", str(VERSION), "kind", "error", "ids", listed,
-        "error", type(error).__name__, "message", str(error),
-    ]  # fmt: skip
-
-
-def parse_output(entry_id: bytes, fields: Mapping[bytes, bytes]) -> StreamingResponse | StreamingError:
-    """Return what stands in an output stream.
-
-    Raises:
-        UnsupportedVersionError: another release wrote it.
-        CorruptResultError: nothing of this package wrote it.
-    """
-    version = fields.get(b"v", b"").decode(errors="replace")
-    if version != str(VERSION):
-        raise UnsupportedVersionError("streaming response", version[:20], VERSION)
-    try:
-        name = entry_id.decode()
-        if fields[b"kind"] == b"error":
-            ids = tuple(map(str, json.loads(fields[b"ids"])))
-            return StreamingError(name, ids, fields[b"error"].decode(), fields[b"message"].decode())
-        chunks = tuple(map(EmbeddedChunk.from_json, json.loads(fields[b"chunks"])))
-        # Copied: frombuffer is read-only, and callers normalise in place.
-        rows = np.frombuffer(fields[b"vectors"], dtype="<f4").reshape(len(chunks), -1).copy()
-        return StreamingResponse(
-            name, chunks, rows, fields[b"space"].decode(), fields[b"model"].decode(),
-            fields[b"device"].decode(), float(fields[b"latency_ms"]),
-        )  # fmt: skip
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise CorruptResultError(f"an entry of a stream: {error!r}"[:200]) from None

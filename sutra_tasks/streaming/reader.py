@@ -21,12 +21,8 @@ from sutra_tasks import keys
 from sutra_tasks.connections import async_broker_client, broker_client
 from sutra_tasks.errors import BrokerNotConfiguredError, InvalidOptionError
 from sutra_tasks.settings import settings
-from sutra_tasks.streaming.entries import (
-    StreamingError,
-    StreamingResponse,
-    check_stream,
-    parse_output,
-)
+from sutra_tasks.streaming.entries import check_stream
+from sutra_tasks.streaming.responses import StreamingError, StreamingResponse, parse_output
 from sutra_tasks.streaming.scripts import LEAVE, OUTPUT_GROUP
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How the streams are: what the server knows of each, and what its devices measured of late."""
+"""The status of streams: backlog and backpressure from the server, and metrics that devices publish."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from sutra_tasks import keys
-from sutra_tasks.streaming.metrics import WINDOW_S, Measurements, percentiles
+from sutra_tasks.streaming.metrics import WINDOW_S, StreamMetrics, percentiles
 from sutra_tasks.streaming.scripts import GROUP
 
 if TYPE_CHECKING:
@@ -16,28 +16,26 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamStatus", "stream_status"]
 
-PARTS = ("in", "closed", "out", "dead")
-
 
 @dataclass(frozen=True, slots=True)
 class StreamStatus:
     """One stream at one moment.
 
     Attributes:
-        name: its name.
-        size: entries that wait or are being worked on: XLEN.
-        pending: those of them that a device has.
-        lag: those that no device has; None where the server does not know.
-        capacity: entries that may wait; None while no device reads it.
-        closed: whether it is over its hard limit, so that ``XADD`` fails.
-        unread: responses in the output.
+        name: the stream's name.
+        size: entries that wait or are being embedded (``XLEN``).
+        pending: entries that a device has read and not finished.
+        lag: entries that no device has read; None where the server does not know.
+        capacity: entries that may wait; None while no device reads the stream.
+        closed: whether the stream is over its hard limit, so that ``XADD`` fails.
+        unread: responses and errors in the output.
         dead: dead letters.
-        open_texts: texts that are being written.
-        throttle_rate: what producers are asked to offer, of their own rate.
-        load: mean of the devices' machines, 0 to 1.
-        devices: that read it.
-        totals: since it began: accepted, refused, shed, backpressure_events.
-        measured: of the last minute, by all devices.
+        open_texts: texts that are still being written.
+        throttle_rate: share of their own rate that producers are asked to offer.
+        load: mean load of the devices' machines, 0 to 1; None while no device reads the stream.
+        devices: how many devices read streams.
+        totals: counters since the stream began: accepted, refused, shed, backpressure_events.
+        measured: metrics of the last minute, of all devices.
     """
 
     name: str
@@ -53,20 +51,20 @@ class StreamStatus:
     load: float | None
     devices: int
     totals: dict[str, int]
-    measured: Measurements
+    measured: StreamMetrics
 
     @property
     def buffer_use(self) -> float | None:
-        """Return the share of the capacity in use; over 1 if producers ignore the signal."""
+        """Return size over capacity; over 1 if producers ignore backpressure."""
         return self.size / self.capacity if self.capacity else None
 
     @property
     def per_s(self) -> float:
-        """Return vectors a second over the last minute."""
+        """Return the vectors a second of the last minute."""
         return self.measured.chunks / WINDOW_S
 
     def to_json(self) -> dict[str, Any]:
-        """Return the facts as JSON, with percentiles in place of histograms."""
+        """Return a JSON object, with percentiles in place of histograms."""
         facts = asdict(self)
         measured = facts.pop("measured")
         for name in ("latency", "chunk", "formation"):
@@ -80,52 +78,61 @@ class StreamStatus:
 
 
 def stream_status(client: redis.Redis, only: str | None = None) -> list[StreamStatus]:
-    """Return how all streams are, or one of them, in a few round trips; ``client`` answers bytes."""
+    """Return the status of all streams, by name, or of one of them.
+
+    Args:
+        client: of the server with the queues; its answers are bytes.
+        only: a stream's name; the list is empty if there is no such stream.
+    """
     listed: Any = client.smembers(keys.STREAMS)
     names = sorted(name.decode(errors="replace") for name in listed)
     if only is not None:
         names = [name for name in names if name == only]
-    seen: Any = client.hkeys(keys.STREAM_LOADS)
-    reports: Any = client.mget([keys.stream_consumer(one.decode()) for one in seen]) if seen else []
-    measured = [json.loads(report) for report in reports if report is not None]
-    return [_status(client, name, measured) for name in names]
+    devices: Any = client.hkeys(keys.STREAM_LOADS)
+    found: Any = client.mget([keys.stream_consumer(one.decode()) for one in devices]) if devices else []
+    reports = [json.loads(report) for report in found if report is not None]
+    return [_status(client, name, reports) for name in names]
 
 
 def _status(client: redis.Redis, name: str, reports: Sequence[dict[str, Any]]) -> StreamStatus:
     with client.pipeline(transaction=False) as pipe:
         pipe.type(keys.stream(name, "in"))
-        for part in PARTS:
+        for part in ("in", "closed", "out", "dead"):
             pipe.xlen(keys.stream(name, part))
-        for part in PARTS[:2]:
+        for part in ("in", "closed"):
             pipe.xinfo_groups(keys.stream(name, part))
         pipe.zcard(keys.stream(name, "texts"))
         pipe.hgetall(keys.stream(name, "state"))
         pipe.hgetall(keys.stream(name, "totals"))
-        # While a stream is closed, `in` is no stream and its answers are errors.
-        kind, *lengths, opened, held, texts, state, totals = pipe.execute(raise_on_error=False)
+        # While a stream is closed, `in` is no stream, and the commands on it fail.
+        kind, size, closed_size, unread, dead, groups, closed_groups, texts, state, totals = (
+            pipe.execute(raise_on_error=False)
+        )
     closed = kind == b"string"
-    groups = held if closed else opened
-    group: dict[str, Any] = next(
-        (one for one in (groups if isinstance(groups, list) else []) if one["name"] == GROUP.encode()),
-        {},
-    )
-    total = Measurements()
-    mine = [report[name] for report in reports if name in report]
-    for one in mine:
-        total = total.plus(Measurements.from_json(one))
+    group = _device_group(closed_groups if closed else groups)
+    measured = StreamMetrics()
+    for report in reports:
+        measured = measured.plus(StreamMetrics.from_json(report.get(name, {})))
     return StreamStatus(
         name=name,
-        size=lengths[1] if closed else lengths[0],
+        size=closed_size if closed else size,
         pending=group.get("pending", 0),
         lag=group.get("lag"),
         capacity=int(state[b"capacity"]) if b"capacity" in state else None,
         closed=closed,
-        unread=lengths[2],
-        dead=lengths[3],
+        unread=unread,
+        dead=dead,
         open_texts=texts,
         throttle_rate=float(state.get(b"throttle_rate", 1.0)),
         load=float(state[b"load"]) if b"load" in state else None,
         devices=len(reports),
         totals={field.decode(): int(value) for field, value in totals.items()},
-        measured=total,
+        measured=measured,
     )
+
+
+def _device_group(groups: Any) -> dict[str, Any]:
+    """Return the facts of the devices' consumer group; none if ``XINFO`` failed or there is no group."""
+    if not isinstance(groups, list):
+        return {}
+    return next((one for one in groups if one["name"] == GROUP.encode()), {})

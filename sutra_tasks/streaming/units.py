@@ -13,13 +13,8 @@ from sutra_tasks.documents.planner import USUAL_BLOCK
 from sutra_tasks.engines.encoder import check_options
 from sutra_tasks.errors import InvalidTextError, SutraError
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, Progress
-from sutra_tasks.streaming.entries import (
-    MOST_NAME_CHARS,
-    VERSION,
-    EmbeddedChunk,
-    StreamEntry,
-    error_fields,
-)
+from sutra_tasks.streaming.entries import MOST_NAME_CHARS, StreamEntry
+from sutra_tasks.streaming.responses import VERSION, EmbeddedChunk, error_fields
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder, TokenizedText

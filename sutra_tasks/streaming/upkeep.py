@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sutra_tasks.streaming.backpressure import ACTIONS, next_level
-from sutra_tasks.streaming.metrics import Measurements, Window, checked, histogram
+from sutra_tasks.streaming.metrics import MetricsWindow, StreamMetrics, histogram
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher
@@ -51,7 +51,7 @@ class Upkeep:
         self._server, self._batcher = server, batcher
         self._options, self._load = options, load
         self._lock = threading.Lock()
-        self._windows: dict[str, Window] = {}
+        self._windows: dict[str, MetricsWindow] = {}
         self._counts: dict[str, int] = {}
         self._rates: dict[str, tuple[int, float, float]] = {}
         self._turned_at = self._reported_at = self._refreshed_at = self._checked_at = -float("inf")
@@ -67,11 +67,11 @@ class Upkeep:
 
     def claimed(self, stream: str, entries: int) -> None:
         """Count entries that were taken over."""
-        self._add(stream, Measurements(claimed=entries))
+        self._add(stream, StreamMetrics(claimed=entries))
 
     def given_up(self, stream: str) -> None:
         """Count an entry that became a dead letter."""
-        self._add(stream, Measurements(errors=1))
+        self._add(stream, StreamMetrics(errors=1))
 
     def delivered(
         self,
@@ -97,7 +97,7 @@ class Upkeep:
             for unit in done
             if unit.text is not None
         )
-        measured = Measurements(
+        measured = StreamMetrics(
             latency=histogram(max(0.0, stored.at_ms - unit.arrived_ms) for unit, _ in chunks),
             chunk=histogram(1000 * compute_s for _ in chunks),
             formation=histogram(1000 * (formed_at - unit.taken_at) for unit, _ in chunks),
@@ -186,12 +186,16 @@ class Upkeep:
 
         def compared(future: Future[Any]) -> None:
             if future.exception() is None:
-                self._add(unit.stream, checked(future.result()))
+                found: float = future.result()
+                self._add(
+                    unit.stream,
+                    StreamMetrics(checked=1, consistency_sum=found, consistency_least=found),
+                )
 
         self._batcher.call(cosine).add_done_callback(compared)
 
-    def _add(self, stream: str, measured: Measurements) -> None:
+    def _add(self, stream: str, measured: StreamMetrics) -> None:
         now = time.monotonic()
         with self._lock:
-            self._windows.setdefault(stream, Window()).add(measured, now)
+            self._windows.setdefault(stream, MetricsWindow()).add(measured, now)
             self._counts[stream] = self._counts.get(stream, 0) + measured.chunks

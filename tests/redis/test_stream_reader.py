@@ -22,13 +22,13 @@ from sutra_tasks.errors import (
 )
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming import reader as module
-from sutra_tasks.streaming.entries import (
+from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
+from sutra_tasks.streaming.responses import (
     EmbeddedChunk,
     StreamingError,
     StreamingResponse,
     error_fields,
 )
-from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
 from sutra_tasks.streaming.scripts import OUTPUT_GROUP
 from tests.conftest import wait_until
 from tests.redis.peers import full_memory

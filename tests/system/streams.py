@@ -10,7 +10,7 @@ import redis
 from sutra_tasks import keys
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, Progress
-from sutra_tasks.streaming.entries import EmbeddedChunk, StreamingError, parse_output
+from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, parse_output
 from sutra_tasks.streaming.scripts import GROUP
 from tests.conftest import wait_until
 from tests.system.work import LEAST_COSINE, WIDTH

@@ -10,7 +10,7 @@ import redis
 
 from sutra_tasks import embed, keys
 from sutra_tasks.streaming.entries import StreamEntry
-from sutra_tasks.streaming.metrics import Measurements
+from sutra_tasks.streaming.metrics import StreamMetrics
 from sutra_tasks.streaming.producer import StreamProducer
 from sutra_tasks.streaming.reader import StreamReader
 from tests.system.streams import STREAMED, chunks_of
@@ -48,11 +48,11 @@ def test_texts_come_back_once_each_with_their_vectors(start_fleet, stream, wait_
         assert stream.size() == 0
 
         # What the devices say they did adds up to what was done.
-        def said() -> Measurements:
-            total = Measurements()
+        def said() -> StreamMetrics:
+            total = StreamMetrics()
             for key in stream.client.scan_iter(keys.stream_consumer("*")):
                 for one in json.loads(stream.client.get(key) or "{}").values():
-                    total = total.plus(Measurements.from_json(one))
+                    total = total.plus(StreamMetrics.from_json(one))
             return total
 
         total = len(stream.written)

@@ -13,10 +13,9 @@ from sutra_tasks.streaming.metrics import (
     PERCENTILES,
     RATIO,
     WINDOW_S,
-    Measurements,
-    Window,
+    MetricsWindow,
+    StreamMetrics,
     bucket,
-    checked,
     histogram,
     middle_ms,
     percentiles,
@@ -27,7 +26,7 @@ COUNTS = st.integers(0, 10**6)
 HISTOGRAMS = st.dictionaries(st.integers(0, 300), st.integers(1, 1000), max_size=5)
 COSINES = st.integers(-64, 64).map(lambda some: some / 64)  # their sums are exact
 MEASUREMENTS = st.builds(
-    Measurements,
+    StreamMetrics,
     latency=HISTOGRAMS,
     chunk=HISTOGRAMS,
     formation=HISTOGRAMS,
@@ -65,7 +64,7 @@ def test_percentiles_of_a_hundred_times() -> None:
 def test_percentiles_of_a_fleet_are_those_of_all_its_values(
     one: list[float], other: list[float]
 ) -> None:
-    both = Measurements(latency=histogram(one)).plus(Measurements(latency=histogram(other)))
+    both = StreamMetrics(latency=histogram(one)).plus(StreamMetrics(latency=histogram(other)))
     assert percentiles(both.latency) == percentiles(histogram([*one, *other]))
 
 
@@ -86,44 +85,48 @@ def test_times_beyond_all_buckets_are_in_the_first_and_last() -> None:
 @laws(max_examples=60)
 @given(one=MEASUREMENTS, two=MEASUREMENTS, three=MEASUREMENTS)
 def test_it_does_not_matter_in_which_order_devices_are_added_up(
-    one: Measurements, two: Measurements, three: Measurements
+    one: StreamMetrics, two: StreamMetrics, three: StreamMetrics
 ) -> None:
     assert one.plus(two) == two.plus(one)
     assert one.plus(two).plus(three) == one.plus(two.plus(three))
-    assert one.plus(Measurements()).chunks == one.chunks
+    assert one.plus(StreamMetrics()).chunks == one.chunks
 
 
 def test_a_sum_holds_what_both_have() -> None:
-    one = Measurements(latency={1: 2, 5: 1}, chunks=3, errors=1, chars=50, overlap_chars=5)
-    two = Measurements(latency={5: 4}, formation={0: 1}, chunks=5, claimed=2, chars=30)
-    assert one.plus(two) == Measurements(
+    one = StreamMetrics(latency={1: 2, 5: 1}, chunks=3, errors=1, chars=50, overlap_chars=5)
+    two = StreamMetrics(latency={5: 4}, formation={0: 1}, chunks=5, claimed=2, chars=30)
+    assert one.plus(two) == StreamMetrics(
         latency={1: 2, 5: 5}, formation={0: 1}, chunks=8, errors=1, claimed=2, chars=80, overlap_chars=5
     )
 
 
 @laws(max_examples=60)
 @given(one=MEASUREMENTS)
-def test_measurements_survive_json(one: Measurements) -> None:
+def test_measurements_survive_json(one: StreamMetrics) -> None:
     value = json.loads(json.dumps(one.to_json()))
-    assert Measurements.from_json(value) == one
-    assert Measurements.from_json({**value, "of a newer release": {"a": [1]}}) == one
+    assert StreamMetrics.from_json(value) == one
+    assert StreamMetrics.from_json({**value, "of a newer release": {"a": [1]}}) == one
 
 
 def test_what_an_older_release_did_not_measure_is_nothing() -> None:
-    assert Measurements.from_json({"chunks": 3}) == Measurements(chunks=3)
-    assert Measurements.from_json({}) == Measurements()
+    assert StreamMetrics.from_json({"chunks": 3}) == StreamMetrics(chunks=3)
+    assert StreamMetrics.from_json({}) == StreamMetrics()
 
 
 def test_rates_of_nothing_are_nothing() -> None:
-    nothing = Measurements()
+    nothing = StreamMetrics()
     assert (nothing.error_rate, nothing.overlap_ratio, nothing.consistency) == (0.0, 0.0, None)
-    some = Measurements(chunks=3, errors=1, chars=200, overlap_chars=20)
+    some = StreamMetrics(chunks=3, errors=1, chars=200, overlap_chars=20)
     assert (some.error_rate, some.overlap_ratio) == (0.25, 0.1)
-    assert Measurements(errors=1).error_rate == 1
+    assert StreamMetrics(errors=1).error_rate == 1
+
+
+def checked(cosine: float) -> StreamMetrics:
+    return StreamMetrics(checked=1, consistency_sum=cosine, consistency_least=cosine)
 
 
 def test_consistency_is_the_mean_of_what_was_checked_and_its_least() -> None:
-    total = checked(1.0).plus(checked(0.5)).plus(Measurements(chunks=7))
+    total = checked(1.0).plus(checked(0.5)).plus(StreamMetrics(chunks=7))
     assert (total.checked, total.consistency, total.consistency_least) == (2, 0.75, 0.5)
     assert checked(-0.5).consistency_least == -0.5
 
@@ -131,11 +134,11 @@ def test_consistency_is_the_mean_of_what_was_checked_and_its_least() -> None:
 @laws(max_examples=60)
 @given(steps_s=st.lists(st.floats(0, 40), max_size=30), later_s=st.floats(0, 70))
 def test_a_window_holds_the_last_minute(steps_s: list[float], later_s: float) -> None:
-    window, now_s, times = Window(), 1000.0, []
+    window, now_s, times = MetricsWindow(), 1000.0, []
     for step_s in steps_s:
         now_s += step_s
         times.append(now_s)
-        window.add(Measurements(chunks=1), now_s)
+        window.add(StreamMetrics(chunks=1), now_s)
     now_s += later_s
     found = window.total(now_s).chunks
     # To a second: it counts by the second.
@@ -145,16 +148,16 @@ def test_a_window_holds_the_last_minute(steps_s: list[float], later_s: float) ->
 
 
 def test_a_window_forgets_after_a_minute_even_if_nothing_happens() -> None:
-    window = Window()
-    window.add(Measurements(latency={3: 1}, chunks=1), 100.0)
-    window.add(Measurements(latency={3: 1}, chunks=2), 100.9)
-    assert window.total(159.99) == Measurements(latency={3: 2}, chunks=3)
-    assert window.total(160.0) == Measurements()
+    window = MetricsWindow()
+    window.add(StreamMetrics(latency={3: 1}, chunks=1), 100.0)
+    window.add(StreamMetrics(latency={3: 1}, chunks=2), 100.9)
+    assert window.total(159.99) == StreamMetrics(latency={3: 2}, chunks=3)
+    assert window.total(160.0) == StreamMetrics()
 
 
 def test_a_window_keeps_one_sum_a_second() -> None:
-    window = Window()
+    window = MetricsWindow()
     for at in range(10_000):
-        window.add(Measurements(chunks=1), at / 50)
+        window.add(StreamMetrics(chunks=1), at / 50)
     assert len(window._seconds) == 60
     assert window.total(200.0).chunks == 59 * 50

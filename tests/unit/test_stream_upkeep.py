@@ -8,7 +8,7 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming import upkeep
 from sutra_tasks.streaming.backpressure import Level
-from sutra_tasks.streaming.metrics import Measurements
+from sutra_tasks.streaming.metrics import StreamMetrics
 from sutra_tasks.streaming.units import Cutter
 from sutra_tasks.streaming.upkeep import Upkeep
 from tests.unit.fake_streams import AWAY, FakeServer, entry
@@ -65,7 +65,7 @@ def test_the_rate_is_what_was_delivered_of_late_on_all_devices(clock: Clock) -> 
     server.state = replace(server.state, loads={"me": 0.0, "other": 0.0})
     one = upkeep_of(server)
     for chunks in (0, 500, 700, 0):
-        one._add("s", Measurements(chunks=chunks))
+        one._add("s", StreamMetrics(chunks=chunks))
         one.step(["s"], [])
         clock.now += 1
     assert [said["per_s"] for said in server.published] == [0.0, 1000.0, 1400.0, 0.0]
@@ -84,12 +84,12 @@ def test_what_is_held_is_refreshed_even_where_nothing_can_be_said(clock: Clock) 
 def test_the_last_minute_is_reported(clock: Clock) -> None:
     server = FakeServer()
     one = upkeep_of(server)
-    one._add("s", Measurements(chunks=3))
+    one._add("s", StreamMetrics(chunks=3))
     one.claimed("s", 2)
     one.given_up("s")
     one.step(["s"], [])
-    said = Measurements.from_json(server.reports[-1]["s"])
+    said = StreamMetrics.from_json(server.reports[-1]["s"])
     assert (said.chunks, said.claimed, said.errors) == (3, 2, 1)
     clock.now += 61
     one.step(["s"], [])
-    assert Measurements.from_json(server.reports[-1]["s"]) == Measurements()
+    assert StreamMetrics.from_json(server.reports[-1]["s"]) == StreamMetrics()
