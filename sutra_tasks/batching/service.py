@@ -11,15 +11,15 @@ import numpy as np
 
 from sutra_tasks.batching.batcher import DeviceBroken, Drained, Encoded, TextError, Unwanted
 from sutra_tasks.client.call import estimated_tokens
-from sutra_tasks.documents.plan import Unaggregated, answer
-from sutra_tasks.documents.planner import Planner
+from sutra_tasks.documents.answer import AggregationError, answer
+from sutra_tasks.documents.chunked_call import CallChunker
 from sutra_tasks.engines.encoder import check_options
 from sutra_tasks.errors import EncodingError
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher
     from sutra_tasks.client.call import Call
-    from sutra_tasks.documents.planner import Planned
+    from sutra_tasks.documents.chunked_call import ChunkedCall
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Embeddings, Floats, Vectors
@@ -39,13 +39,13 @@ class Prepared:
     """A call that is tokenised and chunked; ``began_at`` by the monotonic clock."""
 
     call: Call
-    planned: Planned
+    chunked: ChunkedCall
     began_at: float
 
     @property
     def can_spread(self) -> bool:
         """Whether its rows may be computed apart, on several devices."""
-        return not self.planned.passes
+        return not self.chunked.late_windows
 
 
 class EmbeddingService:
@@ -66,7 +66,7 @@ class EmbeddingService:
             ModelError: they do not fit it.
         """
         self.encoder, self._batcher, self._device = encoder, batcher, device
-        self._planner = Planner(encoder, options)
+        self._chunker = CallChunker(encoder, options)
         self._on_answer = on_answer
 
     def prepare(self, call: Call) -> Prepared:
@@ -77,7 +77,7 @@ class EmbeddingService:
         """
         began_at = time.monotonic()
         check_options(self.encoder.card, call.prompt, call.dimensions)
-        return Prepared(call, self._planner.plan(call), began_at)
+        return Prepared(call, self._chunker.chunk(call), began_at)
 
     def answer(
         self,
@@ -88,20 +88,20 @@ class EmbeddingService:
         wanted: Callable[[], bool] = lambda: True,
     ) -> Vectors | Embeddings:
         """Embed one call's texts; the rest is as for :meth:`encode`."""
-        call, card, planned = prepared.call, self.encoder.card, prepared.planned
-        encoded = self._encode(planned.rows, planned.position_of, submitted, alone=alone, wanted=wanted)
-        if planned.passes:
-            encoded = self._with_passes(planned, encoded, wanted)
+        call, card, chunked = prepared.call, self.encoder.card, prepared.chunked
+        encoded = self._encode(chunked.rows, chunked.position_of, submitted, alone=alone, wanted=wanted)
+        if chunked.late_windows:
+            encoded = self._with_late_windows(chunked, encoded, wanted)
         self._count(
             encoded,
-            [*planned.rows, *(one.text for one in planned.passes)],
+            [*chunked.rows, *(one.text for one in chunked.late_windows)],
             estimated_tokens=estimated_tokens(len(call.texts), call.bytes),
             began_at=prepared.began_at,
         )
         try:
             return answer(
                 call,
-                planned.plan,
+                chunked.layout,
                 encoded.rows,
                 model=card.model,
                 space=card.space,
@@ -109,15 +109,17 @@ class EmbeddingService:
                 queue_s=encoded.queue_s,
                 compute_s=encoded.compute_s,
             )
-        except Unaggregated as error:
+        except AggregationError as error:
             raise EncodingError(self._device, error.position, error.reason) from None
 
-    def _with_passes(self, planned: Planned, encoded: Encoded, wanted: Callable[[], bool]) -> Encoded:
+    def _with_late_windows(
+        self, chunked: ChunkedCall, encoded: Encoded, wanted: Callable[[], bool]
+    ) -> Encoded:
         """Run the passes of late chunking, one at a time: others have their turn between two."""
-        rows = np.empty((planned.plan.rows, self.encoder.card.width), dtype=np.float32)
-        rows[planned.places()] = encoded.rows
+        rows = np.empty((chunked.layout.row_count, self.encoder.card.width), dtype=np.float32)
+        rows[chunked.row_numbers()] = encoded.rows
         compute_s, began = encoded.compute_s, time.monotonic()
-        for one in planned.passes:
+        for one in chunked.late_windows:
             if not wanted():
                 raise Unwanted
             future = self._batcher.call(lambda: _timed(lambda: self.encoder.pool(one.text, one.spans)))  # noqa: B023
@@ -126,9 +128,9 @@ class EmbeddingService:
             except Drained:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever an engine raises
-                position = planned.plan.positions[one.row]
+                position = chunked.layout.positions[one.first_row]
                 raise EncodingError(self._device, position, type(error).__name__) from None
-            rows[one.row : one.row + len(one.spans)] = found
+            rows[one.row_numbers] = found
             compute_s += seconds
         queue_s = encoded.queue_s + time.monotonic() - began - (compute_s - encoded.compute_s)
         return Encoded(rows, queue_s, compute_s)

@@ -246,7 +246,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         loaded = self._model(call.model, call.space, call.dimensions)
         service = loaded.service
         prepared = service.prepare(call)
-        if prepared.can_spread and prepared.planned.plan.chunks >= self._options.fanout_chunks:
+        if prepared.can_spread and prepared.chunked.layout.chunk_count >= self._options.fanout_chunks:
             fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
             self._long_texts.spread(
                 service, prepared, self._current.request.message, fleet, model=loaded.reference

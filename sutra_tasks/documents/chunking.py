@@ -1,15 +1,15 @@
-"""Where a long text is cut: windows over its tokens, with overlap.
+"""Cutting a long text into spans of its tokens that overlap.
 
-Everything counts in tokens of the one tokenisation of the whole text; characters come from its offsets,
-so a chunk's text is a slice of the original and nothing is decoded or tokenised twice. The laws:
+A text is tokenised once, as a whole. Everything here counts those tokens, and their offsets give the
+characters, so a chunk is a slice of the original text and is not tokenised again. The laws:
 
 1. Every token is in a chunk, and chunks hold nothing else.
 2. Chunks start and end in ascending order; the last one ends with the text.
 3. Two neighbours share ``overlap`` tokens; the last two at least so many.
 4. No chunk holds more than ``block`` tokens.
 
-A boundary retreats by up to 15 % of the block to the end of a sentence, else of a word. A last window
-with less than 25 % of new tokens moves back until it is full: a chunk of three words is a poor vector.
+A boundary retreats by up to 15 % of the block to the end of a sentence, else of a word. A last chunk
+with less than 25 % of new tokens moves back until it is full: three words make a poor vector.
 """
 
 from __future__ import annotations
@@ -22,54 +22,37 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
     from sutra_tasks.engines.offsets import Offsets
 
 __all__ = [
     "MOST_OVERLAP",
-    "ChunkInfo",
     "Chunker",
     "boundary",
-    "chunks_of",
+    "character_spans",
     "is_word_start",
 ]
 
 MOST_OVERLAP: Final = 0.85
-"""Of the block: with as much retreat as is allowed, chunks would not advance beyond it."""
+"""The largest overlap, as a share of the block: beyond it a boundary that retreats would not advance."""
 
 RETREAT: Final = 1 - MOST_OVERLAP
+"""How far a boundary may retreat, as a share of the block."""
+
 LEAST_NEW: Final = 0.25
-"""Of the block: new tokens below which the last window moves back."""
+"""The share of new tokens in a block below which the last chunk moves back."""
 
 SENTENCE_ENDS: Final = frozenset(".!?…。！？｡؟।")  # noqa: RUF001 - of many scripts
 CLOSING: Final = "\"')]}»”’」』）】"  # noqa: RUF001 - of many scripts
 ANY_END: Final = re.compile(f"[{re.escape(''.join(SENTENCE_ENDS))}]|\n\\s*\n")
 NEAR: Final = 16
-"""Characters that are looked at on either side of a cut; without an end, some texts take minutes."""
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class ChunkInfo:
-    """One chunk of a text: its tokens from ``start_pos`` to before ``end_pos``, and their characters.
-
-    ``text`` is the characters from ``start_char`` to before ``end_char``.
-    """
-
-    text: str
-    start_pos: int
-    end_pos: int
-    is_final: bool
-    start_char: int
-    end_char: int
-
-    def __repr__(self) -> str:
-        return f"<ChunkInfo tokens {self.start_pos}:{self.end_pos}>"
+"""Characters that are searched on either side of a cut: without a limit, some texts take minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunker:
-    """Cuts texts into windows of up to ``block`` tokens that overlap by ``overlap``.
+    """Cuts texts into chunks of up to ``block`` tokens that overlap by ``overlap`` tokens.
 
     Raises:
         ValueError: the block is empty, or the overlap is over 85 % of it, so that it might not advance.
@@ -88,9 +71,10 @@ class Chunker:
             )
 
     def spans(self, text: str, offsets: Offsets) -> list[tuple[int, int]]:
-        """Return the windows of a text as spans of its tokens; none of a text without tokens."""
+        """Return the chunks of a text as spans of its tokens; none of a text without tokens."""
         total = len(offsets)
-        # Half of the way at least is kept, or a large overlap would make very many chunks.
+        # A boundary retreats by half of a chunk's new tokens at most: a large overlap would otherwise
+        # make very many chunks.
         retreat = min(int(RETREAT * self.block), (self.block - self.overlap) // 2)
         found: list[tuple[int, int]] = []
         start, end = 0, 0
@@ -106,34 +90,32 @@ class Chunker:
         return found
 
 
-def chunks_of(text: str, offsets: Offsets, spans: list[tuple[int, int]]) -> Iterator[ChunkInfo]:
-    """Yield what :meth:`Chunker.spans` found, with characters."""
-    # A tokenizer may name a character later than the next token's: spans still go forward.
+def character_spans(offsets: Offsets, spans: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return the characters of each span of tokens: from the first to behind the last."""
+    # A tokenizer may place a character behind the next token's: spans ascend all the same.
     starts = np.minimum.accumulate(offsets.starts[::-1])[::-1]
     ends = np.maximum.accumulate(offsets.ends)
-    for start, end in spans:
-        start_char, end_char = int(starts[start]), int(ends[end - 1])
-        yield ChunkInfo(text[start_char:end_char], start, end, end == len(offsets), start_char, end_char)
+    return tuple((int(starts[start]), int(ends[end - 1])) for start, end in spans)
 
 
 def boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
-    """Return the last good place to cut: a count of tokens from ``least`` to ``most``.
+    """Return the last good place to cut, as a count of the tokens before it.
 
     Args:
         text: the text.
         offsets: of its tokens; more than ``most``.
-        least: tokens before the cut, 1 at least.
+        least: tokens before the cut, 1 or more.
         most: tokens before the cut.
     """
     word = 0
     befores = offsets.ends[least - 1 : most].tolist()
     afters = offsets.starts[least : most + 1].tolist()
-    # Most of the time goes into looking for what is not there.
+    # One search for the end of any sentence saves the look at each token where there is none.
     sentences = ANY_END.search(text, max(0, min(befores) - 2 * NEAR), max(afters) + NEAR)
     for at in range(most, least - 1, -1):
         before, after = befores[at - least], afters[at - least]
         if after < before:
-            continue  # within a character
+            continue  # both tokens are of one character
         if word and sentences is None:
             break
         space = _space_around(text, before, after)
@@ -150,9 +132,9 @@ def is_word_start(text: str, at: int) -> bool:
 
 
 def _space_around(text: str, start: int, end: int) -> slice:
-    """Return the white space around a cut, as far as it matters, and what was dropped there.
+    """Return the white space around a cut, up to a limit, with the characters between the two tokens.
 
-    Some tokenizers count a space to the token that follows, some to none, and some are white space.
+    A tokenizer may count a space to the token that follows, to none, or as a token of its own.
     """
     least, most = max(0, start - NEAR), end + NEAR
     while start > least and text[start - 1].isspace():
@@ -164,14 +146,14 @@ def _space_around(text: str, start: int, end: int) -> slice:
 
 def _ends_sentence(text: str, space: slice) -> bool:
     if text[space].count("\n") > 1:
-        return True  # a paragraph does
+        return True  # the end of a paragraph is one
     last = text[max(0, space.start - NEAR) : space.start].rstrip(CLOSING)[-1:]
     # A full stop with nothing behind it is a decimal point, or part of a name.
     return last in SENTENCE_ENDS and (space.start < space.stop or not last.isascii())
 
 
 def _ends_word(text: str, space: slice) -> bool:
-    # What the tokenizer dropped counts as it is: a word does not end at an accent that BERT strips.
+    # Characters that the tokenizer dropped count, too: a word goes on behind an accent that BERT strips.
     return not all(map(_is_of_word, text[max(0, space.start - 1) : space.stop + 1]))
 
 

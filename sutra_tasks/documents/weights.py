@@ -1,6 +1,6 @@
-"""How much each chunk counts, and one vector from those of many chunks.
+"""How much the vector of each chunk counts, and the one vector that they make together.
 
-Weights are arithmetic over spans of tokens: float64, one a chunk, adding up to 1.
+Weights are arithmetic over spans of tokens: one float64 for each chunk, and they add up to 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Spans = Sequence[tuple[int, int]]
 Weights = NDArray[np.float64]
 
 LEAST_NORM: Final = 1e-6
-"""What is left of unit vectors in float32 below this is rounding, and points anywhere."""
+"""Below this norm the sum of unit vectors in float32 is rounding error without a direction."""
 
 
 def mean(spans: Spans, *, seed_exact: bool) -> Weights:  # noqa: ARG001 - the same either way
@@ -44,10 +44,10 @@ def positional(spans: Spans, *, seed_exact: bool) -> Weights:
 
 
 def overlap_aware(spans: Spans, *, seed_exact: bool) -> Weights:
-    """Weigh a chunk by what it alone holds.
+    """Weigh a chunk by the tokens that it does not share.
 
-    The sum over its tokens of ``1 / (chunks that hold the token)``, so that every token of the text
-    counts once; with ``seed_exact`` the specification's share of tokens that no other chunk holds.
+    The weight is the sum over its tokens of ``1 / (chunks that hold the token)``, so that every token of
+    the text counts once; with ``seed_exact`` the specification's share of tokens that no other holds.
     """
     cover = np.zeros(spans[-1][1] + 1)
     for start, end in spans:
@@ -66,7 +66,7 @@ METHODS: Final[Mapping[str, Callable[..., Weights]]] = {
     "positional": positional,
     "max": mean,
 }
-"""``max`` takes the largest of each element and has no weights: every chunk counts alike."""
+"""``max`` takes the largest of each element; its weights say that every chunk counts alike."""
 
 
 def chunk_weights(spans: Spans, method: str, *, seed_exact: bool = False) -> Weights:
@@ -108,5 +108,5 @@ def aggregate(rows: Floats, weights: Weights, method: str) -> Floats:
 
 def _normalized(weights: Weights) -> Weights:
     total = weights.sum()
-    # The specification's own formulas can give nothing but zeros.
+    # The specification's formulas give zeros only for some texts.
     return weights / total if total > 0 else np.full(len(weights), 1 / len(weights))

@@ -15,8 +15,9 @@ from celery.utils.log import get_logger
 
 from sutra_tasks.broker.result_backend import as_not_stored
 from sutra_tasks.client.call import HEADER, demand_of
-from sutra_tasks.documents.plan import Unaggregated, answer, parts_of
+from sutra_tasks.documents.answer import AggregationError, answer
 from sutra_tasks.errors import EncodingError
+from sutra_tasks.fanout.dividing import parts_of
 from sutra_tasks.fanout.messages import part_demand
 from sutra_tasks.fanout.store import Begun
 from sutra_tasks.routing.balancing import assign
@@ -83,7 +84,7 @@ class LongTexts:
         Raises:
             NotStored: the server did not take it.
         """
-        encoder, rows = service.encoder, prepared.planned.rows
+        encoder, rows = service.encoder, prepared.chunked.rows
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
         # What the router took the call to cost this device it costs all of them.
         fleet = fleet.done(self._device_id, message.sutra_weight)
@@ -110,7 +111,7 @@ class LongTexts:
         )
         begun = Begun(
             call=prepared.call,
-            plan=prepared.planned.plan,
+            layout=prepared.chunked.layout,
             model=encoder.card.model,
             space=encoder.card.space,
             parts=[encoder.pack(rows[part.start : part.stop]) for part in parts],
@@ -119,9 +120,8 @@ class LongTexts:
         )
         with as_not_stored():
             self._documents.begin(message.sutra_raw, message.payload, begun)
-        logger.info(
-            "%d chunks are spread over the fleet in %d parts", prepared.planned.plan.chunks, len(parts)
-        )
+        chunks = prepared.chunked.layout.chunk_count
+        logger.info("%d chunks are spread over the fleet in %d parts", chunks, len(parts))
 
     def part(self, request: Any) -> dict[str, Any] | None:
         """Return the vectors of a part, None if there is nothing to do.
@@ -174,7 +174,7 @@ class LongTexts:
         try:
             return answer(
                 found.call,
-                found.plan,
+                found.layout,
                 np.concatenate([result["rows"] for result in results]),
                 model=found.model,
                 space=found.space,
@@ -182,7 +182,7 @@ class LongTexts:
                 queue_s=max(result["queue_s"] for result in results),
                 compute_s=sum(result["compute_s"] for result in results),
             )
-        except Unaggregated as error:
+        except AggregationError as error:
             raise EncodingError(self._device_id, error.position, error.reason) from None
 
 

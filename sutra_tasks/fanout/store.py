@@ -28,7 +28,7 @@ from sutra_tasks.broker.queues import MOST_CREDIT, NO_DEVICE, lane
 from sutra_tasks.client.admission import Backlog
 from sutra_tasks.client.call import Call
 from sutra_tasks.connections import broker_client, results_client
-from sutra_tasks.documents.plan import Plan
+from sutra_tasks.documents.answer import AnswerLayout
 from sutra_tasks.errors import IncompleteDocumentError
 from sutra_tasks.fanout.messages import BODY_DEMAND, body_message, part_demand, part_message, priority_of
 
@@ -160,7 +160,7 @@ class Begun:
 
     Attributes:
         call: what was asked; its texts are not kept.
-        plan: its plan.
+        layout: of its rows.
         model: the model's name.
         space: the embedding space of the rows.
         parts: packed rows of each part.
@@ -169,7 +169,7 @@ class Begun:
     """
 
     call: Call
-    plan: Plan
+    layout: AnswerLayout
     model: str
     space: str
     parts: Sequence[Mapping[str, Any]]
@@ -192,7 +192,7 @@ class Collected:
     """A document to be put together: the results of its parts in order, or why there is none."""
 
     call: Call
-    plan: Plan
+    layout: AnswerLayout
     model: str
     space: str
     results: Sequence[Mapping[str, Any]]
@@ -239,14 +239,14 @@ class Documents:
             "parts": len(begun.parts),
             "body": body,
             "call": json.dumps(asdict(replace(begun.call, texts=()))),
-            "plan": json.dumps(begun.plan.to_json()),
+            "layout": json.dumps(begun.layout.to_json()),
             "model": begun.model,
             "space": begun.space,
             "sizes": json.dumps(sizes),
             "done": 0,
             "resends": 0,
         }
-        positions, row = begun.plan.positions, 0
+        positions, row = begun.layout.positions, 0
         for index, (packed, tokens) in enumerate(zip(begun.parts, begun.tokens, strict=True)):
             mine = positions[row : row + len(tokens)]
             fields[f"rows:{index}"] = json.dumps({"rows": packed, "positions": mine})
@@ -315,7 +315,7 @@ class Documents:
         ]
         return Collected(
             Call(**json.loads(fields["call"])),
-            Plan.from_json(json.loads(fields["plan"])),
+            AnswerLayout.from_json(json.loads(fields["layout"])),
             fields["model"].decode(),
             fields["space"].decode(),
             results,

@@ -8,9 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from sutra_tasks.documents.chunking import MOST_OVERLAP
-from sutra_tasks.documents.planner import USUAL_BLOCK
-from sutra_tasks.engines.encoder import check_options
+from sutra_tasks.documents.sizes import ChunkSizes, added_tokens
+from sutra_tasks.engines.encoder import check_options, cut_to_window
 from sutra_tasks.errors import InvalidTextError, SutraError
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, Progress
 from sutra_tasks.streaming.entries import MOST_NAME_CHARS, StreamEntry
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cutter", "Unit", "response_fields"]
 
-PROBE: Final = "a"
 TAKE_PROBES: Final = 8
 """Largest probes of a text that are looked at in one go, so that nobody holds a whole book for long."""
 
@@ -201,27 +199,22 @@ class Cutter:
         found = self._chunkers.get(prompt)
         if found is None:
             encoder = self.encoder
-            block = self._options.block_size or min(USUAL_BLOCK, encoder.card.window)
-            (probe,) = encoder.tokenize([PROBE], prompt)
-            room = block - (probe.tokens - len(encoder.offsets(probe)))
-            overlap = min(self._options.overlap_tokens, int(MOST_OVERLAP * room))
+            sizes = ChunkSizes.of(encoder.card, self._options)
+            chunker = sizes.chunker(added_tokens(encoder, prompt))
             found = self._chunkers[prompt] = (
                 OverlapChunker(
-                    room, overlap, lambda text: encoder.offsets(encoder.tokenize([text], None)[0])
+                    chunker.block,
+                    chunker.overlap,
+                    lambda text: encoder.offsets(encoder.tokenize([text], None)[0]),
                 ),
-                block,
+                sizes.block,
             )
         return found
 
     def _rows(self, texts: list[str], prompt: str | None) -> list[TokenizedText]:
         rows = self.encoder.tokenize(texts, prompt) if texts else []
-        return [row if row.tokens <= self.encoder.card.window else self._cut(row) for row in rows]
-
-    def _cut(self, row: TokenizedText) -> TokenizedText:
-        """Return what the model sees of a chunk that has more tokens by itself than within its text."""
-        offsets = self.encoder.offsets(row)
-        room = self.encoder.card.window - (row.tokens - len(offsets))
-        return self.encoder.windows(row, offsets, [(0, room)])[0]
+        # A chunk may have more tokens by itself than within its text.
+        return [cut_to_window(self.encoder, row) for row in rows]
 
 
 def _own_id(fields: Sequence[bytes]) -> str | None:

@@ -28,7 +28,7 @@ from sutra_tasks.broker.requeue import weight_of
 from sutra_tasks.broker.result_backend import NotStored
 from sutra_tasks.client.admission import Backlog
 from sutra_tasks.client.call import HEADER, Call
-from sutra_tasks.documents.plan import Plan, PlannedText
+from sutra_tasks.documents.answer import AnswerLayout, TextLayout
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import EncodingError, IncompleteDocumentError, PoisonMessageError
 from sutra_tasks.fanout.spreading import LongTexts
@@ -89,10 +89,10 @@ def caller(results_url: str) -> Iterator[Celery]:
 def begun(*chunks: int, devices: Sequence[str | None] | None = None) -> Begun:
     """Return a call of one text in as many parts, each of so many chunks of 100 tokens."""
     count = sum(chunks)
-    text = PlannedText(90 * count, tuple((n, n + 2) for n in range(count)), (1 / count,) * count)
+    text = TextLayout(90 * count, tuple((n, n + 2) for n in range(count)), (1 / count,) * count)
     return Begun(
         call=CALL,
-        plan=Plan((text,), "mean"),
+        layout=AnswerLayout((text,), "mean"),
         model="model",
         space="space:2",
         parts=[{"texts": [[100, f"part {n}"]] * rows} for n, rows in enumerate(chunks)],
@@ -226,10 +226,10 @@ def test_what_died_between_writing_and_sending_is_made_good_by_the_next_delivery
 
 
 def test_a_part_gets_its_rows_and_whose_they_are(documents: Documents) -> None:
-    whole = PlannedText(5, ((0, 1),), (1.0,))
-    cut = PlannedText(900, ((0, 1), (1, 2), (2, 3)), (0.5, 0.25, 0.25))
+    whole = TextLayout(5, ((0, 1),), (1.0,))
+    cut = TextLayout(900, ((0, 1), (1, 2), (2, 3)), (0.5, 0.25, 0.25))
     one = begun(2, 2, 1)
-    spread = replace(one, plan=Plan((cut, whole, whole), "mean"), model="m", space="s:2")
+    spread = replace(one, layout=AnswerLayout((cut, whole, whole), "mean"), model="m", space="s:2")
     documents.begin(message(1), ([], {}, {}), spread)
     positions, rows = [], []
     for index in range(3):
@@ -269,7 +269,7 @@ def test_results_are_in_order_whenever_they_came(documents: Documents, seed: int
     assert [float(one["rows"][0, 0]) for one in found.results] == list(range(12))
     assert {one["device"] for one in found.results} == {"gpu0"}
     assert found.call == Call(**{name: getattr(CALL, name) for name in CALL.__slots__} | {"texts": []})
-    assert found.plan == begun(*[1] * 12).plan
+    assert found.layout == begun(*[1] * 12).layout
     assert (found.model, found.space, found.error) == ("model", "space:2", None)
 
 

@@ -86,8 +86,8 @@ def ask(service, texts, **asked):
     return service.answer(service.prepare(call))
 
 
-def plan(service, texts, **asked):
-    return service.prepare(Call.of([texts], asked, Settings())).planned
+def chunked(service, texts, **asked):
+    return service.prepare(Call.of([texts], asked, Settings())).chunked
 
 
 # The reference: transformers' model, ids and pooling by hand.
@@ -352,14 +352,14 @@ def late_rows(theirs, found, text, prefix):
     head, own, tail, _ = theirs.split(text, prefix)
     spans = theirs.spans(text, prefix)
     rows = {}
-    for one in found.passes:
-        start = spans[one.row][0] - one.spans[0][0]
+    for one in found.late_windows:
+        start = spans[one.first_row][0] - one.spans[0][0]
         length = one.text.tokens - len(head) - len(tail)
         window = own[start : start + length]
         assert one.text.content.ids.tolist() == [*head, *window, *tail]
         assert one.text.tokens <= WINDOW
         states = theirs.states([*head, *window, *tail])
-        for at, (first, last) in enumerate(one.spans, one.row):
+        for at, (first, last) in enumerate(one.spans, one.first_row):
             assert at not in rows
             assert (first + start, last + start) == spans[at]
             rows[at] = theirs.pooled(states[len(head) + first : len(head) + last])
@@ -376,8 +376,8 @@ def test_late_chunks_are_pooled_from_states_that_saw_the_whole_window(engine, re
     with serving(engine(name), **LATE, sequence_threshold=30) as service:
         for prompt in prompts_of(name):
             prefix = KINDS[name].prompts.get(prompt or "", "")
-            found = plan(service, text, prompt=prompt)
-            assert (len(found.passes) > 1) == (times > 1)
+            found = chunked(service, text, prompt=prompt)
+            assert (len(found.late_windows) > 1) == (times > 1)
             spans, rows = late_rows(reference(name), found, text, prefix)
             assert len(spans) > 1
             for method in METHODS:
@@ -480,7 +480,7 @@ def test_no_pass_runs_for_a_call_that_is_given_up(engine, monkeypatch):
     monkeypatch.setattr(encoder, "pool", spy)
     with serving(encoder, **LATE) as service:
         prepared = service.prepare(Call.of([PROSE * 12], {}, Settings()))
-        assert len(prepared.planned.passes) > 3
+        assert len(prepared.chunked.late_windows) > 3
         with pytest.raises(Unwanted):
             service.answer(prepared, wanted=lambda: len(ran) < 2)
     assert len(ran) == 2
@@ -510,8 +510,8 @@ def test_passes_count_in_what_the_device_says_of_its_work(engine):
         prepared = service.prepare(Call.of([["fox", PROSE * 6]], {}, Settings()))
         service.answer(prepared)
     ((seconds, work),) = said
-    planned = prepared.planned
-    assert work["tokens"] == sum(one.text.tokens for one in planned.passes) + planned.rows[0].tokens
+    call = prepared.chunked
+    assert work["tokens"] == sum(one.text.tokens for one in call.late_windows) + call.rows[0].tokens
     assert 0 < work["compute_s"] <= seconds
 
 

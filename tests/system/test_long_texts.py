@@ -17,8 +17,8 @@ from sutra_tasks import Embeddings, EncodingError, PoisonMessageError, embed, ke
 from sutra_tasks.app import app
 from sutra_tasks.broker.dead_letters import dead_letters, drop
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.plan import answer
-from sutra_tasks.documents.planner import Planner
+from sutra_tasks.documents.answer import answer
+from sutra_tasks.documents.chunked_call import CallChunker
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.settings import METHODS, Settings
 from tests.conftest import wait_until
@@ -55,15 +55,15 @@ def ordered(text, chunk, order):
 def expected(texts, options=LONG, **asked):
     """Return what one device gives that has all to itself."""
     call = Call.of((texts,), asked, Settings())
-    planned = Planner(SimulatedEncoder(width=WIDTH), Settings(**options)).plan(call)
-    rows = vectors_of([row.content for row in planned.rows], WIDTH)
+    chunked = CallChunker(SimulatedEncoder(width=WIDTH), Settings(**options)).chunk(call)
+    rows = vectors_of([row.content for row in chunked.rows], WIDTH)
     facts: dict[str, Any] = {
         "model": "simulated",
         "space": f"simulated-1:{WIDTH}",
         "device": "",
         "queue_s": 0,
     }
-    return answer(call, planned.plan, rows, **facts, compute_s=0)
+    return answer(call, chunked.layout, rows, **facts, compute_s=0)
 
 
 def chunks_of(text):

@@ -1,4 +1,4 @@
-"""From texts to rows: what is whole, what is cut, what is chunked, and what sees more than its chunk."""
+"""From a call's texts to rows: whole, truncated, in chunks, and in windows of late chunking."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,9 +15,10 @@ from sutra_tasks.batching.batcher import Batcher, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
 from sutra_tasks.client.call import Call
+from sutra_tasks.documents.answer import TextLayout
+from sutra_tasks.documents.chunked_call import CallChunker, ChunkedCall
 from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
-from sutra_tasks.documents.plan import PlannedText
-from sutra_tasks.documents.planner import Planned, Planner, within
+from sutra_tasks.documents.late_chunking import chunks_of_windows
 from sutra_tasks.documents.weights import chunk_weights
 from sutra_tasks.engines.encoder import Card, TokenizedText
 from sutra_tasks.engines.offsets import Offsets
@@ -74,17 +75,17 @@ def prose(sentences: int) -> str:
     return " ".join(f"Sentence number {n} says very little, as it is made up." for n in range(sentences))
 
 
-def planned(
+def chunked(
     texts: str | list[str],
     encoder: SimulatedEncoder | None = None,
     options: dict[str, Any] | None = None,
     **asked: Any,
-) -> Planned:
-    planner = Planner(encoder or Prompted(), Settings(**(options or {})))
-    return planner.plan(Call.of([texts], asked, Settings()))
+) -> ChunkedCall:
+    chunker = CallChunker(encoder or Prompted(), Settings(**(options or {})))
+    return chunker.chunk(Call.of([texts], asked, Settings()))
 
 
-def contents(found: Planned) -> list[str]:
+def contents(found: ChunkedCall) -> list[str]:
     return [row.content for row in found.rows]
 
 
@@ -96,18 +97,18 @@ def test_a_text_of_the_threshold_is_whole_and_one_token_more_is_not(threshold: i
     limit = threshold or WINDOW
     short, long = words(limit - SPECIAL_TOKENS), words(limit + 1 - SPECIAL_TOKENS)
     options = {"sequence_threshold": threshold, "block_size": threshold, "overlap_tokens": 1}
-    found = planned([short, long], options=options)
-    assert found.plan.texts[0] == PlannedText(limit, ((0, len(short)),), (1.0,))
+    found = chunked([short, long], options=options)
+    assert found.layout.texts[0] == TextLayout(limit, ((0, len(short)),), (1.0,))
     assert found.rows[0].content == short
-    assert found.plan.texts[1].tokens == limit + 1
-    assert len(found.plan.texts[1].spans) == 2
-    assert not found.passes
+    assert found.layout.texts[1].tokens == limit + 1
+    assert len(found.layout.texts[1].spans) == 2
+    assert not found.late_windows
 
 
 def test_threshold_and_block_are_usually_512_or_the_window() -> None:
     for window, usual in ((100, 100), (512, 512), (8192, 512)):
-        found = planned([words(usual - 2), words(usual - 1)], Prompted(window=window))
-        assert [len(text.spans) for text in found.plan.texts] == [1, 2]
+        found = chunked([words(usual - 2), words(usual - 1)], Prompted(window=window))
+        assert [len(text.spans) for text in found.layout.texts] == [1, 2]
         assert max(row.tokens for row in found.rows) <= usual
 
 
@@ -115,38 +116,38 @@ def test_a_static_model_takes_texts_of_any_length_whole_unless_a_threshold_is_se
     encoder = Pooling(window=2**23)
     encoder.card = replace(encoder.card, is_static=True)
     text = words(3_000)
-    assert len(planned(text, encoder).rows) == 1
-    assert len(planned(text, encoder, {"sequence_threshold": 1_000}).rows) > 1
-    assert len(planned(text, encoder, {"chunking": "late"}).rows) == 1
+    assert len(chunked(text, encoder).rows) == 1
+    assert len(chunked(text, encoder, {"sequence_threshold": 1_000}).rows) > 1
+    assert len(chunked(text, encoder, {"chunking": "late"}).rows) == 1
 
 
 def test_a_larger_threshold_keeps_more_texts_whole_and_chunks_others_as_before() -> None:
     options = {"sequence_threshold": 2000, "block_size": 128}
-    found = planned([words(1998), words(1999)], Prompted(window=4096), options)
-    assert [len(text.spans) > 1 for text in found.plan.texts] == [False, True]
+    found = chunked([words(1998), words(1999)], Prompted(window=4096), options)
+    assert [len(text.spans) > 1 for text in found.layout.texts] == [False, True]
     assert max(row.tokens for row in found.rows[1:]) <= 128
 
 
 def test_a_text_over_the_threshold_that_fits_a_block_is_whole() -> None:
     text = "  " + words(98) + " "
-    found = planned(text, options={"sequence_threshold": 10, "block_size": 100})
-    assert found.plan.texts == (PlannedText(100, ((0, len(text)),), (1.0,)),)
+    found = chunked(text, options={"sequence_threshold": 10, "block_size": 100})
+    assert found.layout.texts == (TextLayout(100, ((0, len(text)),), (1.0,)),)
     assert contents(found) == [text]
-    assert found.plan.chunks == 0
+    assert found.layout.chunk_count == 0
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
 def test_nothing_beside_a_prompt_over_the_threshold_is_one_row(text: str) -> None:
     options = {"sequence_threshold": 5, "block_size": 100}
-    found = planned([text, "a"], Prompted({"query": 20}), options, prompt="query")
-    assert [len(one.spans) for one in found.plan.texts] == [1, 1]
+    found = chunked([text, "a"], Prompted({"query": 20}), options, prompt="query")
+    assert [len(one.spans) for one in found.layout.texts] == [1, 1]
     assert contents(found) == [text, "a"]
-    assert found.plan.texts[0].tokens == 22
+    assert found.layout.texts[0].tokens == 22
 
 
 def test_no_text_has_no_row() -> None:
-    found = planned([])
-    assert (found.plan.texts, found.rows, found.passes, found.places()) == ((), [], [], [])
+    found = chunked([])
+    assert (found.layout.texts, found.rows, found.late_windows, found.row_numbers()) == ((), [], [], [])
 
 
 @laws(max_examples=60, deadline=None)
@@ -161,10 +162,10 @@ def test_chunks_are_slices_of_their_text_and_fit_their_block(
 ) -> None:
     texts = [prose(count) for count in sentences]
     options = {"sequence_threshold": 20, "block_size": block, "overlap_tokens": min(overlap, block // 4)}
-    found = planned(texts, Prompted({"query": 2}), options, prompt=prompt)
-    assert len(found.rows) == found.plan.rows
+    found = chunked(texts, Prompted({"query": 2}), options, prompt=prompt)
+    assert len(found.rows) == found.layout.row_count
     rows = iter(found.rows)
-    for text, one in zip(texts, found.plan.texts, strict=True):
+    for text, one in zip(texts, found.layout.texts, strict=True):
         for start, end in one.spans:
             row = next(rows)
             assert row.content == text[start:end]
@@ -178,11 +179,11 @@ def test_chunks_are_slices_of_their_text_and_fit_their_block(
 
 def test_long_and_short_texts_are_rows_in_their_order() -> None:
     texts = ["a", words(30, "x"), "b", "c", words(25, "y")]
-    found = planned(texts, options={"sequence_threshold": 20, "block_size": 14, "overlap_tokens": 2})
-    assert [len(one.spans) for one in found.plan.texts] == [1, 3, 1, 1, 3]
+    found = chunked(texts, options={"sequence_threshold": 20, "block_size": 14, "overlap_tokens": 2})
+    assert [len(one.spans) for one in found.layout.texts] == [1, 3, 1, 1, 3]
     assert [row[0] for row in contents(found)] == list("axxxbcyyy")
     assert [found.position_of(row) for row in range(9)] == [0, 1, 1, 1, 2, 3, 4, 4, 4]
-    assert found.places() == list(range(9))
+    assert found.row_numbers() == list(range(9))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -192,13 +193,13 @@ def test_weights_are_of_the_method_that_was_asked(method: str, seed_exact: bool)
     other = "positional" if method == "mean" else "mean"
     for of_the_fleet, of_the_call in ((method, None), (other, method)):
         options = {**shape, "aggregation_method": of_the_fleet, "seed_exact": seed_exact}
-        found = planned(words(30), options=options, aggregation_method=of_the_call)
+        found = chunked(words(30), options=options, aggregation_method=of_the_call)
         spans = Chunker(12, 5).spans(
             words(30), Prompted().offsets(Prompted().tokenize([words(30)], None)[0])
         )
         expected = chunk_weights(spans, method, seed_exact=seed_exact)
-        assert found.plan.method == method
-        assert found.plan.texts[0].weights == tuple(expected)
+        assert found.layout.method == method
+        assert found.layout.texts[0].weights == tuple(expected)
 
 
 # Cut at the window.
@@ -206,17 +207,17 @@ def test_weights_are_of_the_method_that_was_asked(method: str, seed_exact: bool)
 
 def test_truncate_keeps_what_fits_the_window_and_says_so() -> None:
     texts = [words(98), words(99), "short", words(60)]
-    found = planned(texts, Prompted(window=100), {"sequence_threshold": 50}, truncate=True)
-    assert [one.truncated for one in found.plan.texts] == [False, True, False, False]
-    assert [one.tokens for one in found.plan.texts] == [100, 100, 3, 62]
-    assert [len(one.spans) for one in found.plan.texts] == [1, 1, 1, 1]
+    found = chunked(texts, Prompted(window=100), {"sequence_threshold": 50}, truncate=True)
+    assert [one.truncated for one in found.layout.texts] == [False, True, False, False]
+    assert [one.tokens for one in found.layout.texts] == [100, 100, 3, 62]
+    assert [len(one.spans) for one in found.layout.texts] == [1, 1, 1, 1]
     assert contents(found) == [words(98), words(98), "short", words(60)]
-    assert found.plan.texts[1].spans == ((0, len(words(98))),)
-    assert found.plan.chunks == 0
+    assert found.layout.texts[1].spans == ((0, len(words(98))),)
+    assert found.layout.chunk_count == 0
 
 
 def test_a_prompt_takes_its_room_of_the_window() -> None:
-    found = planned(words(99), Prompted({"query": 10}, window=100), prompt="query", truncate=True)
+    found = chunked(words(99), Prompted({"query": 10}, window=100), prompt="query", truncate=True)
     assert contents(found) == [words(88)]
     assert found.rows[0].tokens == 100
 
@@ -237,7 +238,7 @@ def test_a_prompt_takes_its_room_of_the_window() -> None:
 )
 def test_settings_that_do_not_fit_the_model_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):
-        Planner(Pooling(), Settings(**options))
+        CallChunker(Pooling(), Settings(**options))
 
 
 @pytest.mark.parametrize(
@@ -250,29 +251,28 @@ def test_settings_that_do_not_fit_the_model_are_refused(options: dict[str, Any],
     ],
 )
 def test_settings_that_just_fit_are_taken(options: dict[str, Any]) -> None:
-    assert (
-        Planner(Pooling(), Settings(**options)).plan(Call.of([words(2000)], {}, Settings())).plan.chunks
-    )
+    chunker = CallChunker(Pooling(), Settings(**options))
+    assert chunker.chunk(Call.of([words(2000)], {}, Settings())).layout.chunk_count
 
 
 def test_a_prompt_that_leaves_no_room_in_a_block_is_refused_by_its_name() -> None:
     for tokens in (60, 98, 500):
         with pytest.raises(ModelError, match=r"under its prompt 'query'.*SUTRA_BLOCK_SIZE"):
-            Planner(Prompted({"short": 1, "query": tokens}), Settings(block_size=100))
-    Planner(Prompted({"short": 1, "query": 39}), Settings(block_size=100))
+            CallChunker(Prompted({"short": 1, "query": tokens}), Settings(block_size=100))
+    CallChunker(Prompted({"short": 1, "query": 39}), Settings(block_size=100))
 
 
 def test_a_model_that_cannot_pool_is_refused_for_late_chunking() -> None:
     with pytest.raises(ModelError, match="SUTRA_CHUNKING=late"):
-        Planner(SimulatedEncoder(), Settings(chunking="late", block_size=100))
+        CallChunker(SimulatedEncoder(), Settings(chunking="late", block_size=100))
 
 
-# Late chunking: passes over windows, and which of them gives a chunk.
+# Late chunking: windows, and which of them gives a chunk.
 
 
 @st.composite
 def chunks_and_windows(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[tuple[int, int]], int]:
-    """Draw chunks and windows of a text as the planner makes them, from settings it takes."""
+    """Draw chunks and windows of a text as calls are cut, from settings that are taken."""
     specials = draw(st.integers(0, 6))
     window = draw(st.integers(8 + 2 * specials, 80))
     block = draw(st.integers(specials + 1, int(MOST_OVERLAP * window)))
@@ -293,7 +293,7 @@ def test_each_chunk_is_whole_in_the_one_window_that_gives_it(
     chunks, windows, total = drawn
     if not total:
         return
-    found = within(chunks, windows)
+    found = chunks_of_windows(chunks, windows)
     assert len(found) == len(windows)
     assert list(chain.from_iterable(found)) == list(range(len(chunks)))
     for (first, end), mine in zip(windows, found, strict=True):
@@ -316,7 +316,7 @@ def test_no_other_window_shows_a_chunk_more_of_its_surroundings(
         whole = window[0] <= chunk[0] and chunk[1] <= window[1]
         return min(before, after) if whole else -1
 
-    for window, mine in zip(windows, within(chunks, windows), strict=True):
+    for window, mine in zip(windows, chunks_of_windows(chunks, windows), strict=True):
         for chunk in chunks[mine.start : mine.stop]:
             assert around(chunk, window) == max(around(chunk, one) for one in windows)
 
@@ -331,18 +331,18 @@ LATE: dict[str, Any] = {
 
 def test_late_chunks_are_those_of_plain_chunking_seen_in_windows() -> None:
     texts = ["short", prose(30), "also short", words(60)]
-    late = planned(texts, Pooling(window=100), LATE)
-    plain = planned(texts, Prompted(window=100), LATE | {"chunking": "plain"})
-    assert late.plan == plain.plan
+    late = chunked(texts, Pooling(window=100), LATE)
+    plain = chunked(texts, Prompted(window=100), LATE | {"chunking": "plain"})
+    assert late.layout == plain.layout
     assert contents(late) == ["short", "also short"]
-    spans = list(chain.from_iterable(text.spans for text in late.plan.texts))
-    given_by = [row for one in late.passes for row in range(one.row, one.row + len(one.spans))]
-    assert sorted(given_by + late.places()) == list(range(late.plan.rows))
-    for one in late.passes:
+    spans = list(chain.from_iterable(text.spans for text in late.layout.texts))
+    given_by = [row for one in late.late_windows for row in one.row_numbers]
+    assert sorted(given_by + late.row_numbers()) == list(range(late.layout.row_count))
+    for one in late.late_windows:
         assert one.text.tokens <= 100
         tokens = one.text.content.split()
-        text = texts[late.plan.positions[one.row]]
-        for row, (start, stop) in enumerate(one.spans, one.row):
+        text = texts[late.layout.positions[one.first_row]]
+        for row, (start, stop) in enumerate(one.spans, one.first_row):
             assert " ".join(tokens[start:stop]) == text[slice(*spans[row])]
     assert [late.position_of(row) for row in range(2)] == [0, 2]
 
@@ -368,18 +368,18 @@ def asked(service: EmbeddingService, texts: str | list[str], **options: Any) -> 
     return service.prepare(call)
 
 
-def test_rows_of_passes_and_of_batches_come_to_their_places(late: EmbeddingService) -> None:
+def test_rows_of_late_windows_and_of_batches_are_in_order(late: EmbeddingService) -> None:
     texts = ["short", prose(30), "also short", words(60)]
     prepared = asked(late, texts)
     assert not prepared.can_spread
     got = late.answer(prepared)
     assert isinstance(got, Embeddings)
     assert got.chunk_vectors is not None
-    for one in prepared.planned.passes:
+    for one in prepared.chunked.late_windows:
         expected = Pooling(window=100).pool(one.text, one.spans)
-        assert np.allclose(got.chunk_vectors[one.row : one.row + len(one.spans)], expected, atol=1e-6)
-    places = prepared.planned.places()
-    assert np.allclose(got.chunk_vectors[places], vectors_of(["short", "also short"], WIDTH), atol=1e-6)
+        assert np.allclose(got.chunk_vectors[one.row_numbers], expected, atol=1e-6)
+    numbers = prepared.chunked.row_numbers()
+    assert np.allclose(got.chunk_vectors[numbers], vectors_of(["short", "also short"], WIDTH), atol=1e-6)
     assert np.allclose(got.vectors[[0, 2]], vectors_of(["short", "also short"], WIDTH), atol=1e-6)
 
 
@@ -387,7 +387,7 @@ def test_a_list_without_long_texts_is_not_kept_from_spreading(late: EmbeddingSer
     assert asked(late, ["a", "b"]).can_spread
 
 
-def test_a_pass_that_fails_names_its_text(
+def test_a_late_window_that_fails_names_its_text(
     late: EmbeddingService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Pooling, "bad", "w59")
@@ -396,7 +396,7 @@ def test_a_pass_that_fails_names_its_text(
     assert (failed.value.position, failed.value.reason) == (2, "ValueError")
 
 
-def test_passes_end_where_the_call_is_given_up(late: EmbeddingService) -> None:
+def test_late_windows_end_where_the_call_is_given_up(late: EmbeddingService) -> None:
     left = [True, True]
     with pytest.raises(Unwanted):
         late.answer(asked(late, prose(60)), wanted=lambda: bool(left) and left.pop())

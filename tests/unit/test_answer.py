@@ -1,8 +1,6 @@
-"""What becomes of the texts of a call: plans as JSON, parts of them, and rows as one answer."""
+"""The layout of a call's rows as JSON, and the answer that it makes of their vectors."""
 
 import json
-import math
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,14 +10,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.plan import (
-    PARTS_PER_DEVICE,
-    Plan,
-    PlannedText,
-    Unaggregated,
-    answer,
-    parts_of,
-)
+from sutra_tasks.documents.answer import AggregationError, AnswerLayout, TextLayout, answer
 from sutra_tasks.errors import CorruptMessageError, UnsupportedVersionError
 from sutra_tasks.settings import METHODS
 from sutra_tasks.vectors import Embeddings, Floats, Vectors, finish
@@ -35,10 +26,10 @@ FACTS: dict[str, Any] = {
 }
 
 
-def text_of(chunks: int, *, seed: int = 0, truncated: bool = False) -> PlannedText:
+def text_of(chunks: int, *, seed: int = 0, truncated: bool = False) -> TextLayout:
     """Return a text of so many chunks, of any weights."""
     weights = np.random.default_rng(seed).uniform(0.1, 1, chunks)
-    return PlannedText(
+    return TextLayout(
         tokens=10 * chunks,
         spans=tuple((7 * n, 7 * n + 9) for n in range(chunks)),
         weights=tuple((weights / weights.sum()).tolist()),
@@ -46,8 +37,8 @@ def text_of(chunks: int, *, seed: int = 0, truncated: bool = False) -> PlannedTe
     )
 
 
-def plan_of(*chunks: int, method: str = "mean") -> Plan:
-    return Plan(tuple(text_of(count, seed=n) for n, count in enumerate(chunks)), method)
+def layout_of(*chunks: int, method: str = "mean") -> AnswerLayout:
+    return AnswerLayout(tuple(text_of(count, seed=n) for n, count in enumerate(chunks)), method)
 
 
 def call_of(*, single: bool = False, **options: object) -> Call:
@@ -64,7 +55,7 @@ def rows_of(count: int, seed: int = 0) -> Floats:
 TEXTS = st.builds(
     text_of, st.integers(1, 6) | st.just(1), seed=st.integers(0, 2**32), truncated=st.booleans()
 )
-PLANS = st.builds(Plan, st.lists(TEXTS, max_size=6).map(tuple), st.sampled_from(METHODS))
+LAYOUTS = st.builds(AnswerLayout, st.lists(TEXTS, max_size=6).map(tuple), st.sampled_from(METHODS))
 CALLS = st.builds(
     call_of,
     dimensions=st.none() | st.integers(1, WIDTH),
@@ -74,32 +65,32 @@ CALLS = st.builds(
 )
 
 
-# A plan.
+# The layout.
 
 
 @laws(max_examples=100, deadline=None)
-@given(plan=PLANS)
-def test_a_plan_is_the_same_behind_its_json(plan: Plan) -> None:
-    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+@given(layout=LAYOUTS)
+def test_a_layout_is_the_same_behind_its_json(layout: AnswerLayout) -> None:
+    assert AnswerLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
 
 
 @laws(max_examples=100, deadline=None)
-@given(plan=PLANS)
-def test_each_row_has_the_position_of_its_text(plan: Plan) -> None:
-    chunks = [len(text.spans) for text in plan.texts]
-    assert plan.rows == len(plan.positions) == sum(chunks)
-    assert plan.positions == sorted(plan.positions)
-    assert [plan.positions.count(n) for n in range(len(chunks))] == chunks
+@given(layout=LAYOUTS)
+def test_each_row_has_the_position_of_its_text(layout: AnswerLayout) -> None:
+    chunks = [len(text.spans) for text in layout.texts]
+    assert layout.row_count == len(layout.positions) == sum(chunks)
+    assert layout.positions == sorted(layout.positions)
+    assert [layout.positions.count(n) for n in range(len(chunks))] == chunks
 
 
 def test_only_texts_of_several_chunks_count_as_chunked() -> None:
-    assert plan_of(1, 3, 1, 2).chunks == 5
-    assert plan_of(1, 1).chunks == plan_of().chunks == 0
+    assert layout_of(1, 3, 1, 2).chunk_count == 5
+    assert layout_of(1, 1).chunk_count == layout_of().chunk_count == 0
 
 
-def test_a_plan_of_another_version_is_refused() -> None:
+def test_a_layout_of_another_version_is_refused() -> None:
     with pytest.raises(UnsupportedVersionError, match="plan has version 2"):
-        Plan.from_json(plan_of(2).to_json() | {"v": 2})
+        AnswerLayout.from_json(layout_of(2).to_json() | {"v": 2})
 
 
 @pytest.mark.parametrize(
@@ -112,110 +103,59 @@ def test_a_plan_of_another_version_is_refused() -> None:
         {"texts": [[10, [[0, 9]], None, False]]},
     ],
 )
-def test_what_is_no_plan_is_refused(broken: dict[str, object]) -> None:
+def test_anything_but_a_layout_is_refused(broken: dict[str, object]) -> None:
     with pytest.raises(CorruptMessageError):
-        Plan.from_json(plan_of(2).to_json() | broken)
+        AnswerLayout.from_json(layout_of(2).to_json() | broken)
 
 
 @pytest.mark.parametrize("missing", ["texts", "method"])
-def test_a_plan_without_a_fact_is_refused(missing: str) -> None:
-    stored = plan_of(2).to_json()
+def test_a_layout_without_a_fact_is_refused(missing: str) -> None:
+    stored = layout_of(2).to_json()
     del stored[missing]
     with pytest.raises(CorruptMessageError):
-        Plan.from_json(stored)
+        AnswerLayout.from_json(stored)
 
 
-# Its parts.
-
-TOKENS = st.lists(st.integers(1, 512), min_size=1, max_size=300)
+# The answer.
 
 
-@laws(max_examples=300, deadline=None)
-@given(tokens=TOKENS, devices=st.integers(0, 20), most=st.integers(1, 4096))
-def test_parts_are_all_rows_in_order_and_none_is_empty(
-    tokens: list[int], devices: int, most: int
-) -> None:
-    parts = parts_of(tokens, devices=devices, most_tokens=most)
-    assert [row for part in parts for row in part] == list(range(len(tokens)))
-    assert all(parts)
-
-
-@laws(max_examples=300, deadline=None)
-@given(tokens=TOKENS, devices=st.integers(0, 20), most=st.integers(1, 4096))
-def test_no_part_is_over_a_batch_but_a_row_that_is(tokens: list[int], devices: int, most: int) -> None:
-    for part in parts_of(tokens, devices=devices, most_tokens=most):
-        assert len(part) == 1 or sum(tokens[part.start : part.stop]) <= most
-
-
-@laws(max_examples=300, deadline=None)
-@given(tokens=TOKENS, devices=st.integers(1, 20), most=st.integers(512, 8192))
-def test_parts_keep_every_device_about_equally_busy(tokens: list[int], devices: int, most: int) -> None:
-    sizes = [sum(tokens[p.start : p.stop]) for p in parts_of(tokens, devices=devices, most_tokens=most)]
-    goal = min(most, max(1.0, sum(tokens) / (PARTS_PER_DEVICE * devices)))
-    goal = sum(tokens) / math.ceil(sum(tokens) / goal)  # as many parts, of the same size
-    longest = max(tokens)
-    # Each is as near to the goal as whole rows come.
-    assert max(sizes) <= goal + longest / 2 or max(sizes) in tokens
-    # And no two neighbours would have done as one.
-    for one, next_one in pairwise(sizes[:-1]):
-        assert one + next_one > goal
-
-
-@pytest.mark.parametrize("devices", [1, 2, 3, 8, 16])
-def test_equal_rows_are_spread_fairly(devices: int) -> None:
-    parts = parts_of([512] * 2400, devices=devices, most_tokens=10**9)
-    assert PARTS_PER_DEVICE * devices - 1 <= len(parts) <= PARTS_PER_DEVICE * devices + 1
-    # Whoever takes the next part when it is done: nobody waits long for the last.
-    load = [0] * devices
-    for part in parts:
-        load[load.index(min(load))] += len(part)
-    assert max(load) <= 1.3 * 2400 / devices
-
-
-def test_few_rows_are_one_a_part_where_there_are_devices_for_them() -> None:
-    assert parts_of([512] * 4, devices=16, most_tokens=8192) == [range(n, n + 1) for n in range(4)]
-
-
-# Its answer.
-
-
-def reference(plan: Plan, rows: Floats, call: Call) -> np.ndarray:
+def reference(layout: AnswerLayout, rows: Floats, call: Call) -> np.ndarray:
     """Return what the vectors must be, in doubles and text by text."""
     cut = rows.astype(np.float64)[:, : call.dimensions]
     found, start = [], 0
-    for text in plan.texts:
+    for text in layout.texts:
         mine = cut[start : start + len(text.spans)]
         start += len(text.spans)
         if len(mine) > 1:
             unit = mine / np.sqrt((mine**2).sum(axis=1))[:, None]
             one = (
                 unit.max(axis=0)
-                if plan.method == "max"
+                if layout.method == "max"
                 else sum(w * row for w, row in zip(text.weights, unit, strict=True))
             )
         else:
             one = mine[0]
         found.append(one / np.sqrt(one @ one) if call.normalize else one)
-    return np.array(found).reshape(len(plan.texts), cut.shape[1])
+    return np.array(found).reshape(len(layout.texts), cut.shape[1])
 
 
 @laws(max_examples=300, deadline=None)
-@given(plan=PLANS, call=CALLS, seed=st.integers(0, 2**32))
-def test_an_answer_is_what_plain_arithmetic_gives(plan: Plan, call: Call, seed: int) -> None:
-    rows = rows_of(plan.rows, seed)
+@given(layout=LAYOUTS, call=CALLS, seed=st.integers(0, 2**32))
+def test_an_answer_is_what_plain_arithmetic_gives(layout: AnswerLayout, call: Call, seed: int) -> None:
+    rows = rows_of(layout.row_count, seed)
     before = rows.copy()
-    expected = reference(plan, rows, call)
-    got = answer(call, plan, rows, **FACTS)
+    expected = reference(layout, rows, call)
+    got = answer(call, layout, rows, **FACTS)
     assert isinstance(got, Embeddings)
     assert (rows == before).all()
     assert got.vectors.shape == expected.shape
     assert isinstance(got.vectors, Vectors)
     assert np.allclose(got.vectors, expected, atol=2e-5)
-    assert got.tokens == tuple(text.tokens for text in plan.texts)
-    assert got.chunks == tuple(len(text.spans) for text in plan.texts)
-    assert got.spans == tuple(text.spans for text in plan.texts)
-    assert got.weights == tuple(text.weights for text in plan.texts)
-    assert got.truncated == tuple(text.truncated for text in plan.texts)
+    assert got.tokens == tuple(text.tokens for text in layout.texts)
+    assert got.chunks == tuple(len(text.spans) for text in layout.texts)
+    assert got.spans == tuple(text.spans for text in layout.texts)
+    assert got.weights == tuple(text.weights for text in layout.texts)
+    assert got.truncated == tuple(text.truncated for text in layout.texts)
     assert got.space == f"model-1:{call.dimensions or WIDTH}"
     assert (got.model, got.device, got.queue_s, got.compute_s) == (MODEL, "gpu0,gpu1", 0.5, 0.25)
     if call.chunk_vectors:
@@ -234,21 +174,21 @@ def test_an_answer_is_what_plain_arithmetic_gives(plan: Plan, call: Call, seed: 
 def test_without_details_an_answer_is_its_vectors(
     method: str, dimensions: int | None, normalize: bool
 ) -> None:
-    plan, rows = plan_of(1, 4, 1, 2, method=method), rows_of(8)
+    layout, rows = layout_of(1, 4, 1, 2, method=method), rows_of(8)
     call = call_of(dimensions=dimensions, normalize=normalize)
-    got = answer(call, plan, rows, **FACTS)
+    got = answer(call, layout, rows, **FACTS)
     assert isinstance(got, Vectors)
-    assert np.allclose(got, reference(plan, rows, call), atol=2e-5)
+    assert np.allclose(got, reference(layout, rows, call), atol=2e-5)
 
 
 @pytest.mark.parametrize("details", [False, True])
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_a_single_text_gives_one_vector(details: bool, chunks: int) -> None:
     rows = rows_of(chunks)
-    got = answer(call_of(single=True, details=details), plan_of(chunks), rows, **FACTS)
+    got = answer(call_of(single=True, details=details), layout_of(chunks), rows, **FACTS)
     vectors = got.vectors if isinstance(got, Embeddings) else got
     assert vectors.shape == (WIDTH,)
-    assert np.allclose(vectors, reference(plan_of(chunks), rows, call_of())[0], atol=2e-5)
+    assert np.allclose(vectors, reference(layout_of(chunks), rows, call_of())[0], atol=2e-5)
 
 
 @laws(max_examples=50, deadline=None)
@@ -265,7 +205,7 @@ def test_texts_that_are_not_chunked_are_finished_and_no_more(
     rows[:1] = 0  # nor is a row of zeros refused
     got = answer(
         call_of(dimensions=dimensions, normalize=normalize),
-        plan_of(*[1] * texts, method=method),
+        layout_of(*[1] * texts, method=method),
         rows,
         **FACTS,
     )
@@ -276,9 +216,9 @@ def test_texts_that_are_not_chunked_are_finished_and_no_more(
 def test_short_texts_beside_long_ones_are_bit_for_bit_what_they_are_alone(
     neighbours: tuple[int, ...],
 ) -> None:
-    plan = plan_of(1, *neighbours, 1)
-    rows = rows_of(plan.rows)
-    got = np.asarray(answer(call_of(), plan, rows, **FACTS))
+    layout = layout_of(1, *neighbours, 1)
+    rows = rows_of(layout.row_count)
+    got = np.asarray(answer(call_of(), layout, rows, **FACTS))
     alone = finish(rows[[0, -1]], dimensions=None, normalize=True)
     assert np.array_equal(got[[0, -1]], alone)
 
@@ -299,17 +239,17 @@ def test_chunks_without_a_direction_are_refused_with_the_text_they_are_of(
     rows[:, 2] = 1
     rows[3:] = 0
     rows[3:, :2] = bad
-    halves = PlannedText(20, ((0, 9), (7, 16)), (0.5, 0.5))
-    plan = Plan((text_of(1), halves, halves), "mean")
-    with pytest.raises(Unaggregated, match=reason) as refused:
-        answer(call_of(), plan, rows, **FACTS)
+    halves = TextLayout(20, ((0, 9), (7, 16)), (0.5, 0.5))
+    layout = AnswerLayout((text_of(1), halves, halves), "mean")
+    with pytest.raises(AggregationError, match=reason) as refused:
+        answer(call_of(), layout, rows, **FACTS)
     assert refused.value.position == 2
 
 
 def test_chunks_that_cancel_out_at_a_width_are_refused_only_there() -> None:
     rows = np.zeros((2, WIDTH), dtype=np.float32)
     rows[:, 0], rows[:, 1] = [1, -1], [0, 1]
-    plan = Plan((PlannedText(20, ((0, 9), (7, 16)), (0.5, 0.5)),), "mean")
-    assert np.isfinite(np.asarray(answer(call_of(), plan, rows, **FACTS))).all()
-    with pytest.raises(Unaggregated):
-        answer(call_of(dimensions=1), plan, rows, **FACTS)
+    layout = AnswerLayout((TextLayout(20, ((0, 9), (7, 16)), (0.5, 0.5)),), "mean")
+    assert np.isfinite(np.asarray(answer(call_of(), layout, rows, **FACTS))).all()
+    with pytest.raises(AggregationError):
+        answer(call_of(dimensions=1), layout, rows, **FACTS)

@@ -1,0 +1,87 @@
+"""The sizes of chunks, from the settings and the model; all of them count tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
+from sutra_tasks.errors import ModelError
+
+if TYPE_CHECKING:
+    from sutra_tasks.engines.encoder import Card, Encoder
+    from sutra_tasks.settings import Settings
+
+__all__ = ["ChunkSizes", "added_tokens"]
+
+USUAL_BLOCK: Final = 512
+PROBE: Final = "a"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSizes:
+    """The sizes for one model.
+
+    Attributes:
+        threshold: up to which a text is embedded whole, special tokens and prompt included.
+        block: of a chunk at most, special tokens and prompt included.
+        overlap: that two neighbouring chunks share.
+    """
+
+    threshold: int
+    block: int
+    overlap: int
+
+    @classmethod
+    def of(cls, card: Card, options: Settings) -> ChunkSizes:
+        """Return the sizes that the settings name, else the usual ones for the model."""
+        usual = min(USUAL_BLOCK, card.window)
+        threshold = options.sequence_threshold or (card.window if card.is_static else usual)
+        return cls(threshold, options.block_size or usual, options.overlap_tokens)
+
+    def chunker(self, added: int) -> Chunker:
+        """Return the chunker of a text to which special tokens and prompt add ``added`` tokens."""
+        block = self.block - added
+        # `check` measured a probe: behind the last characters of a prompt a text may begin with one
+        # token less, so that the overlap would be too large by a fraction.
+        return Chunker(block, min(self.overlap, int(MOST_OVERLAP * block)))
+
+    def check(self, encoder: Encoder, *, late: bool) -> None:
+        """Refuse sizes that do not fit the model.
+
+        Args:
+            encoder: of the model.
+            late: whether chunks are pooled from passes over windows.
+
+        Raises:
+            ModelError: threshold or block are over its window, the overlap is too large for the block
+                (under one of its prompts perhaps), or the model is none for late chunking.
+        """
+        card = encoder.card
+        for name, tokens in (
+            ("SUTRA_SEQUENCE_THRESHOLD", self.threshold),
+            ("SUTRA_BLOCK_SIZE", self.block),
+        ):
+            if tokens > card.window:
+                raise ModelError(card.model, f"{name}={tokens} is over its window of {card.window}")
+        if late:
+            encoder.check_pool()
+            if self.block > MOST_OVERLAP * card.window:
+                raise ModelError(
+                    card.model,
+                    f"SUTRA_CHUNKING=late needs blocks smaller than 85 % of its window of {card.window}",
+                )
+        for prompt in (None, *card.prompts):
+            try:
+                Chunker(self.block - added_tokens(encoder, prompt), self.overlap)
+            except ValueError as error:
+                where = f" under its prompt {prompt!r}" if prompt else ""
+                raise ModelError(
+                    card.model, f"{error}{where}. Change SUTRA_OVERLAP_TOKENS or SUTRA_BLOCK_SIZE"
+                ) from None
+
+
+def added_tokens(encoder: Encoder, prompt: str | None) -> int:
+    """Return how many tokens the special tokens and a prompt add to a text."""
+    (probe,) = encoder.tokenize([PROBE], prompt)
+    return probe.tokens - len(encoder.offsets(probe))
