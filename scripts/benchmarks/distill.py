@@ -32,10 +32,10 @@ from scripts.benchmarks.streaming import offered
 from sutra_tasks import DistillationConfig, Embeddings, EmbedResult, distill, embed
 from sutra_tasks.cli.models import run_add
 from sutra_tasks.host.embedded_server import embedded_server
-from sutra_tasks.models.registry.lookup import registry
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.store import ModelStore
-from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.model_registry import ModelRegistry
+from sutra_tasks.models.registry.resolve import open_registry
+from sutra_tasks.models.rollout.gate import Thresholds
 from sutra_tasks.models.rollout.promotion import promote
 from sutra_tasks.settings import Settings
 
@@ -94,7 +94,7 @@ def _prepared(folder: Path, *, quick: bool) -> Settings:
         distill_pause_s=0,
     )
     run_add(options, "search", TEACHER)
-    ModelStore(folder / "models").promote("search", 1)
+    ModelRegistry(folder / "models").promote("search", 1)
     return options
 
 
@@ -103,7 +103,7 @@ def _projections(*, quick: bool) -> dict[str, Any]:
 
     On sentences of manuals, and on glosses: how much a narrow space can hold is the texts' doing.
     """
-    from sutra_tasks.distillation.data.local_vectors import encoded  # noqa: PLC0415 - after what needs the cores
+    from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415 - after what needs the cores
     from sutra_tasks.distillation.measuring.quality import draw_pairs, spearman  # noqa: PLC0415
     from sutra_tasks.distillation.measuring.ranking import neighbour_overlap  # noqa: PLC0415
     from sutra_tasks.distillation.training.projection import ceiling, jl, project, svd  # noqa: PLC0415
@@ -115,7 +115,7 @@ def _projections(*, quick: bool) -> dict[str, Any]:
     results: dict[str, Any] = {}
     sources = {"projection": "docstrings"} | ({} if quick else {"projection_of_glosses": "wordnet"})
     for title, source in sources.items():
-        vectors = encoded(engine, glosses.sentences(fit + measured, SEED, source))
+        vectors = embed_locally(engine, glosses.sentences(fit + measured, SEED, source))
         held_out = vectors[fit:]
         found: dict[str, Any] = {"texts": glosses.named(source)}
         for kind in ("svd", "jl"):
@@ -190,7 +190,7 @@ def _figures(report: dict[str, Any], seconds: float) -> dict[str, Any]:
 
 
 def _version(options: Settings, reference: str) -> Path:
-    store = ModelStore(Path(options.models_dir or ""))
+    store = ModelRegistry(Path(options.models_dir or ""))
     return store.folder(*store.resolve(reference))
 
 
@@ -205,7 +205,7 @@ def _ended(result: EmbedResult, here: Running, timeout_s: float) -> None:
 def _streamed(options: Settings, *, quick: bool) -> dict[str, Any]:
     """Stream short texts through a fleet that serves the static student."""
     count, rounds = (2_000, 1) if quick else (30_000, 3)
-    ModelStore(Path(options.models_dir or "")).promote("static", 1)
+    ModelRegistry(Path(options.models_dir or "")).promote("static", 1)
     served = replace(options, model="static", data_dir=None, stream_buffer_size=60_000)
     rates = []
     with running(served, devices=1, cores=1) as here:
@@ -222,12 +222,12 @@ def _streamed(options: Settings, *, quick: bool) -> dict[str, Any]:
 def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
     """Put a student in the teacher's place while tasks come in, and look at every answer."""
     tasks, warm = (200, 50) if quick else (2_000, 200)
-    store = ModelStore(Path(options.models_dir or ""))
+    store = ModelRegistry(Path(options.models_dir or ""))
     made = store.manifest("layers3", 1)
     student = store.add(
         "search",
         store.folder("layers3", 1),
-        Facts(space=made.space, width=made.width, golden=made.golden, metrics=made.metrics),
+        VersionFacts(space=made.space, width=made.width, golden=made.golden, metrics=made.metrics),
     ).version
     served = replace(options, model="search", data_dir=None)
     texts = texts_of(64)
@@ -243,7 +243,7 @@ def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
         swapper = threading.Thread(
             target=promote,
             args=(client, store, "search", student),
-            kwargs={"floor": Floor(), "options": here.options},
+            kwargs={"floor": Thresholds(), "options": here.options},
         )
         swapper.start()
         during = _load(texts, tasks, rate, expected, until=swapper)
@@ -275,10 +275,10 @@ class Loaded:
 
 def _expected(options: Settings, reference: str, texts: list[str]) -> Floats:
     """Return the vectors a version gives by itself, computed here: devices have not seen it yet."""
-    from sutra_tasks.distillation.data.local_vectors import encoded  # noqa: PLC0415
-    from sutra_tasks.models.loaded.cache import load_version  # noqa: PLC0415
+    from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415
+    from sutra_tasks.models.loaded.model_cache import load_version  # noqa: PLC0415
 
-    return encoded(load_version(options, registry(options), reference), texts)
+    return embed_locally(load_version(options, open_registry(options), reference), texts)
 
 
 def _rate(texts: list[str], count: int) -> float:

@@ -75,7 +75,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         _lengths(QUICK if quick else LENGTHS),
         lambda texts: [text.tokens - special for text in encoder.tokenize(texts, None)],
     )
-    chunker = Chunker(encoder.card.window - special, Settings().overlap_tokens)
+    chunker = Chunker(encoder.info.window - special, Settings().overlap_tokens)
     embedded = _embedded(encoder, chunker, [document.text for document in made])
     questions = _unit(encoder.encode(encoder.tokenize([document.question for document in made], None)))
     facts = encoder.tokenize([document.fact for document in made], None)
@@ -99,7 +99,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         "under_4k": _hits(scores, ~over, everything),
         "over_4k": _hits(scores, over, everything),
         "over_4k_alone": _hits(scores, over, over),
-        "late_chunking": f"none: the model sees {encoder.card.window} tokens at once, one chunk",
+        "late_chunking": f"none: the model sees {encoder.info.window} tokens at once, one chunk",
     }
 
 
@@ -128,7 +128,7 @@ def _embedded(encoder: TorchEncoder, chunker: Chunker, texts: Sequence[str]) -> 
 def _encode(encoder: TorchEncoder, windows: Sequence[TokenizedText]) -> Floats:
     # Sorted by length: padding would be computed, too.
     order = sorted(range(len(windows)), key=lambda at: windows[at].tokens)
-    rows = np.empty((len(windows), encoder.card.width), dtype=np.float32)
+    rows = np.empty((len(windows), encoder.info.width), dtype=np.float32)
     for start in range(0, len(order), BATCH):
         batch = order[start : start + BATCH]
         rows[batch] = encoder.encode([windows[at] for at in batch])

@@ -133,8 +133,8 @@ class Batcher:
             lengths=sorted(lengths),
             alone=alone,
             engine=encoder,
-            pads=not encoder.card.is_static,
-            rows=np.empty((len(texts), encoder.card.width), dtype=np.float32),
+            pads=not encoder.info.is_static,
+            rows=np.empty((len(texts), encoder.info.width), dtype=np.float32),
             arrived_s=self._clock(),
             wanted=wanted,
             missing=len(texts),
@@ -265,11 +265,11 @@ class Batcher:
         texts = [text for _, text, _ in taken]
         encoder: Encodes = taken[0][0].engine
         began = self._clock()
-        outcome = encode_by_halves(partial(self._encode, encoder), texts, encoder.card.width)
+        outcome = encode_by_halves(partial(self._encode, encoder), texts, encoder.info.width)
         compute_s = self._clock() - began
         tokens = sum(text.tokens for text in texts)
         retried = outcome.too_large is not None
-        errors, space = len(outcome.errors), encoder.card.space
+        errors, space = len(outcome.errors), encoder.info.space
         self._on_batch(Batch(len(texts), tokens, errors, compute_s, retried, space))
         if outcome.too_large is not None:
             self._budget = self._budget.out_of_memory(outcome.too_large, self._clock())

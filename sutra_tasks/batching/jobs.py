@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sutra_tasks.batching.next_batch import Job
 
 if TYPE_CHECKING:
-    from sutra_tasks.engines.encoder import Card, TokenizedText
+    from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
     from sutra_tasks.vectors import Floats
 
 __all__ = [
@@ -57,7 +57,7 @@ class TextError(Exception):
 class Encodes(Protocol):
     """What the batcher asks of an engine."""
 
-    card: Card
+    info: ModelInfo
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Return float32 rows of shape (len(batch), width)."""

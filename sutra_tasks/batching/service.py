@@ -76,7 +76,7 @@ class EmbeddingService:
             InvalidOptionError: this model has no such prompt or width.
         """
         began_at = time.monotonic()
-        check_options(self.encoder.card, call.prompt, call.dimensions)
+        check_options(self.encoder.info, call.prompt, call.dimensions)
         return Prepared(call, self._chunker.chunk(call), began_at)
 
     def answer(
@@ -88,7 +88,7 @@ class EmbeddingService:
         wanted: Callable[[], bool] = lambda: True,
     ) -> Vectors | Embeddings:
         """Embed one call's texts; the rest is as for :meth:`encode`."""
-        call, card, chunked = prepared.call, self.encoder.card, prepared.chunked
+        call, info, chunked = prepared.call, self.encoder.info, prepared.chunked
         encoded = self._encode(chunked.rows, chunked.position_of, submitted, alone=alone, wanted=wanted)
         if chunked.late_windows:
             encoded = self._with_late_windows(chunked, encoded, wanted)
@@ -103,8 +103,8 @@ class EmbeddingService:
                 call,
                 chunked.layout,
                 encoded.rows,
-                model=card.model,
-                space=card.space,
+                model=info.model,
+                space=info.space,
                 device=self._device,
                 queue_s=encoded.queue_s,
                 compute_s=encoded.compute_s,
@@ -116,7 +116,7 @@ class EmbeddingService:
         self, chunked: ChunkedCall, encoded: Encoded, wanted: Callable[[], bool]
     ) -> Encoded:
         """Run the passes of late chunking, one at a time: others have their turn between two."""
-        rows = np.empty((chunked.layout.row_count, self.encoder.card.width), dtype=np.float32)
+        rows = np.empty((chunked.layout.row_count, self.encoder.info.width), dtype=np.float32)
         rows[chunked.row_numbers()] = encoded.rows
         compute_s, began = encoded.compute_s, time.monotonic()
         for one in chunked.late_windows:
@@ -176,7 +176,7 @@ class EmbeddingService:
         alone: bool,
         wanted: Callable[[], bool],
     ) -> Encoded:
-        encoded = Encoded(np.empty((0, self.encoder.card.width), dtype=np.float32), 0.0, 0.0)
+        encoded = Encoded(np.empty((0, self.encoder.info.width), dtype=np.float32), 0.0, 0.0)
         if rows:
             future = self._batcher.submit(rows, encoder=self.encoder, alone=alone, wanted=wanted)
             submitted()

@@ -15,16 +15,16 @@ from rich.table import Table
 from sutra_tasks.cli.server import connected
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError, SettingsError, SutraError
-from sutra_tasks.models.registry.lookup import registry
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.serving import read_history
-from sutra_tasks.models.rollout.gate import Floor
-from sutra_tasks.models.rollout.promotion import await_served, promote
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.resolve import open_registry
+from sutra_tasks.models.registry.version_history import read_history
+from sutra_tasks.models.rollout.gate import Thresholds
+from sutra_tasks.models.rollout.promotion import promote, wait_until_served
 
 if TYPE_CHECKING:
     import redis
 
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
 __all__ = ["run_add", "run_list", "run_promote", "run_rollback", "store_of"]
@@ -32,13 +32,13 @@ __all__ = ["run_add", "run_list", "run_promote", "run_rollback", "store_of"]
 MB = 1_000_000
 
 
-def store_of(options: Settings) -> ModelStore:
+def store_of(options: Settings) -> ModelRegistry:
     """Return the registry.
 
     Raises:
         SettingsError: ``SUTRA_MODELS_DIR`` is not set.
     """
-    store = registry(options)
+    store = open_registry(options)
     if store is None:
         raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder with the registry of models")
     return store
@@ -83,7 +83,7 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
 def run_add(options: Settings, name: str, model: str) -> None:
     """Copy a model into the registry as a new version."""
     # torch takes seconds to import: only here.
-    from sutra_tasks.engines.golden import Golden
+    from sutra_tasks.engines.golden import GoldenVectors
     from sutra_tasks.engines.load import load_engine
 
     store, folder = store_of(options), Path(locate(model))
@@ -91,8 +91,8 @@ def run_add(options: Settings, name: str, model: str) -> None:
         raise ModelError(model, "is no folder on this machine; download it first, and give its folder")
     # A fleet may be simulated; what the registry says of a model is not.
     encoder = load_engine(replace(options, engine="torch"), model, folder)
-    golden = Golden.of(encoder).to_json()
-    facts = Facts(space=encoder.card.space, width=encoder.card.width, golden=golden, metrics={})
+    golden = GoldenVectors.of(encoder).to_json()
+    facts = VersionFacts(space=encoder.info.space, width=encoder.info.width, golden=golden, metrics={})
     manifest = store.add(name, folder, facts)
     version = manifest.version
     Console().print(f"{name}@{version} is there. Have it serve: sutra models promote {name} {version}")
@@ -109,7 +109,7 @@ def run_promote(
 ) -> None:
     """Have a version serve, and say who does."""
     store = store_of(options)
-    floor = Floor(cosine=cosine, spearman=spearman, ndcg=ndcg)
+    floor = Thresholds(cosine=cosine, spearman=spearman, ndcg=ndcg)
     console = Console()
     if options.broker_url is None:
         raise SettingsError("SUTRA_BROKER_URL", "", "not set: which fleet is to serve it?")
@@ -130,7 +130,7 @@ def run_rollback(options: Settings, name: str) -> None:
     console = Console()
     try:
         with console.status(f"devices go back to {name}@{version} ..."):
-            await_served(client, store, name, options)
+            wait_until_served(client, store, name, options)
     except (SutraError, RedisError) as error:
         raise SutraError(
             f"the registry went back: {name}@{version} is what devices are to serve, and what those "
@@ -139,7 +139,7 @@ def run_rollback(options: Settings, name: str) -> None:
     console.print(f"{name}@{version} serves again")
 
 
-def _served_before(store: ModelStore, options: Settings, name: str) -> int:
+def _served_before(store: ModelRegistry, options: Settings, name: str) -> int:
     """Return the version to which a rollback goes.
 
     Raises:

@@ -33,9 +33,9 @@ from sutra_tasks.broker.queues import MOST_CREDIT
 from sutra_tasks.broker.requeue import SUSPECT_AFTER, attempts_of
 from sutra_tasks.client.embed_task import serve
 from sutra_tasks.connections import broker_client, results_client
-from sutra_tasks.distillation.data.sample import sampler
+from sutra_tasks.distillation.data.traffic_sample import open_sample
 from sutra_tasks.engines.attention import AttentionChoice
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fanout import tasks as parts
 from sutra_tasks.fanout.spreading import LongTexts
@@ -47,11 +47,11 @@ from sutra_tasks.health.statistics import Statistics
 from sutra_tasks.membership.devices import DeviceRecord, sightings
 from sutra_tasks.membership.heartbeat import Heartbeat
 from sutra_tasks.membership.reaper import end_if_replaced, rescue_queues
-from sutra_tasks.models.loaded.cache import Models
-from sutra_tasks.models.loaded.freeing import settle
-from sutra_tasks.models.registry.lookup import registry
+from sutra_tasks.models.loaded.freeing import freeze_loaded_objects
+from sutra_tasks.models.loaded.model_cache import ModelCache
+from sutra_tasks.models.registry.resolve import open_registry
 from sutra_tasks.models.rollout.follower import Follower
-from sutra_tasks.models.rollout.promotion import followed
+from sutra_tasks.models.rollout.promotion import followed_model
 from sutra_tasks.routing.snapshot import fleet_of
 from sutra_tasks.settings import settings
 from sutra_tasks.streaming.consumer import StreamConsumer
@@ -61,7 +61,7 @@ from sutra_tasks.streaming.store import Server
 if TYPE_CHECKING:
     from sutra_tasks.client.call import Call
     from sutra_tasks.engines.encoder import Encoder
-    from sutra_tasks.models.loaded.cache import Loaded
+    from sutra_tasks.models.loaded.model_cache import LoadedModel
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["DevicePool"]
@@ -92,11 +92,11 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self._current = threading.local()
         self._floor = Floor()
         self._started_at = time.time()
-        self._store = registry(options)
-        self._models = Models(options, self._store)
-        self._sampler = sampler(self._client, options)
+        self._store = open_registry(options)
+        self._models = ModelCache(options, self._store)
+        self._sampler = open_sample(self._client, options)
         self._follower: Follower | None = None
-        self._serves: Loaded | None = None
+        self._serves: LoadedModel | None = None
         self._batcher: Batcher | None = None
         self.monitor = Monitor(
             options,
@@ -154,7 +154,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             serves=lambda: self.monitor.serves and self.monitor.verdict.state is not State.UNHEALTHY,
             load=self._load,
         )
-        settle()
+        freeze_loaded_objects()
 
     def _service_of(self, encoder: Encoder) -> EmbeddingService:
         assert self._batcher is not None
@@ -162,7 +162,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             encoder, self._batcher, self._device_id, self._options, on_answer=self._statistics.answer
         )
 
-    def _now_serves(self, loaded: Loaded) -> None:
+    def _now_serves(self, loaded: LoadedModel) -> None:
         """Serve this model by default; between two batches, for it is on the batcher's thread."""
         batcher = self._batcher
         assert batcher is not None
@@ -170,7 +170,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self._serves = loaded
         self._statistics.warmed_up(*loaded.warm_up)
         self.monitor.loaded(
-            loaded.golden, lambda: batcher.call(lambda: Golden.of(self._models.default.encoder))
+            loaded.golden, lambda: batcher.call(lambda: GoldenVectors.of(self._models.default.encoder))
         )
 
     def on_ready(self) -> None:
@@ -254,7 +254,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             raise Ignore
         return self._computed(lambda **how: service.answer(prepared, **how))
 
-    def _model(self, model: str | None, space: str | None, dimensions: int | None = None) -> Loaded:
+    def _model(self, model: str | None, space: str | None, dimensions: int | None = None) -> LoadedModel:
         if model is not None and not self._models.has(model):
             self._arrived()  # it may have to be loaded: nobody waits for that
         return self._models.get(model, space, dimensions)
@@ -309,7 +309,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def _self_check(self) -> bool:
         """Say whether the model is to blame for a failure; on the thread that may call it."""
         try:
-            works = self.monitor.agrees(Golden.of(self._models.default.encoder))
+            works = self.monitor.agrees(GoldenVectors.of(self._models.default.encoder))
         except Exception:  # noqa: BLE001 - whatever an engine raises, it should not have
             works = False
         if not works:
@@ -318,7 +318,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         return works
 
     def _on_batch(self, batch: Batch) -> None:
-        usual = self._serves is not None and batch.space == self._serves.encoder.card.space
+        usual = self._serves is not None and batch.space == self._serves.encoder.info.space
         self._statistics.batch(batch, usual=usual)
         if self._streams is not None:
             self._streams.measured(batch)
@@ -335,9 +335,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def _describe(self) -> DeviceRecord:
         options, verdict = self._options, self.monitor.step()
         encoder = self._serves.encoder if self._serves is not None else None
-        card = encoder.card if encoder is not None else None
+        info = encoder.info if encoder is not None else None
         # An engine that makes its vectors up has none, and one that loads has none yet.
-        attention = getattr(encoder, "attention", AttentionChoice("none" if card else "", ""))
+        attention = getattr(encoder, "attention", AttentionChoice("none" if info else "", ""))
         follower = self._follower
         summary = self._statistics.summary()
         speed = summary["tokens_per_s"] or 0.0
@@ -349,14 +349,14 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             pid=os.getpid(),
             engine=options.engine,
             compute=options.torch_device if options.engine == "torch" else "none",
-            model=card.model if card is not None else options.model,
+            model=info.model if info is not None else options.model,
             models=self._models.names if self._serves is not None else (),
-            follows=followed(options),
+            follows=followed_model(options),
             candidate=follower.candidate if follower is not None else "",
             candidate_state=follower.candidate_state if follower is not None else "",
-            space=card.space if card is not None else "",
-            width=card.width if card is not None else 0,
-            window=card.window if card is not None else 0,
+            space=info.space if info is not None else "",
+            width=info.width if info is not None else 0,
+            window=info.window if info is not None else 0,
             attention=attention.path,
             dtype=attention.dtype,
             attention_reason=attention.reason,

@@ -57,14 +57,14 @@ class CallChunker:
             ModelError: they do not fit it.
         """
         self._encoder, self._options = encoder, options
-        self._sizes = ChunkSizes.of(encoder.card, options)
+        self._sizes = ChunkSizes.of(encoder.info, options)
         self._late = options.chunking == "late"
         self._sizes.check(encoder, late=self._late)
 
     def chunk(self, call: Call) -> ChunkedCall:
         """Tokenise the texts of a call, cut those that are too long, and weigh their chunks."""
         method = call.aggregation_method or self._options.aggregation_method
-        most_tokens = self._encoder.card.window if call.truncate else self._sizes.threshold
+        most_tokens = self._encoder.info.window if call.truncate else self._sizes.threshold
         texts = self._encoder.tokenize(call.texts, call.prompt) if call.texts else []
         layouts: list[TextLayout] = []
         rows: list[TokenizedText] = []
@@ -85,7 +85,7 @@ class CallChunker:
 
     def _truncated(self, text: TokenizedText) -> ChunkedText:
         offsets = self._encoder.offsets(text)
-        spans = [(0, self._encoder.card.window - (text.tokens - len(offsets)))]
+        spans = [(0, self._encoder.info.window - (text.tokens - len(offsets)))]
         (row,) = self._encoder.windows(text, offsets, spans)
         characters = character_spans(offsets, spans)
         return TextLayout(row.tokens, characters, (1.0,), truncated=True), [row], []

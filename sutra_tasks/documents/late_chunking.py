@@ -57,7 +57,7 @@ def late_windows(
         block: tokens of the longest chunk at most.
         first_row: the number of its first chunk among all rows of the call.
     """
-    most = encoder.card.window - (text.tokens - len(offsets))
+    most = encoder.info.window - (text.tokens - len(offsets))
     windows = Chunker(most, min(block, int(MOST_OVERLAP * most))).spans(words, offsets)
     found = []
     for window, given in zip(windows, chunks_of_windows(chunks, windows), strict=True):

@@ -9,7 +9,7 @@ from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
-    from sutra_tasks.engines.encoder import Card, Encoder
+    from sutra_tasks.engines.encoder import Encoder, ModelInfo
     from sutra_tasks.settings import Settings
 
 __all__ = ["ChunkSizes", "added_tokens"]
@@ -33,10 +33,10 @@ class ChunkSizes:
     overlap: int
 
     @classmethod
-    def of(cls, card: Card, options: Settings) -> ChunkSizes:
+    def of(cls, info: ModelInfo, options: Settings) -> ChunkSizes:
         """Return the sizes that the settings name, else the usual ones for the model."""
-        usual = min(USUAL_BLOCK, card.window)
-        threshold = options.sequence_threshold or (card.window if card.is_static else usual)
+        usual = min(USUAL_BLOCK, info.window)
+        threshold = options.sequence_threshold or (info.window if info.is_static else usual)
         return cls(threshold, options.block_size or usual, options.overlap_tokens)
 
     def chunker(self, added: int) -> Chunker:
@@ -57,27 +57,27 @@ class ChunkSizes:
             ModelError: threshold or block are over its window, the overlap is too large for the block
                 (under one of its prompts perhaps), or the model is none for late chunking.
         """
-        card = encoder.card
+        info = encoder.info
         for name, tokens in (
             ("SUTRA_SEQUENCE_THRESHOLD", self.threshold),
             ("SUTRA_BLOCK_SIZE", self.block),
         ):
-            if tokens > card.window:
-                raise ModelError(card.model, f"{name}={tokens} is over its window of {card.window}")
+            if tokens > info.window:
+                raise ModelError(info.model, f"{name}={tokens} is over its window of {info.window}")
         if late:
             encoder.check_pool()
-            if self.block > MOST_OVERLAP * card.window:
+            if self.block > MOST_OVERLAP * info.window:
                 raise ModelError(
-                    card.model,
-                    f"SUTRA_CHUNKING=late needs blocks smaller than 85 % of its window of {card.window}",
+                    info.model,
+                    f"SUTRA_CHUNKING=late needs blocks smaller than 85 % of its window of {info.window}",
                 )
-        for prompt in (None, *card.prompts):
+        for prompt in (None, *info.prompts):
             try:
                 Chunker(self.block - added_tokens(encoder, prompt), self.overlap)
             except ValueError as error:
                 where = f" under its prompt {prompt!r}" if prompt else ""
                 raise ModelError(
-                    card.model, f"{error}{where}. Change SUTRA_OVERLAP_TOKENS or SUTRA_BLOCK_SIZE"
+                    info.model, f"{error}{where}. Change SUTRA_OVERLAP_TOKENS or SUTRA_BLOCK_SIZE"
                 ) from None
 
 

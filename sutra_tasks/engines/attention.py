@@ -18,20 +18,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.engines.capability import AMPERE, detect, fused_attention, is_built, named
+from sutra_tasks.engines.capability import AMPERE, detect, fused_attention, gpu_name, is_built
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.capability import Hardware
 
 __all__ = [
+    "AttentionCandidate",
     "AttentionChoice",
-    "Candidate",
+    "Implementation",
     "ModelTraits",
-    "Path",
-    "Unproven",
-    "candidates",
-    "first_proven",
-    "under_padding",
+    "NoFaithfulAttention",
+    "attention_candidates",
+    "first_faithful",
+    "implementation_for_padding",
 ]
 
 MOST_HEAD: Final = 256
@@ -42,7 +42,7 @@ LEAST_COSINE_HALF: Final = 0.999
 """To plain attention in float32, of each probe. bfloat16 throughout leaves 0.9999 of six layers."""
 
 
-class Path(StrEnum):
+class Implementation(StrEnum):
     """A way to compute attention; the better one first."""
 
     FLASH_2 = "flash_attention_2"
@@ -54,9 +54,14 @@ class Path(StrEnum):
 
 
 PATHS: Final = {
-    "cuda": (Path.FLASH_2, Path.SDPA_FLASH, Path.SDPA_EFFICIENT, Path.PLAIN),
-    "mps": (Path.METAL, Path.PLAIN),
-    "cpu": (Path.CPU_FLASH, Path.PLAIN),
+    "cuda": (
+        Implementation.FLASH_2,
+        Implementation.SDPA_FLASH,
+        Implementation.SDPA_EFFICIENT,
+        Implementation.PLAIN,
+    ),
+    "mps": (Implementation.METAL, Implementation.PLAIN),
+    "cpu": (Implementation.CPU_FLASH, Implementation.PLAIN),
 }
 
 
@@ -78,7 +83,7 @@ class ModelTraits:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class AttentionCandidate:
     """One way worth a probe.
 
     Attributes:
@@ -89,7 +94,7 @@ class Candidate:
         on_trial: nobody asked for its precision, so it has to be faster than float32.
     """
 
-    path: Path
+    path: Implementation
     dtype: str
     ruled_out: tuple[str, ...] = ()
     least_cosine: float = LEAST_COSINE
@@ -105,13 +110,13 @@ class AttentionChoice:
     reason: str = ""
 
 
-class Unproven(Exception):  # noqa: N818 - told as a ModelError, which knows the model
+class NoFaithfulAttention(Exception):  # noqa: N818 - told as a ModelError, which knows the model
     """No way to compute a model's attention gives the vectors it should; says why not."""
 
 
-def candidates(
+def attention_candidates(
     hardware: Hardware, model: ModelTraits, *, attention: str = "auto", dtype: str = "auto"
-) -> tuple[Candidate, ...]:
+) -> tuple[AttentionCandidate, ...]:
     """Return the ways to try, the best first; the last is plain attention in float32.
 
     Args:
@@ -123,7 +128,7 @@ def candidates(
     chosen, why_not_half = _precision(hardware, dtype)
     ruled_out = [why_not_half] if why_not_half else []
     if attention == "flash_attention_2" and hardware.kind != "cuda":
-        ruled_out.append(f"{Path.FLASH_2}: there is no GPU it runs on")
+        ruled_out.append(f"{Implementation.FLASH_2}: there is no GPU it runs on")
     on_trial = dtype == "auto" and hardware.kind == "cpu"
     found = []
     for precision in dict.fromkeys((chosen, "float32")):
@@ -132,15 +137,17 @@ def candidates(
             obstacle = _unasked(path, attention) or _obstacle(path, precision, hardware, model)
             if obstacle is None:
                 floor = LEAST_COSINE_HALF if half and not on_trial else LEAST_COSINE
-                found.append(Candidate(path, precision, tuple(ruled_out), floor, half and on_trial))
+                found.append(
+                    AttentionCandidate(path, precision, tuple(ruled_out), floor, half and on_trial)
+                )
             elif precision == chosen:
                 ruled_out.append(f"{path}: {obstacle}")
     return tuple(found)
 
 
-def first_proven(
-    ways: Sequence[Candidate], prove: Callable[[Candidate], str | None]
-) -> tuple[Candidate, AttentionChoice]:
+def first_faithful(
+    ways: Sequence[AttentionCandidate], prove: Callable[[AttentionCandidate], str | None]
+) -> tuple[AttentionCandidate, AttentionChoice]:
     """Return the first way that holds, with the reasons against all better ones.
 
     Args:
@@ -162,12 +169,12 @@ def first_proven(
         refused.append(f"{way.path} in {way.dtype}: {reason}")
         if way.on_trial:  # one trial for a precision: a slower kernel would not make it worthwhile
             given_up.add(way.dtype)
-    raise Unproven("; ".join(refused))
+    raise NoFaithfulAttention("; ".join(refused))
 
 
-def under_padding(path: Path) -> Path:
+def implementation_for_padding(path: Implementation) -> Implementation:
     """Return what computes a padded batch where ``path`` was chosen."""
-    return Path.SDPA_EFFICIENT if path is Path.SDPA_FLASH else path
+    return Implementation.SDPA_EFFICIENT if path is Implementation.SDPA_FLASH else path
 
 
 def _precision(hardware: Hardware, asked: str) -> tuple[str, str | None]:
@@ -183,30 +190,30 @@ def _precision(hardware: Hardware, asked: str) -> tuple[str, str | None]:
     return "float32", None
 
 
-def _unasked(path: Path, asked: str) -> str | None:
-    if asked == "eager" and path is not Path.PLAIN:
+def _unasked(path: Implementation, asked: str) -> str | None:
+    if asked == "eager" and path is not Implementation.PLAIN:
         return "SUTRA_ATTENTION is eager"
-    if asked == "sdpa" and path is Path.FLASH_2:
+    if asked == "sdpa" and path is Implementation.FLASH_2:
         return "SUTRA_ATTENTION is sdpa"
     return None
 
 
-def _obstacle(path: Path, dtype: str, hardware: Hardware, model: ModelTraits) -> str | None:
+def _obstacle(path: Implementation, dtype: str, hardware: Hardware, model: ModelTraits) -> str | None:
     """Say why a path cannot run; None if nothing is known against it."""
-    if path is Path.PLAIN:
+    if path is Implementation.PLAIN:
         return None
     reason = _device_obstacle(path, dtype, hardware) if hardware.kind == "cuda" else None
     reason = reason or _model_obstacle(path, hardware, model)
-    if reason is None and path is Path.FLASH_2 and not hardware.flash_attn:
+    if reason is None and path is Implementation.FLASH_2 and not hardware.flash_attn:
         return "the package is not installed: pip install 'sutra-tasks[gpu]'"
     return reason
 
 
-def _device_obstacle(path: Path, dtype: str, hardware: Hardware) -> str | None:
-    device, this = detect(hardware), named(hardware)
+def _device_obstacle(path: Implementation, dtype: str, hardware: Hardware) -> str | None:
+    device, this = detect(hardware), gpu_name(hardware)
     if not is_built(hardware):
         return f"this torch is built for {', '.join(hardware.built_for)}, not {this}"
-    if path is not Path.SDPA_EFFICIENT:
+    if path is not Implementation.SDPA_EFFICIENT:
         if not device.flash_v2_support:
             needed = "ROCm 6.0 on CDNA 2" if device.provider == "ROCm" else "compute capability 8.0"
             return f"needs {needed}, this is {this}"
@@ -218,9 +225,9 @@ def _device_obstacle(path: Path, dtype: str, hardware: Hardware) -> str | None:
     return None
 
 
-def _model_obstacle(path: Path, hardware: Hardware, model: ModelTraits) -> str | None:
-    flash = path in (Path.FLASH_2, Path.SDPA_FLASH)
-    if not (model.flash if path is Path.FLASH_2 else model.sdpa):
+def _model_obstacle(path: Implementation, hardware: Hardware, model: ModelTraits) -> str | None:
+    flash = path in (Implementation.FLASH_2, Implementation.SDPA_FLASH)
+    if not (model.flash if path is Implementation.FLASH_2 else model.sdpa):
         return "this model does not work with it"
     if flash and model.position_bias:
         return "does not take this model's position bias"

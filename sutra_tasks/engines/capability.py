@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["AMPERE", "GPUInfo", "Hardware", "detect", "fused_attention", "is_built", "named"]
+__all__ = ["AMPERE", "GPUInfo", "Hardware", "detect", "fused_attention", "gpu_name", "is_built"]
 
 OLDEST: Final = (7, 0)
 """Volta: the first that SDPA's memory-efficient kernel is compiled and tested for."""
@@ -108,7 +108,7 @@ def fused_attention(hardware: Hardware) -> bool:
     return new_enough and detect(hardware).is_available
 
 
-def named(hardware: Hardware) -> str:
+def gpu_name(hardware: Hardware) -> str:
     """Return how to call a GPU in a reason."""
     device = detect(hardware)
     if device.provider == "ROCm":

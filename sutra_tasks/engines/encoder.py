@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from sutra_tasks.engines.offsets import Offsets
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Card", "Encoder", "TokenizedText", "check_options", "check_pin", "cut_to_window"]
+__all__ = ["Encoder", "ModelInfo", "TokenizedText", "check_options", "cut_to_window", "gives_space"]
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class ModelInfo:
     """What an engine serves.
 
     Attributes:
@@ -58,7 +58,7 @@ class Encoder(Protocol):
     ``encode`` is called from one thread only, everything else from many at once.
     """
 
-    card: Card
+    info: ModelInfo
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Prepare texts under a named prompt; they are whole, however long."""
@@ -109,29 +109,29 @@ class Encoder(Protocol):
         """
 
 
-def check_options(card: Card, prompt: str | None, dimensions: int | None) -> None:
+def check_options(info: ModelInfo, prompt: str | None, dimensions: int | None) -> None:
     """Refuse what this model cannot give.
 
     Raises:
         InvalidOptionError: an unknown prompt, or more dimensions than the model has.
     """
-    if prompt is not None and prompt not in card.prompts:
-        known = ", ".join(sorted(card.prompts)) or "none: this model has no prompts"
+    if prompt is not None and prompt not in info.prompts:
+        known = ", ".join(sorted(info.prompts)) or "none: this model has no prompts"
         raise InvalidOptionError("prompt", repr(prompt[:50]), f"one of {known}")
-    if dimensions is not None and dimensions > card.width:
-        raise InvalidOptionError("dimensions", str(dimensions), f"{card.width} or fewer")
+    if dimensions is not None and dimensions > info.width:
+        raise InvalidOptionError("dimensions", str(dimensions), f"{info.width} or fewer")
 
 
-def check_pin(card: Card, space: str, dimensions: int | None) -> bool:
+def gives_space(info: ModelInfo, space: str, dimensions: int | None) -> bool:
     """Say whether this model's vectors, cut to ``dimensions``, are of a space that a caller pins."""
-    name, _, _ = card.space.rpartition(":")
-    return space == f"{name}:{dimensions or card.width}"
+    name, _, _ = info.space.rpartition(":")
+    return space == f"{name}:{dimensions or info.width}"
 
 
 def cut_to_window(encoder: Encoder, text: TokenizedText) -> TokenizedText:
     """Return what the model sees of a whole text: all of it, or its first tokens."""
-    if text.tokens <= encoder.card.window:
+    if text.tokens <= encoder.info.window:
         return text
     offsets = encoder.offsets(text)
-    room = encoder.card.window - (text.tokens - len(offsets))
+    room = encoder.info.window - (text.tokens - len(offsets))
     return encoder.windows(text, offsets, [(0, room)])[0]

@@ -24,10 +24,10 @@ __all__ = [
     "GOLDEN_TEXTS",
     "LEAST_COSINE",
     "VERSION",
-    "Golden",
+    "GoldenVectors",
     "agree",
-    "golden_vectors",
-    "worst_cosine",
+    "compute_golden_vectors",
+    "lowest_cosine",
 ]
 
 VERSION: Final = 1
@@ -47,18 +47,18 @@ a forgotten prompt left 0.6 of the worst text, another pooling 0.2 (measured wit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Golden:
+class GoldenVectors:
     """The vectors of :data:`GOLDEN_TEXTS` in one embedding space: float32, one unit row a text."""
 
     space: str
     vectors: Floats
 
     @classmethod
-    def of(cls, encoder: Encoder) -> Golden:
+    def of(cls, encoder: Encoder) -> GoldenVectors:
         """Compute them; only from the thread that may call ``encode``."""
-        return cls(encoder.card.space, golden_vectors(encoder))
+        return cls(encoder.info.space, compute_golden_vectors(encoder))
 
-    def disagreement(self, fleets: Golden) -> str | None:
+    def disagreement(self, fleets: GoldenVectors) -> str | None:
         """Say why a worker with these vectors must not work in a fleet with those; None if it may."""
         if self.space != fleets.space:
             return f"another embedding space: {self.space}, the fleet serves {fleets.space}"
@@ -67,7 +67,7 @@ class Golden:
             return f"its vectors have another shape: {ours}, the fleet's {theirs}"
         if agree(self.vectors, fleets.vectors):
             return None
-        cosine = worst_cosine(self.vectors, fleets.vectors)
+        cosine = lowest_cosine(self.vectors, fleets.vectors)
         return f"its vectors differ from the fleet's: cosine {cosine:.2f}"
 
     def to_json(self) -> str:
@@ -78,7 +78,7 @@ class Golden:
         return stored
 
     @classmethod
-    def from_json(cls, text: str | bytes) -> Golden:
+    def from_json(cls, text: str | bytes) -> GoldenVectors:
         """Read the stored form.
 
         Raises:
@@ -101,7 +101,7 @@ class Golden:
         return cls(space, np.asarray(vectors))
 
 
-def golden_vectors(encoder: Encoder) -> Floats:
+def compute_golden_vectors(encoder: Encoder) -> Floats:
     """Return the vectors of :data:`GOLDEN_TEXTS`: float32 unit rows, shape (5, width)."""
     texts = encoder.tokenize(GOLDEN_TEXTS, None)
     rows = encoder.encode([cut_to_window(encoder, text) for text in texts])
@@ -109,7 +109,7 @@ def golden_vectors(encoder: Encoder) -> Floats:
         return finish(rows, dimensions=None, normalize=True)
 
 
-def worst_cosine(ours: Floats, theirs: Floats) -> float:
+def lowest_cosine(ours: Floats, theirs: Floats) -> float:
     """Return the least cosine of rows of two arrays of one shape; NaN if any is not a direction."""
     one, other = ours.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(all="ignore"):  # infinities and rows of zeros end as NaN, which min() keeps
@@ -119,7 +119,7 @@ def worst_cosine(ours: Floats, theirs: Floats) -> float:
 
 def agree(ours: Floats, theirs: Floats, *, least_cosine: float = LEAST_COSINE) -> bool:
     """Whether two arrays of rows are the same vectors, up to precision."""
-    return ours.shape == theirs.shape and worst_cosine(ours, theirs) >= least_cosine
+    return ours.shape == theirs.shape and lowest_cosine(ours, theirs) >= least_cosine
 
 
 def _shape(array: Floats) -> str:

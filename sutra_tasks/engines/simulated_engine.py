@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sutra_tasks.engines.encoder import Card, TokenizedText
+from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.offsets import Offsets
 from sutra_tasks.errors import CorruptMessageError, ModelError
 
@@ -55,7 +55,7 @@ class SimulatedEncoder:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._salt = "" if model == "simulated" else model
-        self.card = Card(
+        self.info = ModelInfo(
             model=model,
             space=f"simulated-1{self._salt and f'-{model}'}:{width}",
             width=width,
@@ -67,7 +67,7 @@ class SimulatedEncoder:
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Count words as tokens; the whole text decides the vector."""
-        prefix = self.card.prompts[prompt] if prompt else ""
+        prefix = self.info.prompts[prompt] if prompt else ""
         return [TokenizedText(len(text.split()) + SPECIAL_TOKENS, prefix + text) for text in texts]
 
     def offsets(self, text: TokenizedText) -> Offsets:
@@ -93,7 +93,7 @@ class SimulatedEncoder:
         """Answer after as long as the device would take; making up vectors is part of that."""
         began = self._clock()
         # Another model's vectors are others.
-        vectors = vectors_of([self._salt + text.content for text in batch], self.card.width)
+        vectors = vectors_of([self._salt + text.content for text in batch], self.info.width)
         padded = len(batch) * max(text.tokens for text in batch)
         pause_s = self._fixed_s + self._per_token_s * padded - (self._clock() - began)
         if pause_s > 0:
@@ -110,7 +110,7 @@ class SimulatedEncoder:
         Raises:
             ModelError: always.
         """
-        raise ModelError(self.card.model, "has no states of tokens to pool: SUTRA_CHUNKING=late")
+        raise ModelError(self.info.model, "has no states of tokens to pool: SUTRA_CHUNKING=late")
 
     def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         """Return the texts and their tokens."""

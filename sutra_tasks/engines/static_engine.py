@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sutra_tasks.engines.encoder import Card, TokenizedText
-from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_sliced
-from sutra_tasks.engines.tokenizing.token_ids import TokenIds, WholeText
-from sutra_tasks.engines.tokenizing.word_cache import Words, is_word_by_word, token_ids
+from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
+from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_in_slices
+from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder, WholeTextIds
+from sutra_tasks.engines.tokenizing.word_cache import WordCache, encode_ids, splits_at_spaces
 from sutra_tasks.errors import ModelError
 from sutra_tasks.vectors import finish
 
@@ -56,7 +56,7 @@ def is_static(folder: Path) -> bool:
         return False
 
 
-class StaticEncoder(TokenIds):
+class StaticEncoder(TokenizingEncoder):
     """One static model; ``encode`` uses one core."""
 
     def __init__(self, model: str, folder: Path) -> None:
@@ -92,9 +92,9 @@ class StaticEncoder(TokenIds):
         # A text without a token has the last row, so that no row is empty.
         self._last_id = len(parts.table) - 1
         self._nothing = np.array([self._last_id], dtype=np.int32)
-        self._words = Words(parts.tokenizer) if is_word_by_word(parts.tokenizer) else None
+        self._words = WordCache(parts.tokenizer) if splits_at_spaces(parts.tokenizer) else None
         width = parts.table.shape[1]
-        self.card = Card(
+        self.info = ModelInfo(
             model=model,
             space=f"static-{parts.fingerprint}:{width}",
             width=width,
@@ -109,10 +109,10 @@ class StaticEncoder(TokenIds):
         prefix = self._prompts[prompt] if prompt else ""
         given = [prefix + text for text in texts] if prefix else texts
         short = [text for text in given if len(text) <= SLICE_CHARS]
-        found = self._words(short) if self._words else token_ids(self._tokenizer, short)
+        found = self._words(short) if self._words else encode_ids(self._tokenizer, short)
         ids = iter(_apart(found))
         return [
-            self._whole(text, *tokenize_sliced(self._tokenizer, text), len(prefix))
+            self._whole(text, *tokenize_in_slices(self._tokenizer, text), len(prefix))
             if len(text) > SLICE_CHARS
             else self._whole(text, next(ids), None, len(prefix))
             for text in given
@@ -131,7 +131,7 @@ class StaticEncoder(TokenIds):
             return np.array(found, dtype=np.int64).reshape(-1, 2)
 
         seen = ids if len(ids) else self._nothing
-        return TokenizedText(len(seen), WholeText(seen, 0, prompt_chars, characters))
+        return TokenizedText(len(seen), WholeTextIds(seen, 0, prompt_chars, characters))
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Return the mean of each text's token vectors; all zeros for one without a token."""
@@ -146,7 +146,7 @@ class StaticEncoder(TokenIds):
         """Refuse nothing: every static model takes the mean, and what follows it is linear."""
 
     def _means(self, parts: Sequence[NDArray[np.int32]]) -> Floats:
-        rows = np.zeros((len(parts), self.card.width), dtype=np.float32)
+        rows = np.zeros((len(parts), self.info.width), dtype=np.float32)
         lengths = np.array([len(ids) for ids in parts])
         for block in _blocks(lengths.tolist(), GATHERED_TOKENS):
             if len(block) == 1:

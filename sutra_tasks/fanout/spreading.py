@@ -88,7 +88,7 @@ class LongTexts:
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
         # What the router took the call to cost this device it costs all of them.
         fleet = fleet.done(self._device_id, message.sutra_weight)
-        fleet = _having(fleet, model, encoder.card.space, self._device_id)
+        fleet = _having(fleet, model, encoder.info.space, self._device_id)
         tokens = [row.tokens for row in rows]
         # A part is no more than a device is given ahead of time: the slower, the smaller.
         most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
@@ -112,8 +112,8 @@ class LongTexts:
         begun = Begun(
             call=prepared.call,
             layout=prepared.chunked.layout,
-            model=encoder.card.model,
-            space=encoder.card.space,
+            model=encoder.info.model,
+            space=encoder.info.space,
             parts=[encoder.pack(rows[part.start : part.stop]) for part in parts],
             tokens=[tokens[part.start : part.stop] for part in parts],
             devices=[device.id if device is not None else None for device in chosen],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.utils.log import get_logger
 
 from sutra_tasks import keys
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.errors import SutraError
 from sutra_tasks.health.memory import UNKNOWN, Memory
 from sutra_tasks.health.states import HealthStatus, State, Thresholds, assess, next_state
@@ -50,7 +50,7 @@ return said
 """KEYS: the golden vectors. ARGV: these, seconds they are kept. Allowed on a full server: whoever cannot
 join does not work it empty."""
 
-Exercise = Callable[[], "Future[Golden]"]
+Exercise = Callable[[], "Future[GoldenVectors]"]
 """Has the model embed the golden texts, between two batches."""
 
 
@@ -86,10 +86,10 @@ class Monitor:
         self._idle_s = options.worker_timeout_s
         self._golden_ttl_s = int(max(2, options.lease_s))
         self._verdict = Verdict(State.STARTING, "", HealthStatus(), UNKNOWN)
-        self._golden: Golden | None = None
+        self._golden: GoldenVectors | None = None
         self._exercise: Exercise | None = None
-        self._exercised: Future[Golden] | None = None
-        self._told: Golden | None = None
+        self._exercised: Future[GoldenVectors] | None = None
+        self._told: GoldenVectors | None = None
         self._asked = self._asked_memory = self._suspected = False
         self._evaluated_at = self._exercised_at = clock()
         self._memory_at = -float("inf")
@@ -105,12 +105,12 @@ class Monitor:
         """Whether this device takes work."""
         return self._verdict.state not in (State.STARTING, State.REFUSED)
 
-    def loaded(self, golden: Golden, exercise: Exercise) -> None:
+    def loaded(self, golden: GoldenVectors, exercise: Exercise) -> None:
         """Begin, or go on with another model: it is warm, and these are its vectors of known texts."""
         self._exercised = None
         self._golden, self._exercise = golden, exercise
 
-    def agrees(self, golden: Golden) -> bool:
+    def agrees(self, golden: GoldenVectors) -> bool:
         """Say whether the model still gives the vectors it gave when it was warmed up.
 
         Vectors of a model that was replaced since say nothing against it.
@@ -123,7 +123,7 @@ class Monitor:
         self._asked = True
         self._asked_memory = self._asked_memory or memory
 
-    def exercise(self) -> Future[Golden] | None:
+    def exercise(self) -> Future[GoldenVectors] | None:
         """Have the model embed known texts; None before it is loaded."""
         return self._exercise() if self._exercise is not None else None
 
@@ -138,7 +138,7 @@ class Monitor:
                 self._look(now)
         return self._verdict
 
-    def _join(self, golden: Golden) -> None:
+    def _join(self, golden: GoldenVectors) -> None:
         """Hold this device's vectors against the fleet's: the parity gate."""
         reason = golden.disagreement(golden)  # of itself: not a number, say
         if reason is not None:
@@ -146,7 +146,7 @@ class Monitor:
         else:
             theirs = self._say(golden)
             try:
-                reason = golden.disagreement(Golden.from_json(theirs)) if theirs else None
+                reason = golden.disagreement(GoldenVectors.from_json(theirs)) if theirs else None
             except SutraError as error:
                 reason = str(error)
         if reason is None:
@@ -156,14 +156,14 @@ class Monitor:
             logger.error("refused: %s", reason)
         self._decide(state=state, reason=reason or "")
 
-    def _keep_golden(self, golden: Golden) -> None:
+    def _keep_golden(self, golden: GoldenVectors) -> None:
         if self._told is not golden:  # who joins from now on is to have the new model
             self._client.set(keys.GOLDEN, golden.to_json(), ex=self._golden_ttl_s)
             self._told = golden
         elif not self._client.expire(keys.GOLDEN, self._golden_ttl_s):
             self._say(golden)
 
-    def _say(self, golden: Golden) -> bytes | None:
+    def _say(self, golden: GoldenVectors) -> bytes | None:
         """Say what the fleet computes if nobody has; else return what was said."""
         said: Any = self._client.eval(SAY, 1, keys.GOLDEN, golden.to_json(), str(self._golden_ttl_s))
         return said  # type: ignore[no-any-return]  # nothing decodes

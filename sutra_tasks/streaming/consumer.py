@@ -488,12 +488,12 @@ class StreamConsumer:
         )
 
     def _header(self, encoder: Encoder, latency_s: float) -> list[Any]:
-        card = encoder.card
+        info = encoder.info
         return response_fields(
-            space=card.space,
-            model=card.model,
+            space=info.space,
+            model=info.model,
             device=self._device_id,
-            width=card.width,
+            width=info.width,
             latency_ms=1000 * latency_s,
         )
 

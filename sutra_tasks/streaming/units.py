@@ -112,7 +112,7 @@ class Cutter:
         try:
             entry = StreamEntry.parse(fields, self._options.max_text_chars)
             unit.source, unit.prompt, unit.words = entry.id or name, entry.prompt, entry.text
-            check_options(self.encoder.card, entry.prompt, None)
+            check_options(self.encoder.info, entry.prompt, None)
             if entry.key is not None:
                 raise InvalidTextError(
                     0, f"piece {entry.seq} of a text came without those before it; number them from 0"
@@ -125,7 +125,7 @@ class Cutter:
         """Return the chunks that can be cut off a text now."""
         unit = self._unit_of(stream, text, taken_at)
         try:
-            check_options(self.encoder.card, text.prompt, None)
+            check_options(self.encoder.info, text.prompt, None)
             decoder = codecs.getincrementaldecoder("utf-8")()
             # Pieces may be split within a character; so is what a long text is looked at in.
             words = decoder.decode(text.buffer, final=text.ending == "end")
@@ -199,7 +199,7 @@ class Cutter:
         found = self._chunkers.get(prompt)
         if found is None:
             encoder = self.encoder
-            sizes = ChunkSizes.of(encoder.card, self._options)
+            sizes = ChunkSizes.of(encoder.info, self._options)
             chunker = sizes.chunker(added_tokens(encoder, prompt))
             found = self._chunkers[prompt] = (
                 OverlapChunker(

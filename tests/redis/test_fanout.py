@@ -764,7 +764,7 @@ class Refusing(SimulatedEncoder):
     """An engine of which chunks are as long as their sum, which is nothing."""
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        return np.zeros((len(batch), self.card.width), dtype=np.float32)
+        return np.zeros((len(batch), self.info.width), dtype=np.float32)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sutra_tasks import keys
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.health.memory import UNKNOWN, Memory
 from sutra_tasks.health.monitor import (
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     import redis
 
-GOLDEN = Golden.of(SimulatedEncoder(width=8))
-OTHER = Golden.of(SimulatedEncoder(width=4))
-WRONG = Golden(GOLDEN.space, np.roll(GOLDEN.vectors, 1, axis=0))
+GOLDEN = GoldenVectors.of(SimulatedEncoder(width=8))
+OTHER = GoldenVectors.of(SimulatedEncoder(width=4))
+WRONG = GoldenVectors(GOLDEN.space, np.roll(GOLDEN.vectors, 1, axis=0))
 LEASE_S = 12
 IDLE_S = 30.0
 
@@ -44,14 +44,14 @@ FAILING = Measurements(0.01, 0.01, 1000, 500, None)
 class Device:
     """A monitor whose clock, counters and model a test holds in its hand."""
 
-    def __init__(self, client: redis.Redis, golden: Golden = GOLDEN) -> None:
+    def __init__(self, client: redis.Redis, golden: GoldenVectors = GOLDEN) -> None:
         self.now = 1000.0
         self.batches = 0
         self.measured = WELL
         self.evaluated: list[float | None] = []
         self.memory = Memory(50, 100, "a test")
         self.looked_at_memory = 0
-        self.exercised: list[Future[Golden]] = []
+        self.exercised: list[Future[GoldenVectors]] = []
         statistics: Any = self
         self.monitor = Monitor(
             Settings(lease_s=LEASE_S, worker_timeout_s=IDLE_S),
@@ -70,7 +70,7 @@ class Device:
         self.looked_at_memory += 1
         return self.memory
 
-    def exercise(self) -> Future[Golden]:
+    def exercise(self) -> Future[GoldenVectors]:
         self.exercised.append(Future())
         return self.exercised[-1]
 
@@ -90,7 +90,7 @@ class Device:
             state = self.step(1.0)
         return state
 
-    def answer(self, golden: Golden = GOLDEN) -> State:
+    def answer(self, golden: GoldenVectors = GOLDEN) -> State:
         """Have the model end its exercise, and let that be heard."""
         self.exercised[-1].set_result(golden)
         return self.step()
@@ -104,7 +104,7 @@ class Device:
 def start(client: redis.Redis) -> Callable[..., Device]:
     """Start a device with these golden vectors, up to its first look."""
 
-    def start_one(golden: Golden = GOLDEN) -> Device:
+    def start_one(golden: GoldenVectors = GOLDEN) -> Device:
         device = Device(client, golden).load()
         device.step()
         return device
@@ -140,7 +140,7 @@ def test_the_first_device_says_what_its_fleet_computes(
     assert device.monitor.serves
     assert device.monitor.verdict.state is State.HEALTHY
     stored: Any = client.get(keys.GOLDEN)
-    assert Golden.from_json(stored).disagreement(GOLDEN) is None
+    assert GoldenVectors.from_json(stored).disagreement(GOLDEN) is None
     assert LEASE_S - 5 < client.ttl(keys.GOLDEN) <= LEASE_S
 
 
@@ -157,7 +157,7 @@ def test_who_computes_the_same_joins(start: Callable[..., Device]) -> None:
     ],
 )
 def test_who_computes_something_else_is_refused_and_says_why(
-    client: redis.Redis, start: Callable[..., Device], golden: Golden, expected: str
+    client: redis.Redis, start: Callable[..., Device], golden: GoldenVectors, expected: str
 ) -> None:
     start()
     before = client.get(keys.GOLDEN)
@@ -176,7 +176,7 @@ def test_who_computes_no_directions_is_refused_even_alone(
 ) -> None:
     vectors = GOLDEN.vectors.copy()
     vectors[2] = value
-    refused = start(Golden(GOLDEN.space, vectors))
+    refused = start(GoldenVectors(GOLDEN.space, vectors))
     assert refused.monitor.verdict.state is State.REFUSED
     assert refused.reason == "its vectors are no directions: not a number, infinite or zero"
     assert not client.exists(keys.GOLDEN)
@@ -202,7 +202,7 @@ def test_who_was_refused_joins_once_nobody_serves_the_other_vectors(
     assert refused.step() is State.HEALTHY
     assert refused.reason == ""
     stored: Any = client.get(keys.GOLDEN)
-    assert Golden.from_json(stored).space == OTHER.space
+    assert GoldenVectors.from_json(stored).space == OTHER.space
 
 
 def test_who_was_refused_joins_once_its_fleet_computes_the_same_again(
@@ -230,7 +230,7 @@ def test_who_serves_says_again_what_a_server_forgot(client: redis.Redis, device:
     client.delete(keys.GOLDEN)
     device.step()
     stored: Any = client.get(keys.GOLDEN)
-    assert Golden.from_json(stored).disagreement(GOLDEN) is None
+    assert GoldenVectors.from_json(stored).disagreement(GOLDEN) is None
     assert 0 < client.ttl(keys.GOLDEN) <= LEASE_S
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 
 WIDTH = 384
 
@@ -18,24 +18,30 @@ def encoder_of(reference: str) -> SimulatedEncoder:
 
 
 def add_version(
-    store: ModelStore, name: str, folder: Path, *, changed: Callable[[Golden], Golden] = lambda one: one
+    store: ModelRegistry,
+    name: str,
+    folder: Path,
+    *,
+    changed: Callable[[GoldenVectors], GoldenVectors] = lambda one: one,
 ) -> int:
     """Add the next version, with golden vectors that are ``changed``; return its number."""
     number = len(store.versions(name)) + 1
     source = folder / f"{name}-{number}"
     source.mkdir(parents=True)
     (source / "weights").write_bytes(b"simulated")
-    golden = changed(Golden.of(encoder_of(f"{name}@{number}")))
-    facts = Facts(space=golden.space, width=WIDTH, golden=golden.to_json(), metrics={"spearman": 0.93})
+    golden = changed(GoldenVectors.of(encoder_of(f"{name}@{number}")))
+    facts = VersionFacts(
+        space=golden.space, width=WIDTH, golden=golden.to_json(), metrics={"spearman": 0.93}
+    )
     manifest = store.add(name, source, facts)
     assert manifest.version == number
     return number
 
 
-def of_another(golden: Golden) -> Golden:
+def of_another(golden: GoldenVectors) -> GoldenVectors:
     """Return golden vectors that no device will reproduce."""
-    return Golden(golden.space, np.roll(golden.vectors, 1, axis=0))
+    return GoldenVectors(golden.space, np.roll(golden.vectors, 1, axis=0))
 
 
 def space_of(reference: str) -> str:
-    return encoder_of(reference).card.space
+    return encoder_of(reference).info.space

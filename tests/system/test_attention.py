@@ -11,7 +11,7 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from sutra_tasks.engines.model_folder import locate
-from sutra_tasks.engines.torch_engine.kernels import KERNELS_OF_PROCESS, Kernels
+from sutra_tasks.engines.torch_engine.sdpa_kernels import SDPA_KERNELS, SdpaKernels
 from tests.conftest import wait_until
 
 MODEL = "all-MiniLM-L6-v2"
@@ -30,10 +30,10 @@ def reference():
 def native(monkeypatch):
     """Let every processor count as one that computes bfloat16 itself; some are only slower at it."""
     from sutra_tasks.engines.capability import Hardware
-    from sutra_tasks.engines.torch_engine import passes
+    from sutra_tasks.engines.torch_engine import forward_pass
 
-    monkeypatch.setattr(passes, "describe", lambda _: Hardware(cpu_bf16=True))
-    monkeypatch.setattr(passes, "LEAST_SPEED_UP", 0.0)
+    monkeypatch.setattr(forward_pass, "describe", lambda _: Hardware(cpu_bf16=True))
+    monkeypatch.setattr(forward_pass, "LEAST_SPEED_UP", 0.0)
 
 
 def engine(**options):
@@ -43,16 +43,16 @@ def engine(**options):
 
 
 def cosines(encoder, reference):
-    from sutra_tasks.engines.golden import worst_cosine
+    from sutra_tasks.engines.golden import lowest_cosine
 
     rows = []
     for text in encoder.tokenize(TEXTS, None):
         offsets = encoder.offsets(text)
-        room = encoder.card.window - (text.tokens - len(offsets))
+        room = encoder.info.window - (text.tokens - len(offsets))
         rows += encoder.windows(text, offsets, [(0, min(room, len(offsets)))])
     together = encoder.encode(rows)
     alone = np.vstack([encoder.encode([row]) for row in rows])
-    return min(worst_cosine(got, reference) for got in (together, alone))
+    return min(lowest_cosine(got, reference) for got in (together, alone))
 
 
 @pytest.mark.parametrize("attention", ["auto", "eager", "sdpa", "flash_attention_2"])
@@ -75,14 +75,14 @@ def test_half_precision_is_had_for_the_asking_and_names_the_same_space(dtype, re
     encoder = engine(dtype=dtype)
     assert encoder.attention.dtype == dtype
     assert 0.999 <= cosines(encoder, reference) < 1
-    assert encoder.card.space == engine(dtype="float32").card.space
+    assert encoder.info.space == engine(dtype="float32").info.space
 
 
 def test_a_precision_that_is_no_faster_is_not_used(native, monkeypatch, reference):
-    from sutra_tasks.engines.torch_engine import passes
+    from sutra_tasks.engines.torch_engine import forward_pass
 
     assert engine().attention.dtype == "bfloat16"
-    monkeypatch.setattr(passes, "LEAST_SPEED_UP", 1000.0)
+    monkeypatch.setattr(forward_pass, "LEAST_SPEED_UP", 1000.0)
     encoder = engine()
     assert encoder.attention.dtype == "float32"
     assert encoder.attention.reason.endswith("times as fast as float32")
@@ -142,7 +142,7 @@ def test_only_padded_batches_bring_a_mask(monkeypatch):
 def test_rotary_frequencies_stay_in_float32_in_every_precision():
     import torch
 
-    from sutra_tasks.engines.torch_engine.passes import _Weights
+    from sutra_tasks.engines.torch_engine.forward_pass import _Weights
 
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     model.register_buffer("inv_freq", torch.rand(2), persistent=False)
@@ -165,7 +165,7 @@ def test_with_flash_attention_batches_go_unpadded(monkeypatch, reference):
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
     from sutra_tasks.engines.capability import Hardware
-    from sutra_tasks.engines.torch_engine import passes
+    from sutra_tasks.engines.torch_engine import forward_pass
 
     shapes = []
 
@@ -184,7 +184,7 @@ def test_with_flash_attention_batches_go_unpadded(monkeypatch, reference):
     )
     monkeypatch.setattr(flash, "lazy_import_flash_attention", lambda _: ((None, varlen), ()))
     ampere = Hardware(kind="cuda", capability=(8, 0), flash_attn=True)
-    monkeypatch.setattr(passes, "describe", lambda _: ampere)
+    monkeypatch.setattr(forward_pass, "describe", lambda _: ampere)
     encoder = engine()
     assert (encoder.attention.path, encoder.attention.dtype) == ("flash_attention_2", "bfloat16")
     assert cosines(encoder, reference) >= 0.9999
@@ -220,18 +220,18 @@ def test_each_pass_says_which_kernels_the_process_may_take(monkeypatch):
 
     def watched(*args):
         model = load(*args)
-        model[0].register_forward_pre_hook(lambda *_: running.append(KERNELS_OF_PROCESS._running))
+        model[0].register_forward_pre_hook(lambda *_: running.append(SDPA_KERNELS._running))
         return model
 
     monkeypatch.setattr(torch_engine, "_load", watched)
     encoder = engine(dtype="float32", attention="sdpa")  # its probes are passes, too
     encoder.encode(encoder.tokenize(TEXTS[:2], None))
     assert running == [0, 0, 1, 1, 1]  # two probes of plain attention first, with which it is compared
-    assert KERNELS_OF_PROCESS._running == 0
+    assert SDPA_KERNELS._running == 0
 
 
 def test_passes_of_other_kernels_wait_and_those_of_the_same_do_not():
-    kernels, order = Kernels(), []
+    kernels, order = SdpaKernels(), []
     inside, leave = threading.Barrier(3), threading.Event()
 
     def run(name, *allowed):

@@ -20,10 +20,10 @@ from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import DistillationConfig, distill, keys
 from sutra_tasks.client.admission import Backlog
-from sutra_tasks.distillation.data.run_texts import gather
-from sutra_tasks.distillation.worker.run import Run
+from sutra_tasks.distillation.data.run_texts import read_run_texts
+from sutra_tasks.distillation.worker.run import DistillationRun
 from sutra_tasks.errors import InvalidOptionError
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.settings import Settings
 from tests.system.conftest import BRISK, ROOT
 from tests.system.durable_server import DurableServer
@@ -62,8 +62,8 @@ def recipe(options: Settings, **changed: Any) -> DistillationConfig:
     return DistillationConfig(**(given | changed))
 
 
-def store_of(options: Settings) -> ModelStore:
-    return ModelStore(Path(options.models_dir or ""))
+def store_of(options: Settings) -> ModelRegistry:
+    return ModelRegistry(Path(options.models_dir or ""))
 
 
 @contextmanager
@@ -93,7 +93,9 @@ def test_a_run_that_is_killed_stopped_and_cut_off_gives_the_same_student(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = recipe(options, name="undisturbed")
-    Run(alone, gather(alone, options, ()), options, store_of(options), watch=lambda _: None).make()
+    DistillationRun(
+        alone, read_run_texts(alone, options, ()), options, store_of(options), watch=lambda _: None
+    ).make()
     torch.set_num_threads(threads)
 
     with worker(replace(options, broker_url=server.address), client, tmp_path) as fleet:

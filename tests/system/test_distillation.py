@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from sutra_tasks import DistillationConfig
-from sutra_tasks.distillation.data.local_vectors import encoded
-from sutra_tasks.distillation.data.run_texts import gather
+from sutra_tasks.distillation.data.local_embedding import embed_locally
+from sutra_tasks.distillation.data.run_texts import read_run_texts
 from sutra_tasks.distillation.worker.pool import _with_threads
-from sutra_tasks.distillation.worker.run import Run
+from sutra_tasks.distillation.worker.run import DistillationRun
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.engines.torch_engine import encoder as torch_engine
 from sutra_tasks.errors import (
@@ -24,7 +24,7 @@ from sutra_tasks.errors import (
     ServerUnavailableError,
     TooLittleTextError,
 )
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Floats
 from tests.system.tiny_models import KINDS, build
@@ -59,10 +59,10 @@ def recipe(teacher: str, **changed: Any) -> DistillationConfig:
     return DistillationConfig(**(given | changed))
 
 
-def run_of(config: DistillationConfig, options: Settings, **more: Any) -> Run:
-    store = ModelStore(Path(options.models_dir or ""))
-    material = gather(config, options, ())
-    return Run(config, material, options, store, **({"watch": lambda _: None} | more))
+def run_of(config: DistillationConfig, options: Settings, **more: Any) -> DistillationRun:
+    store = ModelRegistry(Path(options.models_dir or ""))
+    material = read_run_texts(config, options, ())
+    return DistillationRun(config, material, options, store, **({"watch": lambda _: None} | more))
 
 
 @pytest.mark.parametrize("width", [768, 384])
@@ -76,7 +76,7 @@ def test_a_teacher_of_1024_dimensions_is_distilled_to_the_specifications_widths(
     run = run_of(config, options, watch=lambda told: phases.append(told["phase"]))
     assert run.made() is None
     made = run.make()
-    store = ModelStore(Path(options.models_dir or ""))
+    store = ModelRegistry(Path(options.models_dir or ""))
     manifest, folder = store.manifest("small", 1), store.folder("small", 1)
     assert (made["model"], made["made"], made["bad_rows"]) == ("small@1", True, 2)
     assert (manifest.width, manifest.parent.model if manifest.parent else "") == (width, teacher)
@@ -106,7 +106,7 @@ def test_every_kind_of_student_is_made(student: str, teacher: str, options: Sett
     config = recipe(teacher, student=student, layers=None, learning_rate=5e-3)
     made = run_of(config, options).make()
     report = json.loads(
-        (ModelStore(Path(options.models_dir or "")).folder("small", 1) / "report.json").read_text()
+        (ModelRegistry(Path(options.models_dir or "")).folder("small", 1) / "report.json").read_text()
     )
     assert made["space"] == report["student"]["space"]
     if student == "projection":
@@ -121,7 +121,7 @@ def test_what_was_not_named_by_the_deployment_is_no_teacher(options: Settings, t
 
 def test_too_little_text_is_refused_with_the_number_needed(teacher: str, options: Settings) -> None:
     with pytest.raises(TooLittleTextError) as refused:
-        gather(recipe(teacher, held_out=600), options, ())
+        read_run_texts(recipe(teacher, held_out=600), options, ())
     assert (refused.value.needed, refused.value.bad_rows) == (1_800, 2)
 
 
@@ -177,7 +177,7 @@ def test_the_projection_is_that_of_the_runs_first_start(teacher: str, options: S
     turned = np.ascontiguousarray(first[::-1])
     np.save(run.folder / "matrix.npy", turned)
     run_of(config, options).make()
-    folder = ModelStore(Path(options.models_dir or "")).folder("small", 1)
+    folder = ModelRegistry(Path(options.models_dir or "")).folder("small", 1)
     weights = [load_file(path) for path in folder.rglob("*.safetensors")]
     dense = next(one["linear.weight"] for one in weights if "linear.weight" in one)
     assert np.abs(dense.astype(np.float32) - turned).max() < 1e-3
@@ -185,7 +185,7 @@ def test_the_projection_is_that_of_the_runs_first_start(teacher: str, options: S
 
 def test_who_computes_the_teachers_vectors_is_told(teacher: str, options: Settings) -> None:
     def by_fleet(texts: Sequence[str], _: str) -> Iterator[Floats]:
-        yield from encoded(load_engine(replace(options, engine="torch")), texts[:5])
+        yield from embed_locally(load_engine(replace(options, engine="torch")), texts[:5])
         raise ServerUnavailableError("ConnectionError")
 
     told: list[str] = []
@@ -203,14 +203,14 @@ def test_a_run_whose_fleet_fails_computes_the_rest_by_itself(teacher: str, optio
     given: list[int] = []
 
     def by_fleet(texts: Sequence[str], _: str) -> Iterator[Floats]:
-        for row in encoded(load_engine(replace(options, engine="torch")), texts[:5]):
+        for row in embed_locally(load_engine(replace(options, engine="torch")), texts[:5]):
             given.append(len(row))
             yield row
         raise ServerUnavailableError("ConnectionError")
 
     config = recipe(teacher, student="projection", layers=None)
     assert run_of(config, options, by_fleet=by_fleet).make()["made"]
-    report = ModelStore(Path(options.models_dir or "")).folder("small", 1) / "report.json"
+    report = ModelRegistry(Path(options.models_dir or "")).folder("small", 1) / "report.json"
     assert given == [1024] * 5
     assert json.loads(report.read_text())["quality"]["cosine"]["value"] == pytest.approx(1, abs=1e-3)
 

@@ -19,11 +19,11 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.distillation.measuring.model_card import model_card
-from sutra_tasks.distillation.measuring.speed import side_by_side
+from sutra_tasks.distillation.measuring.speed import speed_ratio
 from sutra_tasks.distillation.training import checkpoints, trainer
-from sutra_tasks.distillation.training.batches import Reader, epoch_order
+from sutra_tasks.distillation.training.batches import StudentTokenizer, epoch_order
 from sutra_tasks.distillation.training.losses import DistillationLoss, contrastive
-from sutra_tasks.distillation.training.progress import Progress, learning_rate_share
+from sutra_tasks.distillation.training.progress import TrainingProgress, learning_rate_share
 from sutra_tasks.distillation.training.projection import project, svd
 from sutra_tasks.distillation.training.students import (
     build_student,
@@ -111,7 +111,7 @@ def test_a_student_of_fewer_layers_starts_at_unit_mean_norm_and_leaves_its_teach
     before = teacher.encode(TEXTS[:20])
     matrix = svd(unit(before), 8)
     student = build_student(replace(CONFIG, output_dim=8), teacher, matrix, TEXTS)
-    reader = Reader(student)
+    reader = StudentTokenizer(student)
     with torch.no_grad():
         found = outputs(student, reader.features(reader.ids(TEXTS)))
     assert float(found.norm(dim=1).mean()) == pytest.approx(1, abs=1e-4)
@@ -294,7 +294,7 @@ def test_epochs_differ_and_a_batch_holds_texts_of_similar_length():
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_those_sentence_transformers_makes(kind, tmp_path):
     model = load(build(KINDS[kind], tmp_path))
-    reader = Reader(model)
+    reader = StudentTokenizer(model)
     texts = [*TEXTS[:5], "", PROSE * 9]
     ours, theirs = reader.features(reader.ids(texts)), model.preprocess(texts)
     for name, tensor in ours.items():
@@ -355,7 +355,7 @@ def test_a_student_comes_nearer_to_its_teacher(kind, teacher, matrix, vectors, t
     case = Case(teacher, matrix, vectors, config)
     fresh = build_student(config, teacher, matrix, TEXTS[20:])
     before = cosines(fresh.encode(TEXTS[:20]), case.targets[:20]).mean()
-    seen: list[Progress] = []
+    seen: list[TrainingProgress] = []
     student, trained = case(tmp_path / "not" / "there", seen.append)
     after = cosines(student.encode(TEXTS[:20]), case.targets[:20]).mean()
     assert after > before + 0.02
@@ -513,4 +513,4 @@ def test_the_speed_up_is_the_median_of_pairwise_ratios():
     def teacher(texts):
         now[0] += next(theirs)
 
-    assert side_by_side(teacher, student, ["a"], 3, lambda: now[0]) == 4.0
+    assert speed_ratio(teacher, student, ["a"], 3, lambda: now[0]) == 4.0

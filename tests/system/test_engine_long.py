@@ -213,7 +213,7 @@ def test_texts_within_the_threshold_are_sentence_transformers_own(engine, folder
             np.testing.assert_allclose(bare.vectors, plain, atol=1e-6 * max(1, np.abs(plain).max()))
             cut = ask(service, long, prompt=prompt, truncate=True)
             assert cut.truncated == (True,)
-            assert cut.tokens == (engine(name).card.window,)
+            assert cut.tokens == (engine(name).info.window,)
             wanted = model.encode(long, prompt_name=prompt, normalize_embeddings=True)
             np.testing.assert_allclose(cut.vectors, wanted, atol=1e-6)
 
@@ -302,9 +302,9 @@ def test_packed_rows_are_the_same_rows_and_give_the_same_vectors(engine, name):
     most=st.integers(1, 3000),
 )
 def test_passes_cover_all_in_order_and_within_the_budget(lengths, most):
-    from sutra_tasks.engines.torch_engine.encoder import passes_of
+    from sutra_tasks.engines.torch_engine.encoder import split_by_tokens
 
-    passes = passes_of(lengths, most)
+    passes = split_by_tokens(lengths, most)
     assert list(chain.from_iterable(passes)) == list(range(len(lengths)))
     assert all(passes)
 

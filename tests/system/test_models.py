@@ -18,19 +18,19 @@ from sutra_tasks.errors import (
     SpaceUnavailableError,
 )
 from sutra_tasks.membership.devices import sightings
-from sutra_tasks.models.registry.store import ModelStore
-from sutra_tasks.models.rollout.gate import Floor
-from sutra_tasks.models.rollout.promotion import await_served, promote
+from sutra_tasks.models.registry.model_registry import ModelRegistry
+from sutra_tasks.models.rollout.gate import Thresholds
+from sutra_tasks.models.rollout.promotion import promote, wait_until_served
 from tests.system.registry import WIDTH, add_version, of_another, space_of
 
 Fleet = Callable[..., Any]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
+def store(tmp_path: Path) -> ModelRegistry:
     """Give a registry in which search@1 serves and search@2 is there."""
     (tmp_path / "models").mkdir()
-    made = ModelStore(tmp_path / "models")
+    made = ModelRegistry(tmp_path / "models")
     for _ in range(2):
         add_version(made, "search", tmp_path / "sources")
     made.promote("search", 1)
@@ -38,7 +38,7 @@ def store(tmp_path: Path) -> ModelStore:
 
 
 @pytest.fixture
-def serving(start_fleet: Fleet, store: ModelStore, tmp_path: Path) -> Fleet:
+def serving(start_fleet: Fleet, store: ModelRegistry, tmp_path: Path) -> Fleet:
     """Return a fleet that follows the model ``search`` of the registry."""
 
     def start(devices: int = 2, **options: Any) -> Any:
@@ -72,7 +72,7 @@ def test_each_call_gets_the_model_it_names(serving: Fleet) -> None:
 
 
 def test_a_promotion_changes_all_devices_and_fails_nobody(
-    serving: Fleet, store: ModelStore, client: redis.Redis
+    serving: Fleet, store: ModelRegistry, client: redis.Redis
 ) -> None:
     with serving(2) as fleet:
         stop = threading.Event()
@@ -89,7 +89,9 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
         threads = [threading.Thread(target=ask) for _ in range(4)]
         for thread in threads:
             thread.start()
-        devices = promote(client, store, "search", 2, floor=Floor(spearman=0.9), options=fleet.options)
+        devices = promote(
+            client, store, "search", 2, floor=Thresholds(spearman=0.9), options=fleet.options
+        )
         stop.set()
         for thread in threads:
             thread.join(30)
@@ -105,25 +107,25 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
             asked("a text", space="nobodys:384")
 
         assert store.rollback("search") == 1
-        await_served(client, store, "search", fleet.options)
+        wait_until_served(client, store, "search", fleet.options)
         assert {asked("a text").space for _ in range(10)} == {space_of("search@1")}
 
 
 def test_a_version_that_devices_refuse_leaves_the_old_one_serving(
-    serving: Fleet, store: ModelStore, client: redis.Redis, tmp_path: Path
+    serving: Fleet, store: ModelRegistry, client: redis.Redis, tmp_path: Path
 ) -> None:
     bad = add_version(store, "search", tmp_path / "sources", changed=of_another)
     with serving(2) as fleet:
         with pytest.raises(PromotionRefusedError, match="vectors differ"):
-            promote(client, store, "search", bad, floor=Floor(), options=fleet.options)
+            promote(client, store, "search", bad, floor=Thresholds(), options=fleet.options)
         with pytest.raises(PromotionRefusedError, match=r"under the 0\.99"):
-            promote(client, store, "search", 2, floor=Floor(spearman=0.99), options=fleet.options)
+            promote(client, store, "search", 2, floor=Thresholds(spearman=0.99), options=fleet.options)
         assert store.current("search") == 1
         assert {asked("a text").space for _ in range(5)} == {space_of("search@1")}
 
 
 def test_a_registry_that_points_to_what_cannot_be_loaded_leaves_the_old_one_serving(
-    serving: Fleet, store: ModelStore, tmp_path: Path, wait_until: Callable[..., None]
+    serving: Fleet, store: ModelRegistry, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
     bad = add_version(store, "search", tmp_path / "sources", changed=of_another)
     with serving(1) as fleet:
@@ -134,7 +136,7 @@ def test_a_registry_that_points_to_what_cannot_be_loaded_leaves_the_old_one_serv
 
 def test_while_the_registry_is_away_what_is_in_memory_serves(
     serving: Fleet,
-    store: ModelStore,
+    store: ModelRegistry,
     client: redis.Redis,
     tmp_path: Path,
     wait_until: Callable[..., None],
@@ -153,15 +155,15 @@ def test_while_the_registry_is_away_what_is_in_memory_serves(
         for model, reference in ((None, "search@1"), ("search", "search@1"), ("search@2", "search@2")):
             assert asked("a text", model=model).model == reference
         (tmp_path / "away").rename(tmp_path / "models")
-        assert promote(client, store, "search", 2, floor=Floor(), options=fleet.options) == [
+        assert promote(client, store, "search", 2, floor=Thresholds(), options=fleet.options) == [
             seen.record.id
         ]
 
 
 def test_a_device_that_is_pinned_to_a_version_stays_with_it_and_holds_up_nobody(
-    serving: Fleet, store: ModelStore, client: redis.Redis
+    serving: Fleet, store: ModelRegistry, client: redis.Redis
 ) -> None:
     with serving(1, model="search@1") as fleet:
-        assert promote(client, store, "search", 2, floor=Floor(), options=fleet.options) == []
+        assert promote(client, store, "search", 2, floor=Thresholds(), options=fleet.options) == []
         assert asked("a text").model == "search@1"
         assert asked("a text", model="search").model == "search@2"

@@ -22,7 +22,7 @@ from sutra_tasks.engines.load import load_engine
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.static_engine import WINDOW, StaticEncoder, is_static
 from sutra_tasks.engines.tokenizing import word_cache as words
-from sutra_tasks.engines.tokenizing.word_cache import Words, is_word_by_word
+from sutra_tasks.engines.tokenizing.word_cache import WordCache, splits_at_spaces
 from sutra_tasks.errors import CorruptMessageError, ModelError
 from sutra_tasks.settings import Settings
 from tests.system.tiny_models import FOREIGN, PROSE, byte_level, unigram, wordpiece
@@ -142,8 +142,8 @@ def test_a_real_models_token_vectors_give_sentence_transformers_vectors(tmp_path
     folder = save(tmp_path / "m", [StaticEmbedding(tokenizer, vectors), Normalize()], half=True)
     encoder = load_engine(Settings(broker_url="redis://unused", model=str(folder)))
     assert isinstance(encoder, StaticEncoder)
-    assert encoder.card.width == 384
-    assert encoder.card.window == 128  # its tokenizer truncates, and so does sentence-transformers
+    assert encoder.info.width == 384
+    assert encoder.info.window == 128  # its tokenizer truncates, and so does sentence-transformers
     paragraphs = [part for topic in topics.values() for part in topic.split("\n\n")][::20]
     short = [text for text in (*paragraphs, *TEXTS) if encoder.tokenize([text], None)[0].tokens <= 128]
     assert len(short) > 100
@@ -241,7 +241,7 @@ def test_packed_texts_are_unpacked_to_the_same_vectors_empty_ones_too(models):
 def test_a_tokenizer_that_truncates_gives_the_window(models):
     folder = models("plain", limit=9)
     encoder = StaticEncoder("tiny", folder)
-    assert encoder.card.window == 9
+    assert encoder.info.window == 9
     (whole,) = encoder.tokenize([PROSE], None)
     assert whole.tokens > 40
     (cut,) = encoder.windows(whole, encoder.offsets(whole), [(0, 9)])
@@ -249,7 +249,7 @@ def test_a_tokenizer_that_truncates_gives_the_window(models):
 
     theirs = SentenceTransformer(str(folder), device="cpu").encode([PROSE])
     assert cosines(encoder.encode([cut]), theirs).min() >= AGREEMENT
-    assert StaticEncoder("tiny", models("plain")).card.window == WINDOW
+    assert StaticEncoder("tiny", models("plain")).info.window == WINDOW
 
 
 # Words seen before.
@@ -269,7 +269,7 @@ LINES = st.lists(st.tuples(PIECES, SPACES), max_size=8).map(
 def test_the_ids_of_words_are_those_of_the_text(batches, most):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(words, "KNOWN_WORDS", most)
-        known = Words(WORDPIECE)
+        known = WordCache(WORDPIECE)
         for texts in [*batches, *batches]:
             expected = WORDPIECE.encode_batch(texts, add_special_tokens=False)
             assert [np.frombuffer(ids, dtype=np.int32).tolist() for ids in known(texts)] == [
@@ -279,12 +279,12 @@ def test_the_ids_of_words_are_those_of_the_text(batches, most):
 
 
 def test_only_tokenizers_that_end_words_at_spaces_go_word_by_word():
-    assert is_word_by_word(wordpiece())
-    assert not is_word_by_word(byte_level())
-    assert not is_word_by_word(unigram())
+    assert splits_at_spaces(wordpiece())
+    assert not splits_at_spaces(byte_level())
+    assert not splits_at_spaces(unigram())
     with_space = wordpiece()
     with_space.add_tokens(["quick brown"])
-    assert not is_word_by_word(with_space)
+    assert not splits_at_spaces(with_space)
 
 
 # The space.
@@ -292,25 +292,25 @@ def test_only_tokenizers_that_end_words_at_spaces_go_word_by_word():
 
 def test_a_model_has_one_space_wherever_it_lies_and_others_have_others(models, tmp_path):
     spaces = [
-        StaticEncoder("tiny", models(make, tokenizer)).card.space
+        StaticEncoder("tiny", models(make, tokenizer)).info.space
         for make in MAKES
         for tokenizer in TOKENIZERS
     ]
-    spaces += [StaticEncoder("tiny", models("plain", **{n: 5})).card.space for n in ("seed", "limit")]
+    spaces += [StaticEncoder("tiny", models("plain", **{n: 5})).info.space for n in ("seed", "limit")]
     assert len(set(spaces)) == len(spaces)
     assert all(space.startswith("static-") for space in spaces)
     folder = Path(shutil.copytree(models("half"), tmp_path / "elsewhere"))
     (folder / "README.md").write_text("other words")
-    assert StaticEncoder("other name", folder).card.space == spaces[MAKES.index("half") * 3]
+    assert StaticEncoder("other name", folder).info.space == spaces[MAKES.index("half") * 3]
     settings = folder / "config_sentence_transformers.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "prompts": {"query": "q: "}}))
-    assert StaticEncoder("tiny", folder).card.space not in spaces
+    assert StaticEncoder("tiny", folder).info.space not in spaces
 
 
 def test_the_card_says_how_many_bytes_are_held(models):
-    card = StaticEncoder("tiny", models("half")).card
-    assert card.weight_bytes == (wordpiece().get_vocab_size() + 1) * WIDTH * 4
-    assert card.prompts == {"query": "query: ", "document": ""}
+    info = StaticEncoder("tiny", models("half")).info
+    assert info.weight_bytes == (wordpiece().get_vocab_size() + 1) * WIDTH * 4
+    assert info.prompts == {"query": "query: ", "document": ""}
 
 
 # What cannot be served.

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sutra_tasks.engines.model_folder import locate
-from sutra_tasks.engines.tokenizing.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 from sutra_tasks.streaming.chunker import OverlapChunker, Progress
 from tests.system.tiny_models import FOREIGN, KINDS, PROSE, token_ids
 
@@ -25,11 +25,11 @@ TEXTS = st.lists(PIECES | st.text(st.characters(codec="utf-8"), max_size=9), max
 
 
 @cache
-def minilm() -> TokenIds:
+def minilm() -> TokenizingEncoder:
     tokenizer = Tokenizer.from_file(str(Path(locate("all-MiniLM-L6-v2"), "tokenizer.json")))
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return TokenIds(tokenizer, {}, 256, pools_prompt=True)
+    return TokenizingEncoder(tokenizer, {}, 256, pools_prompt=True)
 
 
 def tokens_of(name):

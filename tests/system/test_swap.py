@@ -11,8 +11,8 @@ import redis
 
 from sutra_tasks import Embeddings, StreamingError, StreamReader, embed
 from sutra_tasks.engines.simulated_engine import vectors_of
-from sutra_tasks.models.registry.store import ModelStore
-from sutra_tasks.models.rollout.gate import Floor
+from sutra_tasks.models.registry.model_registry import ModelRegistry
+from sutra_tasks.models.rollout.gate import Thresholds
 from sutra_tasks.models.rollout.promotion import promote
 from tests.system.registry import WIDTH, add_version, space_of
 from tests.system.streams import Stream
@@ -33,7 +33,7 @@ def swap(
 ) -> Callable[[Callable[[], None]], None]:
     """Return what does some work, again and again, before, while and after search@2 becomes current."""
     (tmp_path / "models").mkdir()
-    store = ModelStore(tmp_path / "models")
+    store = ModelRegistry(tmp_path / "models")
     for _ in range(2):
         add_version(store, "search", tmp_path / "sources")
     store.promote("search", 1)
@@ -45,7 +45,7 @@ def swap(
             swapper = threading.Thread(
                 target=promote,
                 args=(client, store, "search", 2),
-                kwargs={"floor": Floor(), "options": fleet.options},
+                kwargs={"floor": Thresholds(), "options": fleet.options},
             )
             swapper.start()
             while swapper.is_alive():

@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from sutra_tasks.documents.chunking import Chunker, character_spans
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.tokenizing import slices as slicing
-from sutra_tasks.engines.tokenizing import token_ids as token_ids_module
-from sutra_tasks.engines.tokenizing.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing import tokenizing_encoder
+from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 from sutra_tasks.errors import CorruptMessageError
 from tests.system.tiny_models import FOREIGN, KINDS, PROSE, WINDOW, made, prompts_of, token_ids
 
@@ -244,7 +244,7 @@ def test_what_is_no_pack_is_refused(thing):
 def test_ids_behind_a_gap_in_the_vocabulary_are_known():
     sparse = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1, "fox": 900}, unk_token="[UNK]"))
     sparse.pre_tokenizer = pre_tokenizers.Whitespace()
-    ids = TokenIds(sparse, {}, WINDOW, pools_prompt=True)
+    ids = TokenizingEncoder(sparse, {}, WINDOW, pools_prompt=True)
     pack = packed(ids, ["a fox"])
     assert ids.unpack(pack)[0].content.ids.tolist() == [1, 900]
     with pytest.raises(CorruptMessageError):
@@ -267,7 +267,7 @@ def test_a_text_in_slices_has_the_tokens_of_the_whole(name, data, text):
     prefix = KINDS[name].prompts[prompt] if prompt else ""
     said = made(name).encode(prefix + text)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(token_ids_module, "SLICE_CHARS", 40)
+        patched.setattr(tokenizing_encoder, "SLICE_CHARS", 40)
         patched.setattr(slicing, "SLICE_CHARS", 40)
         patched.setattr(slicing, "SEAM_CHARS", 32)
         (whole,) = token_ids(name).tokenize([text], prompt)
@@ -293,7 +293,7 @@ def test_where_no_word_ends_a_text_is_tokenised_in_one_piece(text, slice_chars, 
     monkeypatch.setattr(slicing, "SLICE_CHARS", slice_chars)
     monkeypatch.setattr(slicing, "SEAM_CHARS", slice_chars // 3)
     said = made("bert").encode(text, add_special_tokens=False)
-    ids, spans = slicing.tokenize_sliced(made("bert"), text)
+    ids, spans = slicing.tokenize_in_slices(made("bert"), text)
     assert ids.tolist() == said.ids
     assert spans.tolist() == [list(span) for span in said.offsets]
 
@@ -304,7 +304,7 @@ MEASURE = """
 import sys
 from tokenizers import Tokenizer
 from sutra_tasks.documents.chunking import Chunker
-from sutra_tasks.engines.tokenizing.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 
 def peak():
     lines = open("/proc/self/status").read().splitlines()
@@ -313,7 +313,7 @@ def peak():
 tokenizer = Tokenizer.from_file(sys.argv[1])
 tokenizer.no_padding()
 tokenizer.no_truncation()
-ids = TokenIds(tokenizer, {}, 256, pools_prompt=True)
+ids = TokenizingEncoder(tokenizer, {}, 256, pools_prompt=True)
 ids.tokenize(["warm"], None)
 text = sys.stdin.read()
 before = peak()

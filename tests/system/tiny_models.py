@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from sutra_tasks.engines.tokenizing.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 
 WINDOW = 128
 HIDDEN = 32
@@ -229,6 +229,6 @@ def made(name: str) -> Tokenizer:
 
 
 @cache
-def token_ids(name: str) -> TokenIds:
+def token_ids(name: str) -> TokenizingEncoder:
     kind = KINDS[name]
-    return TokenIds(made(name), kind.prompts, WINDOW, pools_prompt=kind.include_prompt)
+    return TokenizingEncoder(made(name), kind.prompts, WINDOW, pools_prompt=kind.include_prompt)

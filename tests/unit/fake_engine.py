@@ -10,7 +10,7 @@ import numpy as np
 
 from sutra_tasks.batching.batcher import Batcher, Encoded, Encodes
 from sutra_tasks.batching.next_batch import Limits
-from sutra_tasks.engines.encoder import Card, TokenizedText
+from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.vectors import Floats
 
 LIMITS = Limits(max_tokens=1000, max_texts=8, max_wait_s=0)
@@ -32,7 +32,7 @@ class FakeEncoder:
         memory: float = math.inf,
         before: Callable[[], None] = lambda: None,
     ):
-        self.card = Card(model="fake", space="fake:2", width=2, window=512, prompts={})
+        self.info = ModelInfo(model="fake", space="fake:2", width=2, window=512, prompts={})
         self.batches: list[list[int]] = []
         self.began, self.gate = Event(), Event()
         self.gate.set()

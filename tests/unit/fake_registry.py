@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from sutra_tasks.engines.encoder import Encoder
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import ModelError
 from sutra_tasks.models.loaded import loading
-from sutra_tasks.models.loaded.cache import Models
+from sutra_tasks.models.loaded.model_cache import ModelCache
 from sutra_tasks.settings import Settings
 
 OPTIONS = Settings(
@@ -22,7 +22,7 @@ MB = 1_000_000
 
 def engine(reference: str) -> SimulatedEncoder:
     made = SimulatedEncoder(model=reference, width=4)
-    made.card = replace(made.card, weight_bytes=4 * MB)
+    made.info = replace(made.info, weight_bytes=4 * MB)
     return made
 
 
@@ -30,8 +30,8 @@ class Manifest:
     def __init__(self, name: str, version: int) -> None:
         encoder = engine(f"{name}@{version}")
         self.name, self.version = name, version
-        self.space, self.bytes = encoder.card.space, encoder.card.weight_bytes
-        self.golden = Golden.of(encoder).to_json()
+        self.space, self.bytes = encoder.info.space, encoder.info.weight_bytes
+        self.golden = GoldenVectors.of(encoder).to_json()
 
 
 class Store:
@@ -83,7 +83,7 @@ class Store:
 
     def by_space(self, name: str, space: str) -> int | None:
         self._read("by_space")
-        spaces = {one: engine(f"{name}@{one}").card.space for one in (1, 2, 3)}
+        spaces = {one: engine(f"{name}@{one}").info.space for one in (1, 2, 3)}
         return next((version for version, one in spaces.items() if one == space), None)
 
 
@@ -97,9 +97,9 @@ def models_of(
     store: Store | None,
     clock: Callable[[], float],
     options: Settings = OPTIONS,
-) -> Models:
+) -> ModelCache:
     """Return a device's models of which the first one serves."""
     monkeypatch.setattr(loading, "load_engine", lambda _, reference, folder=None: engine(reference))  # noqa: ARG005
-    made = Models(options, store, clock=clock)  # type: ignore[arg-type]
+    made = ModelCache(options, store, clock=clock)  # type: ignore[arg-type]
     made.begin(made.first(), Service)  # type: ignore[arg-type]
     return made

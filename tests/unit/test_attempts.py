@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sutra_tasks import DistillationConfig
-from sutra_tasks.distillation.worker.attempts import counted, preparing
+from sutra_tasks.distillation.worker.attempts import limit_attempts, limit_preparation
 from sutra_tasks.errors import ModelError
 from sutra_tasks.settings import Settings
 
@@ -18,7 +18,7 @@ class DeathError(BaseException):
 
 
 def die(folder: Path, at: str = "here") -> None:
-    with counted(folder / "starts.json", "small", at, 3):
+    with limit_attempts(folder / "starts.json", "small", at, 3):
         raise DeathError
 
 
@@ -41,9 +41,9 @@ def test_whoever_gets_further_is_counted_anew(tmp_path: Path) -> None:
 def test_an_ordinary_error_is_no_death(tmp_path: Path) -> None:
     path = tmp_path / "starts.json"
     for _ in range(9):
-        with pytest.raises(OSError, match="no space"), counted(path, "small", "here", 3):
+        with pytest.raises(OSError, match="no space"), limit_attempts(path, "small", "here", 3):
             raise OSError("no space")
-    with counted(path, "small", "here", 3):
+    with limit_attempts(path, "small", "here", 3):
         assert json.loads(path.read_text())["starts"] == 1
     assert not path.exists()
 
@@ -51,10 +51,13 @@ def test_an_ordinary_error_is_no_death(tmp_path: Path) -> None:
 def test_what_comes_before_a_run_has_its_folder_is_counted_for_each_recipe(tmp_path: Path) -> None:
     options = Settings(models_dir=str(tmp_path))
     for _ in range(options.max_attempts):
-        with pytest.raises(DeathError), preparing(CONFIG, options):
+        with pytest.raises(DeathError), limit_preparation(CONFIG, options):
             raise DeathError
     other = DistillationConfig(teacher="tiny", texts=("b.txt",))
-    with preparing(other, options):
+    with limit_preparation(other, options):
         pass
-    with pytest.raises(ModelError, match="its texts and its teacher"), preparing(CONFIG, options):
+    with (
+        pytest.raises(ModelError, match="its texts and its teacher"),
+        limit_preparation(CONFIG, options),
+    ):
         pass

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from sutra_tasks.cli.status import DeviceStatus, FleetStatus, precisions
 from sutra_tasks.engines.attention import (
-    Candidate,
+    AttentionCandidate,
+    Implementation,
     ModelTraits,
-    Path,
-    Unproven,
-    candidates,
-    first_proven,
-    under_padding,
+    NoFaithfulAttention,
+    attention_candidates,
+    first_faithful,
+    implementation_for_padding,
 )
 from sutra_tasks.engines.capability import GPUInfo, Hardware, detect
 from sutra_tasks.health.states import State
@@ -93,67 +93,69 @@ def test_a_device_is_named_and_known_for_what_it_can(
 
 
 EXPECTED = [
-    ("V100", nvidia(7, 0), Path.SDPA_EFFICIENT, "float16"),
-    ("T4", nvidia(7, 5), Path.SDPA_EFFICIENT, "float16"),
-    ("T4 alone", nvidia(7, 5, package=False), Path.SDPA_EFFICIENT, "float16"),
+    ("V100", nvidia(7, 0), Implementation.SDPA_EFFICIENT, "float16"),
+    ("T4", nvidia(7, 5), Implementation.SDPA_EFFICIENT, "float16"),
+    ("T4 alone", nvidia(7, 5, package=False), Implementation.SDPA_EFFICIENT, "float16"),
     *(
         case
         for name, capability in [("A100", (8, 0)), ("L4", (8, 9)), ("H100", (9, 0)), ("B200", (10, 0))]
         for case in [
-            (name, nvidia(*capability), Path.FLASH_2, "bfloat16"),
-            (f"{name} alone", nvidia(*capability, package=False), Path.SDPA_FLASH, "bfloat16"),
+            (name, nvidia(*capability), Implementation.FLASH_2, "bfloat16"),
+            (f"{name} alone", nvidia(*capability, package=False), Implementation.SDPA_FLASH, "bfloat16"),
         ]
     ),
-    ("MI250, ROCm 4.5", mi250("4.5"), Path.PLAIN, "bfloat16"),
-    ("MI250, ROCm 5.7", mi250("5.7"), Path.PLAIN, "bfloat16"),
-    ("MI250, ROCm 6.2", mi250("6.2"), Path.FLASH_2, "bfloat16"),
-    ("MI250, ROCm 6.2 alone", mi250("6.2", package=False), Path.SDPA_FLASH, "bfloat16"),
-    ("MI250, ROCm 10.0", mi250("10.0"), Path.FLASH_2, "bfloat16"),
-    ("M2", M2, Path.METAL, "float32"),
-    ("CPU", CPU, Path.CPU_FLASH, "float32"),
-    ("CPU with bfloat16", CPU_BF16, Path.CPU_FLASH, "bfloat16"),
+    ("MI250, ROCm 4.5", mi250("4.5"), Implementation.PLAIN, "bfloat16"),
+    ("MI250, ROCm 5.7", mi250("5.7"), Implementation.PLAIN, "bfloat16"),
+    ("MI250, ROCm 6.2", mi250("6.2"), Implementation.FLASH_2, "bfloat16"),
+    ("MI250, ROCm 6.2 alone", mi250("6.2", package=False), Implementation.SDPA_FLASH, "bfloat16"),
+    ("MI250, ROCm 10.0", mi250("10.0"), Implementation.FLASH_2, "bfloat16"),
+    ("M2", M2, Implementation.METAL, "float32"),
+    ("CPU", CPU, Implementation.CPU_FLASH, "float32"),
+    ("CPU with bfloat16", CPU_BF16, Implementation.CPU_FLASH, "bfloat16"),
 ]
 
 
 @pytest.mark.parametrize(("hardware", "path", "dtype"), [case[1:] for case in EXPECTED],
                          ids=[case[0] for case in EXPECTED])  # fmt: skip
-def test_each_device_takes_the_best_it_can(hardware: Hardware, path: Path, dtype: str) -> None:
-    best = candidates(hardware, MINILM)[0]
+def test_each_device_takes_the_best_it_can(hardware: Hardware, path: Implementation, dtype: str) -> None:
+    best = attention_candidates(hardware, MINILM)[0]
     assert (best.path, best.dtype) == (path, dtype)
 
 
 @pytest.mark.parametrize(
     ("traits", "path"),
     [
-        (ModelTraits(head_size=256), Path.FLASH_2),
-        (ModelTraits(head_size=264), Path.SDPA_EFFICIENT),
-        (ModelTraits(head_size=36), Path.PLAIN),
-        (replace(MINILM, flash=False), Path.SDPA_FLASH),
-        (replace(MINILM, flash=False, position_bias=True), Path.SDPA_EFFICIENT),
-        (ModelTraits(head_size=64, flash=False, sdpa=False), Path.PLAIN),
+        (ModelTraits(head_size=256), Implementation.FLASH_2),
+        (ModelTraits(head_size=264), Implementation.SDPA_EFFICIENT),
+        (ModelTraits(head_size=36), Implementation.PLAIN),
+        (replace(MINILM, flash=False), Implementation.SDPA_FLASH),
+        (replace(MINILM, flash=False, position_bias=True), Implementation.SDPA_EFFICIENT),
+        (ModelTraits(head_size=64, flash=False, sdpa=False), Implementation.PLAIN),
     ],
 )
-def test_a_model_gets_what_it_works_with(traits: ModelTraits, path: Path) -> None:
-    best = candidates(nvidia(9, 0), traits)[0]
+def test_a_model_gets_what_it_works_with(traits: ModelTraits, path: Implementation) -> None:
+    best = attention_candidates(nvidia(9, 0), traits)[0]
     assert (best.path, best.dtype) == (path, "bfloat16")
 
 
 @pytest.mark.parametrize(
     ("built_for", "path"),
     [
-        (("sm_70", "sm_80"), Path.SDPA_EFFICIENT),
-        (("compute_70",), Path.SDPA_EFFICIENT),
-        (("sm_75", "sm_80", "sm_90a", "compute_120"), Path.PLAIN),
-        (("something else",), Path.PLAIN),
+        (("sm_70", "sm_80"), Implementation.SDPA_EFFICIENT),
+        (("compute_70",), Implementation.SDPA_EFFICIENT),
+        (("sm_75", "sm_80", "sm_90a", "compute_120"), Implementation.PLAIN),
+        (("something else",), Implementation.PLAIN),
     ],
 )
-def test_a_torch_without_kernels_for_a_gpu_is_told(built_for: tuple[str, ...], path: Path) -> None:
+def test_a_torch_without_kernels_for_a_gpu_is_told(
+    built_for: tuple[str, ...], path: Implementation
+) -> None:
     v100 = replace(nvidia(7, 0), built_for=built_for)
-    best = candidates(v100, MINILM)[0]
+    best = attention_candidates(v100, MINILM)[0]
     assert best.path is path
-    assert detect(v100).is_available == (path is not Path.PLAIN)
+    assert detect(v100).is_available == (path is not Implementation.PLAIN)
     built = f"this torch is built for {', '.join(built_for)}, not Volta (7.0)"
-    assert any(built in reason for reason in best.ruled_out) == (path is Path.PLAIN)
+    assert any(built in reason for reason in best.ruled_out) == (path is Implementation.PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ TRAITS = st.builds(
     ModelTraits, st.integers(0, 512), st.booleans(), st.booleans(), position_bias=st.booleans()
 )
 WAYS = st.builds(
-    candidates,
+    attention_candidates,
     HARDWARE,
     TRAITS,
     attention=st.sampled_from(ATTENTIONS),
@@ -197,18 +199,20 @@ WAYS = st.builds(
 
 @laws(max_examples=200, deadline=None)
 @given(ways=WAYS)
-def test_the_last_resort_is_always_plain_attention_in_float32(ways: tuple[Candidate, ...]) -> None:
-    assert (ways[-1].path, ways[-1].dtype, ways[-1].on_trial) == (Path.PLAIN, "float32", False)
+def test_the_last_resort_is_always_plain_attention_in_float32(
+    ways: tuple[AttentionCandidate, ...],
+) -> None:
+    assert (ways[-1].path, ways[-1].dtype, ways[-1].on_trial) == (Implementation.PLAIN, "float32", False)
     assert len({(way.path, way.dtype) for way in ways}) == len(ways)
 
 
 @laws(max_examples=200, deadline=None)
 @given(ways=WAYS)
-def test_no_padded_batch_goes_through_cudas_flash_kernel(ways: tuple[Candidate, ...]) -> None:
-    assert Path.SDPA_FLASH not in {under_padding(way.path) for way in ways}
+def test_no_padded_batch_goes_through_cudas_flash_kernel(ways: tuple[AttentionCandidate, ...]) -> None:
+    assert Implementation.SDPA_FLASH not in {implementation_for_padding(way.path) for way in ways}
     # What padded batches take instead is among the ways, should it be all that works.
     paths = {(way.path, way.dtype) for way in ways}
-    assert {(under_padding(path), dtype) for path, dtype in paths} <= paths
+    assert {(implementation_for_padding(path), dtype) for path, dtype in paths} <= paths
 
 
 @laws(max_examples=300, deadline=None)
@@ -218,19 +222,19 @@ def test_no_padded_batch_goes_through_cudas_flash_kernel(ways: tuple[Candidate, 
 def test_flash_kernels_run_only_where_they_can(
     hardware: Hardware, traits: ModelTraits, asked: str, dtype: str
 ) -> None:
-    for way in candidates(hardware, traits, attention=asked, dtype=dtype):
-        if way.path in (Path.FLASH_2, Path.SDPA_FLASH):
+    for way in attention_candidates(hardware, traits, attention=asked, dtype=dtype):
+        if way.path in (Implementation.FLASH_2, Implementation.SDPA_FLASH):
             assert hardware.capability is not None
             assert hardware.capability >= (8, 0) or hardware.hip is not None
             assert detect(hardware).flash_v2_support
             assert way.dtype in ("float16", "bfloat16")
             assert traits.head_size in range(8, 257, 8)
             assert not traits.position_bias
-        if way.path is Path.FLASH_2:
+        if way.path is Implementation.FLASH_2:
             assert hardware.flash_attn
             assert traits.flash
             assert asked in ("auto", "flash_attention_2")
-        elif way.path is not Path.PLAIN:
+        elif way.path is not Implementation.PLAIN:
             assert traits.sdpa
             assert asked != "eager"
 
@@ -238,7 +242,7 @@ def test_flash_kernels_run_only_where_they_can(
 @laws(max_examples=100, deadline=None)
 @given(hardware=HARDWARE, dtype=st.sampled_from(DTYPES))
 def test_a_precision_that_was_asked_for_comes_first(hardware: Hardware, dtype: str) -> None:
-    first = candidates(hardware, MINILM, dtype=dtype)[0]
+    first = attention_candidates(hardware, MINILM, dtype=dtype)[0]
     assert dtype in ("auto", first.dtype)
     assert first.on_trial == (dtype == "auto" and hardware.cpu_bf16)
 
@@ -264,70 +268,72 @@ def test_a_precision_that_was_asked_for_comes_first(hardware: Hardware, dtype: s
 def test_a_choice_says_why_it_is_no_better_one(
     hardware: Hardware, asked: str, reasons: list[str]
 ) -> None:
-    assert list(candidates(hardware, MINILM, attention=asked)[0].ruled_out) == reasons
+    assert list(attention_candidates(hardware, MINILM, attention=asked)[0].ruled_out) == reasons
 
 
 # What a probe shows.
 
 
 def failing(
-    *paths: Path, in_dtypes: str = "float16 bfloat16 float32"
-) -> Callable[[Candidate], str | None]:
+    *paths: Implementation, in_dtypes: str = "float16 bfloat16 float32"
+) -> Callable[[AttentionCandidate], str | None]:
     return lambda way: "no" if way.path in paths and way.dtype in in_dtypes else None
 
 
 @pytest.mark.parametrize(
     ("hardware", "broken", "path", "dtype", "reason"),
     [
-        (nvidia(9, 0), (), Path.FLASH_2, "bfloat16", ""),
-        (nvidia(9, 0), (Path.FLASH_2,), Path.SDPA_FLASH, "bfloat16",
+        (nvidia(9, 0), (), Implementation.FLASH_2, "bfloat16", ""),
+        (nvidia(9, 0), (Implementation.FLASH_2,), Implementation.SDPA_FLASH, "bfloat16",
          "flash_attention_2 in bfloat16: no"),
-        (nvidia(9, 0), (Path.FLASH_2, Path.SDPA_FLASH, Path.SDPA_EFFICIENT), Path.PLAIN, "bfloat16",
-         "; ".join(f"{path} in bfloat16: no" for path in list(Path)[:3])),
-        (CPU, (Path.CPU_FLASH,), Path.PLAIN, "float32",
+        (nvidia(9, 0), tuple(Implementation)[:3], Implementation.PLAIN, "bfloat16",
+         "; ".join(f"{path} in bfloat16: no" for path in list(Implementation)[:3])),
+        (CPU, (Implementation.CPU_FLASH,), Implementation.PLAIN, "float32",
          "bfloat16: this processor does not compute it itself; cpu_flash in float32: no"),
     ],
 )  # fmt: skip
 def test_what_fails_its_probe_gives_way_to_the_next(
-    hardware: Hardware, broken: tuple[Path, ...], path: Path, dtype: str, reason: str
+    hardware: Hardware, broken: tuple[Implementation, ...], path: Implementation, dtype: str, reason: str
 ) -> None:
-    way, choice = first_proven(candidates(hardware, MINILM), failing(*broken))
+    way, choice = first_faithful(attention_candidates(hardware, MINILM), failing(*broken))
     assert (way.path, way.dtype) == (choice.path, choice.dtype) == (path, dtype)
     assert choice.reason == reason
 
 
 def test_a_model_that_overflows_half_precision_runs_in_float32() -> None:
-    ways = candidates(nvidia(7, 5), MINILM)
-    way, _ = first_proven(ways, failing(*Path, in_dtypes="float16"))
-    assert (way.path, way.dtype) == (Path.SDPA_EFFICIENT, "float32")
+    ways = attention_candidates(nvidia(7, 5), MINILM)
+    way, _ = first_faithful(ways, failing(*Implementation, in_dtypes="float16"))
+    assert (way.path, way.dtype) == (Implementation.SDPA_EFFICIENT, "float32")
 
 
 def test_a_precision_on_trial_has_one_trial() -> None:
-    tried: list[Candidate] = []
+    tried: list[AttentionCandidate] = []
 
-    def prove(way: Candidate) -> str | None:
+    def prove(way: AttentionCandidate) -> str | None:
         tried.append(way)
         return "0.98 times as fast as float32" if way.on_trial else None
 
-    _, choice = first_proven(candidates(CPU_BF16, MINILM), prove)
+    _, choice = first_faithful(attention_candidates(CPU_BF16, MINILM), prove)
     assert [(way.path, way.dtype) for way in tried] == [
-        (Path.CPU_FLASH, "bfloat16"),
-        (Path.CPU_FLASH, "float32"),
+        (Implementation.CPU_FLASH, "bfloat16"),
+        (Implementation.CPU_FLASH, "float32"),
     ]
     assert choice.dtype == "float32"
     assert choice.reason == "cpu_flash in bfloat16: 0.98 times as fast as float32"
 
 
 @laws(max_examples=100, deadline=None)
-@given(ways=WAYS, broken=st.sets(st.sampled_from(Path)))
-def test_the_first_that_holds_is_chosen(ways: tuple[Candidate, ...], broken: set[Path]) -> None:
+@given(ways=WAYS, broken=st.sets(st.sampled_from(Implementation)))
+def test_the_first_that_holds_is_chosen(
+    ways: tuple[AttentionCandidate, ...], broken: set[Implementation]
+) -> None:
     prove = failing(*broken)
     given_up = {way.dtype for way in ways if way.on_trial and prove(way)}
-    if Path.PLAIN in broken and all(prove(way) for way in ways if way.dtype not in given_up):
-        with pytest.raises(Unproven, match="plain in float32: no"):
-            first_proven(ways, prove)
+    if Implementation.PLAIN in broken and all(prove(way) for way in ways if way.dtype not in given_up):
+        with pytest.raises(NoFaithfulAttention, match="plain in float32: no"):
+            first_faithful(ways, prove)
         return
-    way, _ = first_proven(ways, prove)
+    way, _ = first_faithful(ways, prove)
     before = list(takewhile(lambda one: one != way, ways))
     assert all(prove(one) or one.dtype in given_up for one in before)
     assert not prove(way)

@@ -20,7 +20,7 @@ from sutra_tasks.documents.chunked_call import CallChunker, ChunkedCall
 from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
 from sutra_tasks.documents.late_chunking import chunks_of_windows
 from sutra_tasks.documents.weights import chunk_weights
-from sutra_tasks.engines.encoder import Card, TokenizedText
+from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.offsets import Offsets
 from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
 from sutra_tasks.errors import EncodingError, ModelError
@@ -36,7 +36,7 @@ class Prompted(SimulatedEncoder):
     def __init__(self, prompts: dict[str, int] | None = None, *, window: int = WINDOW) -> None:
         super().__init__(width=WIDTH)
         prompted = {name: "p " * tokens for name, tokens in (prompts or {}).items()}
-        self.card = Card("prompted", f"prompted:{WIDTH}", WIDTH, window, prompted)
+        self.info = ModelInfo("prompted", f"prompted:{WIDTH}", WIDTH, window, prompted)
         self._tokens = prompts or {}
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
@@ -114,7 +114,7 @@ def test_threshold_and_block_are_usually_512_or_the_window() -> None:
 
 def test_a_static_model_takes_texts_of_any_length_whole_unless_a_threshold_is_set() -> None:
     encoder = Pooling(window=2**23)
-    encoder.card = replace(encoder.card, is_static=True)
+    encoder.info = replace(encoder.info, is_static=True)
     text = words(3_000)
     assert len(chunked(text, encoder).rows) == 1
     assert len(chunked(text, encoder, {"sequence_threshold": 1_000}).rows) > 1

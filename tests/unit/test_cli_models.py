@@ -10,8 +10,8 @@ from sutra_tasks.cli import models as command
 from sutra_tasks.engines import golden
 from sutra_tasks.engines import load as engines
 from sutra_tasks.errors import BrokerNotConfiguredError, ModelError, SutraError
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.settings import Settings
 
 
@@ -22,36 +22,36 @@ def options(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def store(options: Settings, tmp_path: Path) -> ModelStore:
+def store(options: Settings, tmp_path: Path) -> ModelRegistry:
     """Three versions of a model, of which the second serves and the first did."""
-    source, found = tmp_path / "source", ModelStore(Path(options.models_dir or ""))
+    source, found = tmp_path / "source", ModelRegistry(Path(options.models_dir or ""))
     source.mkdir()
     for number in range(1, 4):
         (source / "weights").write_text(str(number))
-        found.add("search", source, Facts(space=f"s{number}", width=8, golden="{}", metrics={}))
+        found.add("search", source, VersionFacts(space=f"s{number}", width=8, golden="{}", metrics={}))
     found.promote("search", 1)
     found.promote("search", 2)
     return found
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, behind: str = "") -> None:
-    def await_served(*_: object) -> None:
+    def wait_until_served(*_: object) -> None:
         if behind:
             raise SutraError(behind)
 
     monkeypatch.setattr(command, "connected", lambda _: None)
-    monkeypatch.setattr(command, "await_served", await_served)
+    monkeypatch.setattr(command, "wait_until_served", wait_until_served)
 
 
 def test_a_rollback_goes_back(
-    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    options: Settings, store: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch)
     command.run_rollback(options, "search")
     assert store.current("search") == 1
 
 
-def test_a_rollback_without_its_server_moves_nothing(options: Settings, store: ModelStore) -> None:
+def test_a_rollback_without_its_server_moves_nothing(options: Settings, store: ModelRegistry) -> None:
     with pytest.raises(SutraError, match="does not answer"):
         command.run_rollback(options, "search")
     with pytest.raises(BrokerNotConfiguredError):
@@ -60,7 +60,7 @@ def test_a_rollback_without_its_server_moves_nothing(options: Settings, store: M
 
 
 def test_a_rollback_to_damaged_files_moves_nothing(
-    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    options: Settings, store: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch)
     weights = store.folder("search", 1) / "weights"
@@ -72,7 +72,7 @@ def test_a_rollback_to_damaged_files_moves_nothing(
 
 
 def test_a_rollback_to_nothing_is_refused(
-    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    options: Settings, store: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch)
     command.run_rollback(options, "search")
@@ -82,7 +82,7 @@ def test_a_rollback_to_nothing_is_refused(
 
 
 def test_a_rollback_that_devices_do_not_follow_says_what_serves_now(
-    options: Settings, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+    options: Settings, store: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(monkeypatch, behind="gpu0 does not")
     with pytest.raises(SutraError, match=r"the registry went back: search@1 .*gpu0 does not"):
@@ -95,14 +95,14 @@ def test_what_is_added_is_measured_and_not_simulated(
 ) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("1")
-    card = SimpleNamespace(space="real:8", width=8)
+    info = SimpleNamespace(space="real:8", width=8)
 
     def load_engine(given: Settings, *_: Any) -> Any:
         assert given.engine == "torch"
-        return SimpleNamespace(card=card)
+        return SimpleNamespace(info=info)
 
     monkeypatch.setattr(engines, "load_engine", load_engine)
-    monkeypatch.setattr(golden.Golden, "of", lambda _: SimpleNamespace(to_json=lambda: "{}"))
+    monkeypatch.setattr(golden.GoldenVectors, "of", lambda _: SimpleNamespace(to_json=lambda: "{}"))
     simulated = Settings(models_dir=options.models_dir, engine="simulated")
     command.run_add(simulated, "search", str(tmp_path / "model"))
-    assert ModelStore(Path(options.models_dir or "")).manifest("search", 1).space == "real:8"
+    assert ModelRegistry(Path(options.models_dir or "")).manifest("search", 1).space == "real:8"

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.distillation.data.corpus import BadRows, Corpus, read, read_pairs, split
+from sutra_tasks.distillation.data.corpus import BadRows, Corpus, read_corpus, read_pairs, split_corpus
 from sutra_tasks.errors import InvalidOptionError, TooLittleTextError
 
 pa: Any = importlib.import_module("pyarrow")  # it carries no type information
@@ -33,7 +33,7 @@ def write(folder: Path, name: str, content: str | bytes) -> str:
 
 
 def texts_of(folder: Path, name: str, content: str | bytes) -> tuple[str, ...]:
-    return read(folder, [write(folder, name, content)], most_chars=MOST).texts
+    return read_corpus(folder, [write(folder, name, content)], most_chars=MOST).texts
 
 
 def reasons(corpus: Corpus) -> list[tuple[int, str]]:
@@ -67,13 +67,13 @@ def test_parquet_holds_a_column_and_its_batches_are_one(tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(3_000)]
     table = pa.table({"id": list(range(3_000)), "text": texts})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
-    assert read(tmp_path, ["a.parquet"], most_chars=MOST).texts == tuple(texts)
+    assert read_corpus(tmp_path, ["a.parquet"], most_chars=MOST).texts == tuple(texts)
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_parquet_has_several_kinds_of_strings(tmp_path: Path, kind: Any) -> None:
     pq.write_table(pa.table({"text": pa.array(["a", "b", "a"]).cast(kind)}), tmp_path / "a.parquet")
-    assert read(tmp_path, ["a.parquet"], most_chars=MOST).texts == ("a", "b")
+    assert read_corpus(tmp_path, ["a.parquet"], most_chars=MOST).texts == ("a", "b")
 
 
 @laws(max_examples=50, deadline=None)
@@ -89,7 +89,7 @@ def test_any_texts_come_back_from_every_kind_that_can_hold_them(
     write(folder, "a.csv", csv_of(texts))
     pq.write_table(pa.table({"text": texts}), folder / "a.parquet")
     for name in ("a.jsonl", "b.jsonl", "a.csv", "a.parquet"):
-        corpus = read(folder, [name], most_chars=MOST)
+        corpus = read_corpus(folder, [name], most_chars=MOST)
         assert corpus.texts == tuple(dict.fromkeys(texts)), name
         assert (corpus.bad_rows, corpus.duplicates) == (0, len(texts) - len(corpus.texts))
 
@@ -110,14 +110,14 @@ def test_several_files_are_one_corpus_in_the_order_first_seen(tmp_path: Path) ->
     write(tmp_path, "a.txt", "one\ntwo\n")
     (tmp_path / "deep").mkdir()
     write(tmp_path, "deep/B.TXT", "two\nthree\none\n")
-    corpus = read(tmp_path, ["a.txt", "deep/B.TXT"], most_chars=MOST)
+    corpus = read_corpus(tmp_path, ["a.txt", "deep/B.TXT"], most_chars=MOST)
     assert corpus.texts == ("one", "two", "three")
     assert corpus.duplicates == 2
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 def test_an_empty_file_holds_nothing(tmp_path: Path, name: str) -> None:
-    corpus = read(tmp_path, [write(tmp_path, name, "")], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [write(tmp_path, name, "")], most_chars=MOST)
     assert (corpus.texts, corpus.bad_rows) == ((), 0)
 
 
@@ -140,7 +140,7 @@ def test_bad_rows_of_jsonl_are_named_by_line_and_the_others_are_read(tmp_path: P
         b"1" * 5_000,
         b'"better"',
     ]
-    corpus = read(tmp_path, [write(tmp_path, "a.jsonl", b"\n".join(rows))], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [write(tmp_path, "a.jsonl", b"\n".join(rows))], most_chars=MOST)
     assert corpus.texts == ("good", "better")
     assert reasons(corpus) == [
         (2, "not JSON"),
@@ -160,7 +160,7 @@ def test_bad_rows_of_jsonl_are_named_by_line_and_the_others_are_read(tmp_path: P
 
 def test_bad_rows_of_csv_are_named_and_the_others_are_read(tmp_path: Path) -> None:
     content = b'id,text\n1,good\n2\n3,\n4,\xff\n5,"x"y\n6,' + b"x" * 101 + b"\n7,better\n"
-    corpus = read(tmp_path, [write(tmp_path, "a.csv", content)], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [write(tmp_path, "a.csv", content)], most_chars=MOST)
     assert corpus.texts == ("good", "better")
     assert [(line, reason.split(",")[0]) for line, reason in reasons(corpus)] == [
         (3, "no text"),
@@ -174,7 +174,7 @@ def test_bad_rows_of_csv_are_named_and_the_others_are_read(tmp_path: Path) -> No
 def test_a_quote_that_is_never_closed_loses_a_part_and_not_the_file(tmp_path: Path) -> None:
     filler = "".join(f"{i},row\n" for i in range(30_000))
     content = f'id,text\n1,good\n2,"open\n{filler}3,better\n'
-    corpus = read(tmp_path, [write(tmp_path, "a.csv", content)], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [write(tmp_path, "a.csv", content)], most_chars=MOST)
     assert corpus.texts == ("good", "row", "better")
     assert corpus.bad_rows == 1
 
@@ -187,13 +187,15 @@ def test_bad_cells_of_parquet_are_named_and_the_others_are_read(tmp_path: Path) 
     )
     column = pa.chunked_array([broken, pa.array([None, "", "better"])])
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    corpus = read(tmp_path, ["a.parquet"], most_chars=MOST)
+    corpus = read_corpus(tmp_path, ["a.parquet"], most_chars=MOST)
     assert corpus.texts == ("ok", "better")
     assert reasons(corpus) == [(2, "not valid Unicode"), (3, "no text"), (4, "empty")]
 
 
 def test_a_file_in_another_encoding_gives_bad_rows_and_no_nonsense(tmp_path: Path) -> None:
-    corpus = read(tmp_path, [write(tmp_path, "a.txt", "one\ntwo\n".encode("utf-16"))], most_chars=MOST)
+    corpus = read_corpus(
+        tmp_path, [write(tmp_path, "a.txt", "one\ntwo\n".encode("utf-16"))], most_chars=MOST
+    )
     assert corpus.texts == ()
     assert {reason for _, reason in reasons(corpus)} <= {"not UTF-8", "a NUL character"}
 
@@ -207,7 +209,7 @@ def test_a_huge_line_is_bad_and_never_in_memory(tmp_path: Path, name: str) -> No
     }[name]
     write(tmp_path, name, f"{head}{one}\n{'x' * 8_000_000}\n{two}\n")
     tracemalloc.start()
-    corpus = read(tmp_path, [name], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [name], most_chars=MOST)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert corpus.texts == ("one", "two")
@@ -216,14 +218,14 @@ def test_a_huge_line_is_bad_and_never_in_memory(tmp_path: Path, name: str) -> No
 
 
 def test_the_first_bad_rows_are_named_and_all_are_counted(tmp_path: Path) -> None:
-    corpus = read(tmp_path, [write(tmp_path, "a.jsonl", "{\n" * 50)], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [write(tmp_path, "a.jsonl", "{\n" * 50)], most_chars=MOST)
     assert corpus.bad_rows == 50
     assert [row.line for row in corpus.bad] == list(range(1, 21))
 
 
 def test_nothing_that_is_shown_holds_a_text(tmp_path: Path) -> None:
     rows = [json.dumps(SECRET), json.dumps(SECRET * 9), f"{{{SECRET}", f'{{"text": ["{SECRET}"]}}']
-    corpus = read(tmp_path, [write(tmp_path, "a.jsonl", "\n".join(rows))], most_chars=MOST)
+    corpus = read_corpus(tmp_path, [write(tmp_path, "a.jsonl", "\n".join(rows))], most_chars=MOST)
     assert corpus.bad_rows == 3
     assert SECRET not in f"{corpus!r} {corpus.bad!r}"
 
@@ -241,7 +243,7 @@ def folder(tmp_path: Path) -> Path:
 
 def refusal(folder: Path, name: str) -> InvalidOptionError:
     with pytest.raises(InvalidOptionError) as caught:
-        read(folder, [name], most_chars=MOST)
+        read_corpus(folder, [name], most_chars=MOST)
     assert caught.value.option == "texts"
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
@@ -279,7 +281,7 @@ def test_a_link_that_stays_inside_is_followed(folder: Path) -> None:
     write(folder, "a.txt", "one")
     (folder / "b.txt").symlink_to("a.txt")
     (folder.parent / "elsewhere").symlink_to(folder)
-    assert read(folder.parent / "elsewhere", ["b.txt"], most_chars=MOST).texts == ("one",)
+    assert read_corpus(folder.parent / "elsewhere", ["b.txt"], most_chars=MOST).texts == ("one",)
 
 
 def test_a_file_that_cannot_be_read_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +325,7 @@ def test_without_pyarrow_the_extra_is_named(folder: Path, monkeypatch: pytest.Mo
 
 def drawn(folder: Path, seed: int, most: int = 10) -> Corpus:
     rng = np.random.default_rng(seed)
-    return read(folder, ["a.txt"], most_chars=MOST, most_texts=most, rng=rng)
+    return read_corpus(folder, ["a.txt"], most_chars=MOST, most_texts=most, rng=rng)
 
 
 def test_a_draw_is_uniform_over_different_texts_and_keeps_their_order(tmp_path: Path) -> None:
@@ -366,7 +368,7 @@ def test_a_sample_is_part_of_the_draw(tmp_path: Path) -> None:
     def found(most: int) -> Corpus:
         rng = np.random.default_rng(1)
         more = ["text 001", "nul \0", *sample]
-        return read(tmp_path, ["a.txt"], most_chars=MOST, sample=more, most_texts=most, rng=rng)
+        return read_corpus(tmp_path, ["a.txt"], most_chars=MOST, sample=more, most_texts=most, rng=rng)
 
     assert (found(80).texts, found(80).duplicates) == ((*texts, *sample), 0)
     drawn_texts = found(40).texts
@@ -386,29 +388,29 @@ def test_a_sample_is_part_of_the_draw(tmp_path: Path) -> None:
 def test_a_text_that_was_learned_from_is_never_held_out_when_files_grow(
     texts: list[str], more: list[str], seed: int
 ) -> None:
-    train, held_out = split(Corpus(tuple(texts)), 3, seed)
+    train, held_out = split_corpus(Corpus(tuple(texts)), 3, seed)
     assert len(held_out) == 3
     assert sorted([*train, *held_out]) == sorted(texts)
     assert [*train] == [text for text in texts if text in train]
     grown = [*dict.fromkeys([*more, *texts])]
     random.Random(seed).shuffle(grown)
-    later_train, later = split(Corpus(tuple(grown)), 3, seed)
+    later_train, later = split_corpus(Corpus(tuple(grown)), 3, seed)
     assert not set(later) & set(train)
     assert set(later_train) >= set(train)
 
 
 def test_another_seed_holds_out_other_texts() -> None:
     corpus = Corpus(tuple(f"text {i}" for i in range(300)))
-    assert split(corpus, 50, 1) == split(corpus, 50, 1)
-    assert len(set(split(corpus, 50, 1)[1]) & set(split(corpus, 50, 2)[1])) < 25
+    assert split_corpus(corpus, 50, 1) == split_corpus(corpus, 50, 1)
+    assert len(set(split_corpus(corpus, 50, 1)[1]) & set(split_corpus(corpus, 50, 2)[1])) < 25
 
 
 def test_too_little_text_is_refused_with_the_number_needed() -> None:
     corpus = Corpus(tuple(map(str, range(59))), bad_rows=4)
     with pytest.raises(TooLittleTextError) as caught:
-        split(corpus, 20, 0)
+        split_corpus(corpus, 20, 0)
     assert caught.value.args == (59, 60, 4, 0)
-    assert len(split(Corpus(tuple(map(str, range(60)))), 20, 0)[0]) == 40
+    assert len(split_corpus(Corpus(tuple(map(str, range(60)))), 20, 0)[0]) == 40
 
 
 # --- labelled pairs

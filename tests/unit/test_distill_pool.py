@@ -12,7 +12,7 @@ from celery.worker.state import revoked
 from sutra_tasks import DistillationConfig, keys
 from sutra_tasks.distillation.worker import pool as distiller
 from sutra_tasks.distillation.worker.pool import DistillPool
-from sutra_tasks.distillation.worker.watch import Stopping
+from sutra_tasks.distillation.worker.run_monitor import WorkerStopping
 from sutra_tasks.errors import DistillationUnderWayError, ModelError
 from sutra_tasks.settings import Settings
 
@@ -41,8 +41,9 @@ class Worker:
         self.make: Callable[[], Any] = lambda: {"model": "small@1", "made": True}
         self.told = 0
         for name, found in (
-            ("gather", self._gather), ("Run", self._a_run), ("sampler", lambda *_: self),
-            ("_with_threads", lambda options: options), ("sightings", lambda _: []),
+            ("read_run_texts", self._gather), ("DistillationRun", self._a_run),
+            ("open_sample", lambda *_: self), ("_with_threads", lambda options: options),
+            ("sightings", lambda _: []),
         ):  # fmt: skip
             monkeypatch.setattr(distiller, name, found)
         self._options = Settings(models_dir=str(folder))
@@ -86,7 +87,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
 
 
 @pytest.mark.parametrize(
-    ("end", "raised"), [(DeathError(), DeathError), (Stopping(), Reject)]
+    ("end", "raised"), [(DeathError(), DeathError), (WorkerStopping(), Reject)]
 )  # fmt: skip
 def test_a_run_that_is_delivered_again_has_the_sample_it_had(
     end: BaseException, raised: type[BaseException], worker: Worker

@@ -5,16 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sutra_tasks.errors import ModelError
-from sutra_tasks.models.loaded.eviction import MB, Resident, leaving, make_room
+from sutra_tasks.models.loaded.eviction import MB, CachedModel, leaving, models_to_evict
 
 RESIDENTS = st.lists(
-    st.builds(Resident, st.uuids().map(str), st.integers(0, 50), st.floats(0, 9)),
+    st.builds(CachedModel, st.uuids().map(str), st.integers(0, 50), st.floats(0, 9)),
     unique_by=lambda one: one.reference,
 )
 
 
 @given(RESIDENTS, st.integers(-10, 200))
-def test_those_that_stay_fit_and_were_used_later(held: list[Resident], room: int) -> None:
+def test_those_that_stay_fit_and_were_used_later(held: list[CachedModel], room: int) -> None:
     gone = leaving(held, room)
     stay = [one for one in held if one.reference not in gone]
     assert sum(one.size_bytes for one in stay) <= max(room, 0) or not stay
@@ -28,22 +28,22 @@ def test_those_that_stay_fit_and_were_used_later(held: list[Resident], room: int
 
 @given(
     RESIDENTS.map(
-        lambda held: [Resident(one.reference, one.size_bytes * MB, one.used_at) for one in held]
+        lambda held: [CachedModel(one.reference, one.size_bytes * MB, one.used_at) for one in held]
     ),
     st.sets(st.integers(0, 9)),
     st.integers(0, 50),
     st.integers(1, 200),
 )
 def test_a_model_that_comes_keeps_all_within_the_limit_and_takes_away_none_that_stays(
-    held: list[Resident], staying: set[int], size: int, limit: int
+    held: list[CachedModel], staying: set[int], size: int, limit: int
 ) -> None:
     held = [
-        Resident(one.reference, one.size_bytes, one.used_at, stays=at in staying)
+        CachedModel(one.reference, one.size_bytes, one.used_at, stays=at in staying)
         for at, one in enumerate(held)
     ]
     fixed = sum(one.size_bytes for one in held if one.stays)
     try:
-        gone = make_room("new", size * MB, held, limit, at_any_price=False)
+        gone = models_to_evict("new", size * MB, held, limit, at_any_price=False)
     except ModelError:
         assert fixed + size * MB > limit * MB
         return
@@ -54,15 +54,15 @@ def test_a_model_that_comes_keeps_all_within_the_limit_and_takes_away_none_that_
 
 def test_a_candidate_stays_and_keeps_no_other_out() -> None:
     held = [
-        Resident("default", 4 * MB, 0.0, stays=True),
-        Resident("candidate", 4 * MB, 0.0, is_candidate=True),
-        Resident("other", MB, 1.0),
+        CachedModel("default", 4 * MB, 0.0, stays=True),
+        CachedModel("candidate", 4 * MB, 0.0, is_candidate=True),
+        CachedModel("other", MB, 1.0),
     ]
-    assert make_room("new", 4 * MB, held, 10, at_any_price=False) == ["other"]
+    assert models_to_evict("new", 4 * MB, held, 10, at_any_price=False) == ["other"]
 
 
 def test_a_model_without_room_comes_only_at_any_price() -> None:
-    held = [Resident("default", 8 * MB, 0.0, stays=True), Resident("other", MB, 0.0)]
+    held = [CachedModel("default", 8 * MB, 0.0, stays=True), CachedModel("other", MB, 0.0)]
     with pytest.raises(ModelError, match="4 MB beside 8 MB of models that stay"):
-        make_room("new", 4 * MB, held, 10, at_any_price=False)
-    assert make_room("new", 4 * MB, held, 10, at_any_price=True) == ["other"]
+        models_to_evict("new", 4 * MB, held, 10, at_any_price=False)
+    assert models_to_evict("new", 4 * MB, held, 10, at_any_price=True) == ["other"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sutra_tasks import keys
-from sutra_tasks.models.loaded.cache import AGAIN_S, Models
-from sutra_tasks.models.rollout.follower import NICE, Follower, step_back
+from sutra_tasks.models.loaded.model_cache import RETRY_S, ModelCache
+from sutra_tasks.models.rollout.follower import NICE, Follower, lower_thread_priority
 from sutra_tasks.models.rollout.promotion import Promotion
 from tests.unit.fake_registry import OPTIONS, Store, models_of
 
@@ -31,7 +31,7 @@ class Device:
         self.now = 0.0
         self.store, self.server = Store(), Server()
         settings = replace(OPTIONS, model_memory_mb=100, **options)
-        self.models: Models = models_of(monkeypatch, self.store, lambda: self.now, settings)
+        self.models: ModelCache = models_of(monkeypatch, self.store, lambda: self.now, settings)
         self.hastened = 0
         self.follower = Follower(
             self.server,  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def test_a_version_that_cannot_be_loaded_is_tried_again_after_a_while(device: De
     assert device.serves == "search@1"
     assert device.store.reads.count("verify") == 2  # the first one's, and once this one's
     device.store.broken.clear()
-    device.now += AGAIN_S
+    device.now += RETRY_S
     device.follower.step()
     assert device.serves == "search@2"
 
@@ -141,7 +141,7 @@ def test_only_the_thread_that_loads_steps_back() -> None:
     found: list[int] = []
 
     def load() -> None:
-        step_back()
+        lower_thread_priority()
         found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
     thread = threading.Thread(target=load)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sutra_tasks.models.loaded.freeing import AGAIN_S, NEW_OBJECTS, Departed, settle
+from sutra_tasks.models.loaded.freeing import AGAIN_S, NEW_OBJECTS, EvictedModels, freeze_loaded_objects
 
 
 class Module:
@@ -38,7 +38,7 @@ def settled() -> Iterator[None]:
 
 
 def test_what_left_is_freed() -> None:
-    departed, engine = Departed(), Engine()
+    departed, engine = EvictedModels(), Engine()
     left = weakref.ref(engine.module)
     departed.add(engine)
     del engine
@@ -48,9 +48,9 @@ def test_what_left_is_freed() -> None:
 
 
 def test_what_left_is_freed_though_it_was_settled(settled: None) -> None:
-    departed, engine = Departed(), Engine()
+    departed, engine = EvictedModels(), Engine()
     left = weakref.ref(engine.module)
-    settle()
+    freeze_loaded_objects()
     assert gc.get_threshold()[0] == NEW_OBJECTS
     departed.add(engine)
     del engine
@@ -60,7 +60,7 @@ def test_what_left_is_freed_though_it_was_settled(settled: None) -> None:
 
 
 def test_what_was_still_in_use_is_freed_when_it_is_no_more() -> None:
-    departed, engine = Departed(), Engine()
+    departed, engine = EvictedModels(), Engine()
     left = weakref.ref(engine.module)
     departed.add(engine)
     departed.collect()
@@ -72,7 +72,7 @@ def test_what_was_still_in_use_is_freed_when_it_is_no_more() -> None:
 
 def test_an_engine_that_refers_to_itself_is_freed_after_a_while() -> None:
     now = [0.0]
-    departed, module = Departed(clock=lambda: now[0]), Module()
+    departed, module = EvictedModels(clock=lambda: now[0]), Module()
     left = weakref.ref(module)
     departed.add(module)
     departed.collect()
@@ -83,7 +83,7 @@ def test_an_engine_that_refers_to_itself_is_freed_after_a_while() -> None:
 
 
 def test_what_a_failed_loading_left_is_freed() -> None:
-    departed, module = Departed(), Module()
+    departed, module = EvictedModels(), Module()
     left = weakref.ref(module)
     del module
     departed.collect()
@@ -96,7 +96,7 @@ def test_what_a_failed_loading_left_is_freed() -> None:
 def test_nothing_is_collected_without_need(monkeypatch: pytest.MonkeyPatch) -> None:
     collections: list[int] = []
     monkeypatch.setattr(gc, "collect", lambda: collections.append(1))
-    departed, engine = Departed(clock=lambda: 0.0), Engine()
+    departed, engine = EvictedModels(clock=lambda: 0.0), Engine()
     departed.collect()
     assert collections == []
     departed.add(engine)

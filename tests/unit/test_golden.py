@@ -15,17 +15,17 @@ from sutra_tasks.engines.golden import (
     GOLDEN_TEXTS,
     LEAST_COSINE,
     VERSION,
-    Golden,
+    GoldenVectors,
     agree,
-    golden_vectors,
-    worst_cosine,
+    compute_golden_vectors,
+    lowest_cosine,
 )
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.errors import CorruptResultError, UnsupportedVersionError
 from sutra_tasks.vectors import Floats
 
 WIDTH = 32
-GOLDEN = Golden.of(SimulatedEncoder(width=WIDTH))
+GOLDEN = GoldenVectors.of(SimulatedEncoder(width=WIDTH))
 STORED = json.loads(GOLDEN.to_json())
 
 POSITIONS = st.integers(0, len(GOLDEN_TEXTS) - 1)
@@ -41,8 +41,8 @@ class Broken(SimulatedEncoder):
         return rows
 
 
-def like(vectors: Floats) -> Golden:
-    return Golden(GOLDEN.space, vectors)
+def like(vectors: Floats) -> GoldenVectors:
+    return GoldenVectors(GOLDEN.space, vectors)
 
 
 def test_the_texts_are_those_of_this_version() -> None:
@@ -61,20 +61,20 @@ def test_the_texts_are_short_and_unlike() -> None:
 
 
 def test_golden_vectors_are_the_vectors_of_the_texts() -> None:
-    rows = golden_vectors(SimulatedEncoder(width=WIDTH))
+    rows = compute_golden_vectors(SimulatedEncoder(width=WIDTH))
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, vectors_of(GOLDEN_TEXTS, WIDTH), rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
 
 
 def test_two_workers_of_one_model_agree() -> None:
-    other = Golden.of(SimulatedEncoder(width=WIDTH))
+    other = GoldenVectors.of(SimulatedEncoder(width=WIDTH))
     assert GOLDEN.disagreement(other) is None
     assert agree(GOLDEN.vectors, other.vectors)
 
 
 def test_another_space_is_named() -> None:
-    other = Golden.of(SimulatedEncoder(width=8))
+    other = GoldenVectors.of(SimulatedEncoder(width=8))
     assert other.disagreement(GOLDEN) == (
         "another embedding space: simulated-1:8, the fleet serves simulated-1:32"
     )
@@ -95,7 +95,7 @@ def test_the_worst_text_decides(position: int, cosine: float) -> None:
     beside /= np.linalg.norm(beside)
     vectors = GOLDEN.vectors.copy()
     vectors[position] = 3 * (cosine * row + np.sqrt(1 - cosine**2) * beside)  # length says nothing
-    assert worst_cosine(vectors, GOLDEN.vectors) == pytest.approx(cosine, abs=1e-5)
+    assert lowest_cosine(vectors, GOLDEN.vectors) == pytest.approx(cosine, abs=1e-5)
     if abs(cosine - LEAST_COSINE) > 1e-5:
         assert agree(vectors, GOLDEN.vectors) == (cosine > LEAST_COSINE)
         assert (like(vectors).disagreement(GOLDEN) is None) == (cosine > LEAST_COSINE)
@@ -126,7 +126,7 @@ def test_a_row_of_zeros_disagrees() -> None:
 
 
 def test_a_broken_engine_is_compared_without_a_warning() -> None:
-    assert Golden.of(Broken(width=WIDTH)).disagreement(GOLDEN) is not None
+    assert GoldenVectors.of(Broken(width=WIDTH)).disagreement(GOLDEN) is not None
 
 
 def test_half_precision_agrees() -> None:
@@ -135,7 +135,7 @@ def test_half_precision_agrees() -> None:
 
 
 def test_what_is_stored_is_read_again() -> None:
-    read = Golden.from_json(GOLDEN.to_json().encode())
+    read = GoldenVectors.from_json(GOLDEN.to_json().encode())
     assert read.space == GOLDEN.space
     assert read.vectors.dtype == np.float32
     np.testing.assert_array_equal(read.vectors, GOLDEN.vectors)
@@ -143,7 +143,7 @@ def test_what_is_stored_is_read_again() -> None:
 
 def test_another_version_is_refused() -> None:
     with pytest.raises(UnsupportedVersionError, match="golden vectors has version 2"):
-        Golden.from_json(json.dumps({**STORED, "v": 2}))
+        GoldenVectors.from_json(json.dumps({**STORED, "v": 2}))
 
 
 @pytest.mark.parametrize(
@@ -163,10 +163,10 @@ def test_another_version_is_refused() -> None:
         json.dumps(
             {**STORED, "vectors": {"__type__": "sutra.vectors", "__value__": {"v": 1, "shape": [5, 32]}}}
         ),
-        Golden("s", GOLDEN.vectors[:4]).to_json(),
-        Golden("s", GOLDEN.vectors[:, 0]).to_json(),
+        GoldenVectors("s", GOLDEN.vectors[:4]).to_json(),
+        GoldenVectors("s", GOLDEN.vectors[:, 0]).to_json(),
     ],
 )
 def test_what_is_damaged_is_said_to_be(text: str | bytes) -> None:
     with pytest.raises(CorruptResultError, match="stored vectors do not decode"):
-        Golden.from_json(text)
+        GoldenVectors.from_json(text)

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.health.memory import UNKNOWN
 from sutra_tasks.health.monitor import Monitor
 from sutra_tasks.health.states import Measurements, State
 from sutra_tasks.settings import Settings
 
-OLD, NEW = (Golden.of(SimulatedEncoder(model=name, width=4)) for name in ("old", "new"))
+OLD, NEW = (GoldenVectors.of(SimulatedEncoder(model=name, width=4)) for name in ("old", "new"))
 
 
 class Server:
@@ -57,11 +57,11 @@ def monitor(server: Server) -> Monitor:
     return Monitor(Settings(), client, statistics, memory=lambda: UNKNOWN, clock=lambda: 0.0)
 
 
-def exercise() -> Future[Golden]:
+def exercise() -> Future[GoldenVectors]:
     return Future()
 
 
-def loads_once(monitor: Monitor, golden: Golden, server: Server) -> Callable[[], None]:
+def loads_once(monitor: Monitor, golden: GoldenVectors, server: Server) -> Callable[[], None]:
     def load() -> None:
         server.before = lambda: None
         monitor.loaded(golden, exercise)
@@ -79,7 +79,7 @@ def test_a_device_that_goes_on_with_another_model_tells_its_vectors(
 
 
 def test_a_model_that_comes_while_another_is_told_is_told_next(monitor: Monitor, server: Server) -> None:
-    third = Golden.of(SimulatedEncoder(model="third", width=4))
+    third = GoldenVectors.of(SimulatedEncoder(model="third", width=4))
     monitor.loaded(OLD, exercise)
     for golden in (NEW, third):  # while it joins; while it keeps what it said
         server.before = loads_once(monitor, golden, server)

@@ -18,12 +18,15 @@ TREES = {
 ENVIRONMENT_FOR_CHILDREN = {"host/local_fleet.py", "host/supervisor.py"}  # handed on, not interpreted
 HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 HEAVY_MODULES = {
-    *(f"engines/torch_engine/{name}.py" for name in ("encoder", "introspection", "kernels", "passes")),
+    *(
+        f"engines/torch_engine/{name}.py"
+        for name in ("encoder", "forward_pass", "introspection", "sdpa_kernels")
+    ),
     *(f"distillation/training/{name}.py" for name in ("batches", "losses", "students", "trainer")),
     "distillation/measuring/speed.py",
 }
 LAYERS = (
-    ("errors.py", "keys.py", "settings.py", "vectors.py"),
+    ("errors.py", "files.py", "keys.py", "settings.py", "vectors.py"),
     ("connections.py", "lua.py"),
     ("celery_settings.py",),
     ("app.py",),

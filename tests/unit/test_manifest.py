@@ -10,7 +10,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.errors import ModelError, UnsupportedVersionError
-from sutra_tasks.models.registry.manifest import Manifest, Parent
+from sutra_tasks.models.registry.manifest import Manifest, ParentModel
 from sutra_tasks.models.registry.names import is_model_name
 
 DIGEST = "0123456789abcdef" * 4
@@ -21,7 +21,7 @@ MADE = Manifest(
     space="static-0123:256",
     width=256,
     golden='{"v": 1}',
-    parent=Parent("all-MiniLM-L6-v2", "abc:384"),
+    parent=ParentModel("all-MiniLM-L6-v2", "abc:384"),
     metrics={"cosine_similarity": 0.95, "ndcg_preservation": None, "interval": [0.9, 0.97]},
     recipe={"v": 1, "teacher": "all-MiniLM-L6-v2"},
     fingerprint="f00",
@@ -39,7 +39,7 @@ def changed(**values: Any) -> str:
     metrics=st.dictionaries(st.text(), st.none() | st.floats(allow_nan=False, allow_infinity=False)),
     golden=st.text(min_size=1),
     version=st.integers(1, 10**9),
-    parent=st.none() | st.builds(Parent, st.text(min_size=1), st.text(min_size=1)),
+    parent=st.none() | st.builds(ParentModel, st.text(min_size=1), st.text(min_size=1)),
     recipe=st.none() | st.just({"alpha": 0.5}),
 )
 def test_a_manifest_survives_its_json(**facts: Any) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.engines.encoder import check_pin
+from sutra_tasks.engines.encoder import gives_space
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError, ModelError, SpaceUnavailableError
 from sutra_tasks.models.loaded import loading
-from sutra_tasks.models.loaded.cache import AGAIN_S, SUPERSEDED_S, Models
+from sutra_tasks.models.loaded.model_cache import RETRY_S, SUPERSEDED_S, ModelCache
 from tests.unit.fake_registry import OPTIONS, Service, Store, engine, models_of
 
 
@@ -25,33 +25,35 @@ def store() -> Store:
 
 
 @pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch, store: Store, now: list[float]) -> Models:
+def models(monkeypatch: pytest.MonkeyPatch, store: Store, now: list[float]) -> ModelCache:
     return models_of(monkeypatch, store, lambda: now[0])
 
 
-def test_a_call_without_a_model_gets_the_default(models: Models) -> None:
+def test_a_call_without_a_model_gets_the_default(models: ModelCache) -> None:
     for name in (None, "search", "search@1"):
         assert models.get(name).reference == "search@1"
 
 
-def test_a_model_that_may_not_be_named_is_refused_with_those_that_may(models: Models) -> None:
+def test_a_model_that_may_not_be_named_is_refused_with_those_that_may(models: ModelCache) -> None:
     with pytest.raises(InvalidOptionError, match="docs, extra, other, search"):
         models.get("../../etc")
 
 
-def test_a_named_model_is_loaded_once_and_then_there(models: Models) -> None:
+def test_a_named_model_is_loaded_once_and_then_there(models: ModelCache) -> None:
     assert not models.has("extra")
     first = models.get("extra")
     assert models.get("extra") is first
     assert "extra" in models.names
 
 
-def test_a_version_may_be_named(models: Models) -> None:
+def test_a_version_may_be_named(models: ModelCache) -> None:
     assert models.get("search@2").reference == "search@2"
     assert models.get(None).reference == "search@1"
 
 
-def test_the_least_recently_used_leaves_and_the_default_never(models: Models, now: list[float]) -> None:
+def test_the_least_recently_used_leaves_and_the_default_never(
+    models: ModelCache, now: list[float]
+) -> None:
     for name in ("extra", "docs", "other"):  # 4 MB each beside the default, of 10
         now[0] += 1
         models.get(name)
@@ -61,7 +63,7 @@ def test_the_least_recently_used_leaves_and_the_default_never(models: Models, no
     assert not models.has("docs@1")
 
 
-def test_what_is_kept_for_a_promotion_stays(models: Models, now: list[float]) -> None:
+def test_what_is_kept_for_a_promotion_stays(models: ModelCache, now: list[float]) -> None:
     models.keep("search@2")
     models.load("search@2")
     now[0] += 1
@@ -71,7 +73,7 @@ def test_what_is_kept_for_a_promotion_stays(models: Models, now: list[float]) ->
 
 
 def test_threads_that_ask_at_once_share_one_loading(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, begun, go_on = [], threading.Event(), threading.Event()
 
@@ -95,7 +97,7 @@ def test_threads_that_ask_at_once_share_one_loading(
 
 
 def test_a_failed_loading_fails_every_one_who_waits_and_is_tried_again(
-    models: Models, store: Store
+    models: ModelCache, store: Store
 ) -> None:
     store.broken.add("search@2")
     for _ in range(2):
@@ -106,44 +108,44 @@ def test_a_failed_loading_fails_every_one_who_waits_and_is_tried_again(
 
 
 def test_a_version_whose_vectors_are_others_than_its_manifest_says_is_refused(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    models: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = engine("search@3")
-    other.card = replace(other.card, space=engine("search@2").card.space)
+    other.info = replace(other.info, space=engine("search@2").info.space)
     monkeypatch.setattr(loading, "load_engine", lambda *_: other)
     with pytest.raises(ModelError, match="vectors differ"):
         models.load("search@2")
     assert not models.has("search@2")
 
 
-def test_a_pinned_space_is_given_by_the_version_that_has_it(models: Models, store: Store) -> None:
-    old = models.default.encoder.card.space
+def test_a_pinned_space_is_given_by_the_version_that_has_it(models: ModelCache, store: Store) -> None:
+    old = models.default.encoder.info.space
     store.serves["search"] = 2
     models.serve_by_default(models.load("search@2"))
-    assert models.get(None).encoder.card.space != old
+    assert models.get(None).encoder.info.space != old
     assert models.get(None, old).reference == "search@1"
     assert models.get("search", old).reference == "search@1"
 
 
-def test_a_pinned_space_nobody_has_is_an_error_that_says_what_there_is(models: Models) -> None:
+def test_a_pinned_space_nobody_has_is_an_error_that_says_what_there_is(models: ModelCache) -> None:
     with pytest.raises(SpaceUnavailableError) as refused:
         models.get(None, "another:4")
-    assert refused.value.found == models.default.encoder.card.space
+    assert refused.value.found == models.default.encoder.info.space
 
 
-def test_a_pinned_space_counts_with_the_width_it_is_cut_to(models: Models) -> None:
-    name, _, _ = models.default.encoder.card.space.rpartition(":")
+def test_a_pinned_space_counts_with_the_width_it_is_cut_to(models: ModelCache) -> None:
+    name, _, _ = models.default.encoder.info.space.rpartition(":")
     assert models.get(None, f"{name}:2", 2).reference == "search@1"
     with pytest.raises(SpaceUnavailableError):
         models.get(None, f"{name}:2")
 
 
 def test_a_version_that_serves_no_more_goes_when_nobody_asks_for_it(
-    models: Models, store: Store, now: list[float]
+    models: ModelCache, store: Store, now: list[float]
 ) -> None:
     models.serve_by_default(models.load("search@2"))
     store.serves["search"] = 2
-    models.catalogue.refresh()
+    models.serving.refresh()
     models.drop_superseded()
     assert models.has("search@1")
     now[0] += SUPERSEDED_S + 1
@@ -153,23 +155,23 @@ def test_a_version_that_serves_no_more_goes_when_nobody_asks_for_it(
 
 
 def test_of_a_named_model_the_version_before_serves_on_when_the_new_one_fails(
-    models: Models, store: Store
+    models: ModelCache, store: Store
 ) -> None:
     assert models.get("docs").reference == "docs@1"
     store.serves["docs"], store.broken = 2, {"docs@2"}
-    models.catalogue.refresh()
+    models.serving.refresh()
     assert models.get("docs").reference == "docs@1"
     with pytest.raises(ModelError):
         models.get("docs@2")
 
 
 def test_a_pin_is_of_the_space_and_the_width() -> None:
-    card = engine("search@1").card
-    name, _, _ = card.space.rpartition(":")
-    assert check_pin(card, card.space, None)
-    assert check_pin(card, f"{name}:2", 2)
-    assert not check_pin(card, card.space, 2)
-    assert not check_pin(card, "other:4", None)
+    info = engine("search@1").info
+    name, _, _ = info.space.rpartition(":")
+    assert gives_space(info, info.space, None)
+    assert gives_space(info, f"{name}:2", 2)
+    assert not gives_space(info, info.space, 2)
+    assert not gives_space(info, "other:4", None)
 
 
 def test_what_is_in_memory_needs_no_disk(monkeypatch: pytest.MonkeyPatch, store: Store) -> None:
@@ -183,56 +185,58 @@ def test_what_is_in_memory_needs_no_disk(monkeypatch: pytest.MonkeyPatch, store:
         ("extra", "extra"),
     ):  # fmt: skip
         assert models.get(model).reference == reference
-    assert models.get(None, models.default.encoder.card.space) is models.default
+    assert models.get(None, models.default.encoder.info.space) is models.default
     assert models.has("docs")
     assert models.names == ("docs", "docs@1", "extra", "search", "search@1")
     models.drop_superseded()
     assert store.reads == []
 
 
-def test_what_was_known_goes_on_while_the_registry_cannot_be_read(models: Models, store: Store) -> None:
+def test_what_was_known_goes_on_while_the_registry_cannot_be_read(
+    models: ModelCache, store: Store
+) -> None:
     models.get("docs")
     store.is_away = True
-    models.catalogue.refresh()
-    assert models.catalogue.serving("docs") == "docs@1"
+    models.serving.refresh()
+    assert models.serving.of("docs") == "docs@1"
     store.is_away, store.serves["docs"] = False, 2
-    models.catalogue.refresh()
+    models.serving.refresh()
     assert models.get("docs").reference == "docs@2"
 
 
 def test_a_model_that_cannot_be_read_keeps_no_other_from_being_followed(
-    models: Models, store: Store
+    models: ModelCache, store: Store
 ) -> None:
     models.get("docs")
     store.unreadable.add("search")
     store.serves["docs"] = 2
-    models.catalogue.refresh()
-    assert models.catalogue.serving("docs") == "docs@2"
-    assert models.catalogue.serving("search") == "search@1"
+    models.serving.refresh()
+    assert models.serving.of("docs") == "docs@2"
+    assert models.serving.of("search") == "search@1"
 
 
 def test_a_version_may_be_named_though_which_one_serves_cannot_be_read(
-    models: Models, store: Store
+    models: ModelCache, store: Store
 ) -> None:
     store.unreadable.add("docs")
     assert models.get("docs@2").reference == "docs@2"
     store.unreadable.clear()
-    models.catalogue.refresh()
-    assert models.catalogue.serving("docs") == "docs@1"
+    models.serving.refresh()
+    assert models.serving.of("docs") == "docs@1"
 
 
-def test_one_loading_reads_the_files_and_the_manifest_once(models: Models, store: Store) -> None:
+def test_one_loading_reads_the_files_and_the_manifest_once(models: ModelCache, store: Store) -> None:
     store.reads.clear()
     models.load("docs@2")
     assert store.reads == ["verify", "folder"]
 
 
 def test_a_version_that_is_pinned_again_and_again_stays(
-    models: Models, store: Store, now: list[float]
+    models: ModelCache, store: Store, now: list[float]
 ) -> None:
-    old = models.default.encoder.card.space
+    old = models.default.encoder.info.space
     store.serves["search"] = 2
-    models.catalogue.refresh()
+    models.serving.refresh()
     models.serve_by_default(models.load("search@2"))
     first = models.get(None, old)
     for _ in range(3):
@@ -242,27 +246,27 @@ def test_a_version_that_is_pinned_again_and_again_stays(
 
 
 def test_for_calls_a_model_that_failed_is_not_loaded_again_for_a_while(
-    models: Models, store: Store, now: list[float]
+    models: ModelCache, store: Store, now: list[float]
 ) -> None:
     store.broken.add("docs@2")
     for _ in range(3):
         with pytest.raises(ModelError, match="differs"):
             models.get("docs@2")
     assert store.reads.count("verify") == 2  # the default's, and once this one's
-    now[0] += AGAIN_S
+    now[0] += RETRY_S
     store.broken.clear()
     assert models.get("docs@2").reference == "docs@2"
 
 
 def test_of_a_named_model_the_version_before_serves_on_whatever_the_new_one_raises(
-    models: Models, store: Store, monkeypatch: pytest.MonkeyPatch
+    models: ModelCache, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> SimulatedEncoder:
         raise RuntimeError("CUDA out of memory")
 
     models.get("docs")
     store.serves["docs"] = 2
-    models.catalogue.refresh()
+    models.serving.refresh()
     monkeypatch.setattr(loading, "load_engine", full)
     assert models.get("docs").reference == "docs@1"
     with pytest.raises(ModelError, match="RuntimeError: CUDA out of memory"):
@@ -270,7 +274,7 @@ def test_of_a_named_model_the_version_before_serves_on_whatever_the_new_one_rais
 
 
 def test_versions_of_one_model_make_room_for_each_other(
-    models: Models, store: Store, now: list[float]
+    models: ModelCache, store: Store, now: list[float]
 ) -> None:
     models.get("docs")
     for version in (2, 3):  # 4 MB each, beside the default and the one that serves there is no room
@@ -282,11 +286,11 @@ def test_versions_of_one_model_make_room_for_each_other(
 
 
 def test_a_version_that_comes_to_serve_takes_the_place_of_the_one_before(
-    models: Models, store: Store
+    models: ModelCache, store: Store
 ) -> None:
     models.get("docs")
     store.serves["docs"] = 2
-    models.catalogue.refresh()
+    models.serving.refresh()
     assert models.get("docs").reference == "docs@2"
     assert not models.has("docs@1")
 
@@ -302,7 +306,7 @@ def test_a_candidate_and_a_new_default_come_though_there_is_no_room(
     assert models.load("search@2").reference == "search@2"
     models.keep(None)
     store.serves["search"] = 3
-    models.catalogue.refresh()
+    models.serving.refresh()
     assert models.load("search@3").reference == "search@3"
 
 
@@ -310,22 +314,22 @@ def test_the_first_model_is_held_against_its_manifest(
     monkeypatch: pytest.MonkeyPatch, store: Store
 ) -> None:
     other = engine("search@3")
-    other.card = replace(other.card, space=engine("search@1").card.space)
+    other.info = replace(other.info, space=engine("search@1").info.space)
     monkeypatch.setattr(loading, "load_engine", lambda *_: other)
-    models = Models(OPTIONS, store)  # type: ignore[arg-type]
+    models = ModelCache(OPTIONS, store)  # type: ignore[arg-type]
     first = models.first()
     with pytest.raises(ModelError, match="vectors differ"):
         models.begin(first, Service)  # type: ignore[arg-type]
 
 
-def test_whatever_serves_by_default_is_in_memory(models: Models) -> None:
+def test_whatever_serves_by_default_is_in_memory(models: ModelCache) -> None:
     loaded = models.load("search@2")
     models._held.clear()
     models.serve_by_default(loaded)
     assert models.has("search@2")
 
 
-def test_a_model_is_found_by_its_space_whatever_its_name(models: Models) -> None:
+def test_a_model_is_found_by_its_space_whatever_its_name(models: ModelCache) -> None:
     extra = models.get("extra")
-    assert models.of_space(extra.encoder.card.space) is extra
+    assert models.of_space(extra.encoder.info.space) is extra
     assert models.of_space("another:4") is None

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from sutra_tasks.errors import InvalidOptionError, ModelError
-from sutra_tasks.models.registry.lookup import reference_of
-from sutra_tasks.models.registry.names import bare_name, version_of
+from sutra_tasks.models.registry.names import bare_name, split_reference
+from sutra_tasks.models.registry.resolve import resolve_model_name
 from sutra_tasks.settings import Settings
 from tests.unit.fake_registry import Store
 
@@ -14,7 +14,7 @@ OPTIONS = Settings(model="search", models="extra, docs@2, /home/jane@corp/model,
 
 
 def meant(model: str, store: Store | None, options: Settings = OPTIONS) -> str:
-    return reference_of(model, options, store)  # type: ignore[arg-type]
+    return resolve_model_name(model, options, store)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_configured_path_with_an_at_sign_is_a_path(store: Store, path: str) ->
     store.serves["jane"] = 1
     assert meant(path, store) == path
     assert meant(path, store, replace(OPTIONS, model=path, models=None)) == path
-    assert version_of(path) is None
+    assert split_reference(path) is None
     assert bare_name(path) == path
 
 
@@ -65,5 +65,5 @@ def test_no_other_name_is_taken(store: Store, name: str) -> None:
     [("a@1", ("a", 1)), *((one, None) for one in ("a@0", "a@01", "a", "a@", "a@1@2", "/a@1"))],
 )
 def test_a_version_is_a_name_and_a_number(reference: str, found: tuple[str, int] | None) -> None:
-    assert version_of(reference) == found
+    assert split_reference(reference) == found
     assert bare_name(reference) == (found[0] if found else reference)

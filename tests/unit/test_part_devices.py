@@ -48,7 +48,7 @@ def device(name: str, **facts: Any) -> Device:
     ("having", "chosen"),
     [
         ({"models": ("docs", "docs@1")}, {"g0", "g1"}),
-        ({"models": ("/srv/docs",), "space": ENCODER.card.space}, {"g0", "g1"}),
+        ({"models": ("/srv/docs",), "space": ENCODER.info.space}, {"g0", "g1"}),
         ({"space": ""}, {"g0", "g1"}),  # of another release: it does not say
         ({"models": ("docs", "docs@2")}, {"g0"}),
         ({}, {"g0"}),

@@ -10,8 +10,8 @@ from sutra_tasks.errors import PromotionRefusedError, SutraError
 from sutra_tasks.health.states import State
 from sutra_tasks.membership.devices import DeviceRecord, Sighting
 from sutra_tasks.models.rollout import promotion as module
-from sutra_tasks.models.rollout.gate import Floor
-from sutra_tasks.models.rollout.promotion import Promotion, await_served, is_concerned, promote
+from sutra_tasks.models.rollout.gate import Thresholds
+from sutra_tasks.models.rollout.promotion import Promotion, is_affected, promote, wait_until_served
 from sutra_tasks.settings import Settings
 from tests.records import record
 from tests.unit.fake_registry import Manifest
@@ -61,7 +61,7 @@ def promoted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Said], list[str]]:
         world: Any = World(said)
         monkeypatch.setattr(module, "sightings", world.sightings)
         return promote(
-            world, world, "search", 2, floor=Floor(), options=Settings(),
+            world, world, "search", 2, floor=Thresholds(), options=Settings(),
             clock=lambda: world.now, sleep=world.sleep,
         )  # fmt: skip
 
@@ -127,12 +127,12 @@ def test_only_those_that_follow_have_to_serve_it(monkeypatch: pytest.MonkeyPatch
     world.serves = 2
     monkeypatch.setattr(module, "sightings", world.sightings)
     how: dict[str, Any] = {"clock": lambda: world.now, "sleep": world.sleep}
-    await_served(world, world, "search", Settings(), **how)
+    wait_until_served(world, world, "search", Settings(), **how)
     records.append(record("behind", **FOLLOWING))
     with pytest.raises(SutraError, match=r"do not serve it .*: behind\."):
-        await_served(world, world, "search", Settings(), **how)
+        wait_until_served(world, world, "search", Settings(), **how)
     records[-1] = replace(records[-1], model="search@2")
-    await_served(world, world, "search", Settings(), **how)
+    wait_until_served(world, world, "search", Settings(), **how)
 
 
 @pytest.mark.parametrize(
@@ -152,4 +152,4 @@ def test_only_those_that_follow_have_to_serve_it(monkeypatch: pytest.MonkeyPatch
 def test_a_promotion_concerns_who_has_more_of_the_model_than_it_is_pinned_to(
     follows: str, serves: str, models: tuple[str, ...], concerned: bool
 ) -> None:
-    assert is_concerned("search", follows=follows, serves=serves, models=models) is concerned
+    assert is_affected("search", follows=follows, serves=serves, models=models) is concerned

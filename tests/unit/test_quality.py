@@ -18,7 +18,7 @@ from sutra_tasks.distillation.measuring.quality import (
     bootstrap,
     cosines,
     draw_pairs,
-    measure,
+    measure_quality,
     ndcg_ratio,
     ranks,
     spearman,
@@ -312,7 +312,7 @@ def test_the_ratio_compares_both_models_on_the_same_queries() -> None:
 def test_the_teacher_projected_is_as_good_as_its_projection_allows() -> None:
     teacher = unit((rng(34).standard_normal((300, 24)) * (1.0 + np.arange(24)) ** -0.5).astype("f4"))
     matrix = svd(teacher, 12)
-    found = measure(teacher, 3 * project(matrix, teacher), matrix, rng=rng(35), repeats=100)
+    found = measure_quality(teacher, 3 * project(matrix, teacher), matrix, rng=rng(35), repeats=100)
     assert found.texts == 300
     assert found.cosine.value == pytest.approx(1)
     assert found.mse.value == pytest.approx(0, abs=1e-6)
@@ -326,7 +326,7 @@ def test_labels_give_the_ratio_and_what_it_is_made_of() -> None:
     documents = drawn(36, 80, 16)
     queries = unit(documents[:40] + np.float32(0.3) * drawn(37, 40, 16))
     blurred = unit(queries + np.float32(2) * drawn(38, 40, 16))
-    found = measure(
+    found = measure_quality(
         documents,
         documents,
         np.eye(16, dtype=np.float32),
@@ -346,7 +346,8 @@ def test_quality_is_json_and_the_same_for_the_same_generator() -> None:
     teacher = drawn(40, 50, 8)
     student = unit(teacher + np.float32(0.2) * drawn(41, 50, 8))
     one, same = (
-        measure(teacher, student, np.eye(8, dtype=np.float32), rng=rng(42), repeats=20) for _ in "ab"
+        measure_quality(teacher, student, np.eye(8, dtype=np.float32), rng=rng(42), repeats=20)
+        for _ in "ab"
     )
     assert one == same
     stored = json.loads(json.dumps(one.to_json(), allow_nan=False))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sutra_tasks.distillation.config import DistillationConfig, DistillationMetrics
-from sutra_tasks.distillation.measuring.quality import measure
+from sutra_tasks.distillation.measuring.quality import measure_quality
 from sutra_tasks.distillation.measuring.ranking import unit
 from sutra_tasks.distillation.measuring.report import MEANINGS, Report, render
 
@@ -63,7 +63,7 @@ def facts() -> Report:
     rng = np.random.default_rng(0)
     teacher = unit(rng.standard_normal((200, 16)).astype(np.float32))
     student = unit(teacher + np.float32(0.1) * rng.standard_normal((200, 16)).astype(np.float32))
-    quality = measure(teacher, student, np.eye(16, dtype=np.float32), rng=rng, repeats=50)
+    quality = measure_quality(teacher, student, np.eye(16, dtype=np.float32), rng=rng, repeats=50)
     return {
         "name": "minilm-layers3-192",
         "created_at": "2026-11-23T09:00:00+00:00",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sutra_tasks import DistillationConfig
-from sutra_tasks.distillation.data.run_texts import Material, gather
+from sutra_tasks.distillation.data.run_texts import RunTexts, read_run_texts
 from sutra_tasks.errors import InvalidOptionError, TooLittleTextError
 from sutra_tasks.settings import Settings
 
@@ -16,13 +16,13 @@ TEXTS = [f"text number {n}" for n in range(100)]
 PAIRS = [(f"question {n}", TEXTS[n]) for n in range(20)]
 
 
-def gathered(folder: Path, pairs: list[tuple[str, str]] = PAIRS, **changed: Any) -> Material:
+def gathered(folder: Path, pairs: list[tuple[str, str]] = PAIRS, **changed: Any) -> RunTexts:
     (folder / "texts.txt").write_text("\n".join(TEXTS))
     rows = [json.dumps({"query": query, "positive": positive}) for query, positive in pairs]
     (folder / "pairs.jsonl").write_text("\n".join(rows))
     given: dict[str, Any] = {"teacher": "tiny", "texts": ("texts.txt",), "pairs": "pairs.jsonl"}
     config = DistillationConfig(**(given | {"held_out": 20} | changed))
-    return gather(config, Settings(data_dir=str(folder)), ["question 3", "of real traffic"])
+    return read_run_texts(config, Settings(data_dir=str(folder)), ["question 3", "of real traffic"])
 
 
 def test_every_text_is_learned_from_or_measured_on_and_none_is_both(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_bad_rows_of_pairs_are_counted_and_named_beside_those_of_texts(tmp_path:
         file.write('\n{"query": "q"}\n')
     given: dict[str, Any] = {"teacher": "tiny", "texts": ("texts.txt", "bad.jsonl")}
     config = DistillationConfig(**given, pairs="pairs.jsonl", held_out=20)
-    facts = gather(config, Settings(data_dir=str(tmp_path)), ()).facts
+    facts = read_run_texts(config, Settings(data_dir=str(tmp_path)), ()).facts
     assert facts["bad_rows"] == 3
     assert [row.split(" ")[0] for row in facts["bad"]] == [
         "bad.jsonl:1:", "bad.jsonl:2:", "pairs.jsonl:21:",

@@ -95,5 +95,5 @@ def test_encoding_gives_the_vectors_of_the_texts() -> None:
     encoder = SimulatedEncoder(width=16)
     texts = ["a", "b  c\n", ""]
     rows = encoder.encode(encoder.tokenize(texts, "query"))
-    assert encoder.card.width == 16
+    assert encoder.info.width == 16
     np.testing.assert_array_equal(rows, vectors_of(texts, 16))

@@ -8,8 +8,8 @@ import pytest
 
 from sutra_tasks.distillation.data.teacher import Teacher
 from sutra_tasks.errors import InvalidOptionError, ModelError
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.settings import Settings
 
 
@@ -29,12 +29,12 @@ class Loads:
 
     def __call__(self, *_: object) -> Any:
         self.count += 1
-        return SimpleNamespace(card=SimpleNamespace(space=self.space))
+        return SimpleNamespace(info=SimpleNamespace(space=self.space))
 
 
 def teacher(folder: Path, loads: Loads, name: str | None = None) -> Teacher:
     options = Settings(model=str(folder), models_dir=str(folder.parent / "registry"))
-    store = ModelStore(folder.parent / "registry")
+    store = ModelRegistry(folder.parent / "registry")
     return Teacher(name or str(folder), options, store, folder.parent / "runs", load=loads)
 
 
@@ -48,7 +48,7 @@ def test_the_space_of_a_teacher_is_remembered(folder: Path) -> None:
 def test_a_teacher_is_loaded_once(folder: Path) -> None:
     loads = Loads("a:8")
     one = teacher(folder, loads)
-    assert one.space == one.encoder.card.space
+    assert one.space == one.encoder.info.space
     assert one.encoder is one.encoder
     assert loads.count == 1
 
@@ -66,8 +66,8 @@ def test_a_teacher_that_is_not_what_was_remembered_is_refused(folder: Path) -> N
 
 
 def test_of_a_version_of_the_registry_the_manifest_says_the_space(folder: Path) -> None:
-    facts = Facts(space="r:8", width=8, golden="{}", metrics={})
-    ModelStore(folder.parent / "registry").add("search", folder, facts)
+    facts = VersionFacts(space="r:8", width=8, golden="{}", metrics={})
+    ModelRegistry(folder.parent / "registry").add("search", folder, facts)
     loads = Loads("r:8")
     one = teacher(folder, loads, "search@1")
     assert (one.space, one.place.name, loads.count) == ("r:8", "1", 0)

@@ -17,17 +17,17 @@ from sutra_tasks.distillation.data.row_readers import (
     BadRow,
     BadRows,
     Source,
-    objects,
+    read_json_lines,
     shown,
-    unusable,
+    why_unusable,
 )
-from sutra_tasks.distillation.data.sample import priority
+from sutra_tasks.distillation.data.traffic_sample import priority
 from sutra_tasks.errors import InvalidOptionError, TooLittleTextError
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["BadRow", "BadRows", "Corpus", "read", "read_pairs", "split"]
+__all__ = ["BadRow", "BadRows", "Corpus", "read_corpus", "read_pairs", "split_corpus"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,7 +50,7 @@ class Corpus:
         return f"<Corpus {len(self.texts)} texts, {self.bad_rows} bad rows>"
 
 
-def read(
+def read_corpus(
     folder: Path,
     names: Sequence[str],
     *,
@@ -84,7 +84,7 @@ def read(
         try:
             with path.open("rb") as file:
                 for line, value in read_rows(Source(name, file, most_chars, bad)):
-                    reason = unusable(value, most_chars)
+                    reason = why_unusable(value, most_chars)
                     if reason is None:
                         kept.add(value)
                     else:
@@ -93,12 +93,12 @@ def read(
             raise _no_file(name, "texts") from None
     duplicates = kept.duplicates
     for text in sample:
-        if unusable(text, most_chars) is None:
+        if why_unusable(text, most_chars) is None:
             kept.add(text)
     return Corpus(kept.texts(), tuple(bad.first), bad.count, duplicates)
 
 
-def split(
+def split_corpus(
     corpus: Corpus, held_out: int, seed: int, least_ratio: int = 2, *, left_out: int = 0
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the texts to learn from and the ``held_out`` to measure on, each in the corpus' order.
@@ -133,7 +133,7 @@ def read_pairs(
     """Return labelled pairs of a JSONL file: ``query`` and ``positive`` of the object on each line.
 
     Args:
-        folder: as for :func:`read`.
+        folder: as for :func:`read_corpus`.
         name: of the file.
         most_chars: rows with longer texts are bad.
         bad: told of rows that cannot be used.
@@ -145,10 +145,10 @@ def read_pairs(
     pairs = []
     try:
         with path.open("rb") as file:
-            for line, value in objects(Source(name, file, 2 * most_chars, bad)):
+            for line, value in read_json_lines(Source(name, file, 2 * most_chars, bad)):
                 row = value if isinstance(value, dict) else {}
                 query, positive = row.get("query"), row.get("positive")
-                reason = unusable(query, most_chars) or unusable(positive, most_chars)
+                reason = why_unusable(query, most_chars) or why_unusable(positive, most_chars)
                 if reason is None:
                     pairs.append((str(query), str(positive)))
                 else:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 
 from sutra_tasks.errors import InvalidOptionError
 
-__all__ = ["READERS", "BadRow", "BadRows", "Source", "objects", "shown", "unusable"]
+__all__ = ["READERS", "BadRow", "BadRows", "Source", "read_json_lines", "shown", "why_unusable"]
 
 NAMED: Final = 20
 """Bad rows that are named; the others are only counted."""
@@ -86,7 +86,7 @@ class Source:
                 yield number, line
 
 
-def objects(source: Source) -> Iterator[tuple[int, Any]]:
+def read_json_lines(source: Source) -> Iterator[tuple[int, Any]]:
     """Yield the JSON value of each line that is not blank, with the line's number."""
     for line, text in _decoded(source):
         if text.strip():
@@ -97,7 +97,7 @@ def objects(source: Source) -> Iterator[tuple[int, Any]]:
 
 
 def _jsonl(source: Source) -> Iterator[tuple[int, Any]]:
-    for line, value in objects(source):
+    for line, value in read_json_lines(source):
         yield line, value.get("text") if isinstance(value, dict) else value
 
 
@@ -179,7 +179,7 @@ READERS: Final[dict[str, Callable[[Source], Iterator[tuple[int, Any]]]]] = {
 """By suffix: each yields line numbers, from 1, and what is there in place of a text."""
 
 
-def unusable(text: Any, most_chars: int) -> str | None:
+def why_unusable(text: Any, most_chars: int) -> str | None:
     """Return why something is no text to learn from; None if it is one."""
     if not isinstance(text, str):
         return "no text"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sutra_tasks.distillation.data.corpus import read, read_pairs, split
+from sutra_tasks.distillation.data.corpus import read_corpus, read_pairs, split_corpus
 from sutra_tasks.distillation.data.row_readers import BadRows, shown
-from sutra_tasks.distillation.data.sample import priority
-from sutra_tasks.distillation.data.vector_shards import digest
+from sutra_tasks.distillation.data.traffic_sample import priority
+from sutra_tasks.distillation.data.vector_cache import digest
 from sutra_tasks.errors import InvalidOptionError, SettingsError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Pairs = tuple[tuple[str, str], ...]
 
-__all__ = ["Material", "gather"]
+__all__ = ["RunTexts", "read_run_texts"]
 
 LABELLED_EVERY: Final = 5
 """With a task loss, of so many answers of labelled pairs one is measured on; others are learned from."""
@@ -33,7 +33,7 @@ MOST_CHARS: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Material:
+class RunTexts:
     """The texts of a run.
 
     Attributes:
@@ -54,7 +54,7 @@ class Material:
     fingerprint: str
 
 
-def gather(config: DistillationConfig, options: Settings, sample: Sequence[str]) -> Material:
+def read_run_texts(config: DistillationConfig, options: Settings, sample: Sequence[str]) -> RunTexts:
     """Read the texts that a recipe names.
 
     Args:
@@ -70,7 +70,7 @@ def gather(config: DistillationConfig, options: Settings, sample: Sequence[str])
         raise SettingsError("SUTRA_DATA_DIR", "", "not set: the folder with the texts to learn from")
     folder = Path(options.data_dir or ".")
     rng = np.random.default_rng(config.seed)
-    corpus = read(
+    corpus = read_corpus(
         folder,
         config.texts,
         most_chars=MOST_CHARS,
@@ -85,7 +85,7 @@ def gather(config: DistillationConfig, options: Settings, sample: Sequence[str])
     measured = set(chain.from_iterable(pairs))
     texts = tuple(text for text in corpus.texts if text not in measured)
     left_out = len(corpus.texts) - len(texts)
-    train, held_out = split(
+    train, held_out = split_corpus(
         replace(corpus, texts=texts), config.held_out, config.seed, left_out=left_out
     )
     task_pairs = _learned(labelled, measured.union(held_out), config) if config.task_weight else ()
@@ -103,7 +103,7 @@ def gather(config: DistillationConfig, options: Settings, sample: Sequence[str])
         "duplicates": corpus.duplicates,
     }
     fingerprint = digest([train, held_out, pairs, task_pairs])
-    return Material(train, held_out, pairs, task_pairs, facts, fingerprint)
+    return RunTexts(train, held_out, pairs, task_pairs, facts, fingerprint)
 
 
 def _measured(labelled: Pairs, seed: int) -> Pairs:

@@ -12,17 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.distillation.data.vector_shards import digest
-from sutra_tasks.distillation.files import read_json, write_json
+from sutra_tasks.distillation.data.vector_cache import digest
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError
-from sutra_tasks.models.loaded.cache import load_version
-from sutra_tasks.models.registry.lookup import reference_of
-from sutra_tasks.models.registry.names import version_of
+from sutra_tasks.files import read_json, write_json
+from sutra_tasks.models.loaded.model_cache import load_version
+from sutra_tasks.models.registry.names import split_reference
+from sutra_tasks.models.registry.resolve import resolve_model_name
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
 __all__ = ["Teacher", "place_of"]
@@ -31,9 +31,9 @@ ENGINES: Final = ("sutra-tasks", "torch", "transformers", "sentence-transformers
 """Packages whose releases may give the same files another space."""
 
 
-def place_of(reference: str, store: ModelStore) -> Path:
+def place_of(reference: str, store: ModelRegistry) -> Path:
     """Return the folder of a model, or its name where sentence-transformers must find it."""
-    if (version := version_of(reference)) is not None:
+    if (version := split_reference(reference)) is not None:
         return store.folder(*version)
     return Path(locate(reference))
 
@@ -49,10 +49,10 @@ class Teacher:
         self,
         name: str,
         options: Settings,
-        store: ModelStore,
+        store: ModelRegistry,
         runs: Path,
         *,
-        load: Callable[[Settings, ModelStore | None, str], Encoder] = load_version,
+        load: Callable[[Settings, ModelRegistry | None, str], Encoder] = load_version,
     ) -> None:
         """Name it.
 
@@ -67,7 +67,7 @@ class Teacher:
             InvalidOptionError: no such model may be named.
         """
         self._options, self._store, self._runs, self._load = options, store, runs, load
-        self.reference = reference_of(name, options, store, what="teacher")
+        self.reference = resolve_model_name(name, options, store, what="teacher")
 
     @cached_property
     def place(self) -> Path:
@@ -81,13 +81,13 @@ class Teacher:
         Raises:
             ModelError: it had to be loaded for that, and cannot be.
         """
-        if (version := version_of(self.reference)) is not None:
+        if (version := split_reference(self.reference)) is not None:
             return self._store.manifest(*version).space
         known = self._runs / f"space-{self._files()[:16]}.json"
         found = read_json(known).get("space")
         if isinstance(found, str):
             return found
-        space = self._loaded.card.space
+        space = self._loaded.info.space
         if self.place.is_dir():
             known.parent.mkdir(parents=True, exist_ok=True)
             write_json(known, {"space": space})
@@ -100,9 +100,9 @@ class Teacher:
         Raises:
             ModelError: it cannot be loaded, or has become another model.
         """
-        if (found := self._loaded).card.space != self.space:
+        if (found := self._loaded).info.space != self.space:
             raise ModelError(
-                self.reference, f"gives the space {found.card.space}, and gave {self.space} before"
+                self.reference, f"gives the space {found.info.space}, and gave {self.space} before"
             )
         return found
 

@@ -36,7 +36,7 @@ __all__ = [
     "bootstrap",
     "cosines",
     "draw_pairs",
-    "measure",
+    "measure_quality",
     "ndcg_ratio",
     "ranks",
     "spearman",
@@ -117,7 +117,7 @@ class Quality:
         return asdict(self)
 
 
-def measure(
+def measure_quality(
     teacher: Floats,
     student: Floats,
     matrix: Floats,

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import torch
 
-__all__ = ["has_fast_bfloat16", "side_by_side"]
+__all__ = ["has_fast_bfloat16", "speed_ratio"]
 
 LEAST_S: Final = 0.05
 """A clock says little of less: a student this quick does its texts several times a turn."""
 
 
-def side_by_side(
+def speed_ratio(
     teacher_encode: Callable[[Sequence[str]], object],
     student_encode: Callable[[Sequence[str]], object],
     texts: Sequence[str],

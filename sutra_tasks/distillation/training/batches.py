@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Data", "Reader", "epoch_order"]
+__all__ = ["StudentTokenizer", "TrainingData", "epoch_order"]
 
 BUCKET_BATCHES: Final = 50
 """Batches' worth of texts that are sorted by length together: padding is small, batches still mixed."""
@@ -28,7 +28,7 @@ Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Data:
+class TrainingData:
     """What is learned from and measured on."""
 
     texts: Sequence[str]
@@ -76,7 +76,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     return [batches[at] for at in rng.permutation(len(batches))]
 
 
-class Reader:
+class StudentTokenizer:
     """Makes token ids of texts, and of batches of them what the student's first module takes."""
 
     def __init__(self, student: SentenceTransformer) -> None:

@@ -17,14 +17,14 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
 
-__all__ = ["DistillationLoss", "Terms", "contrastive"]
+__all__ = ["DistillationLoss", "LossTerms", "contrastive"]
 
 TEMPERATURE: Final = 0.05
 """Of the contrastive loss; what sentence-transformers' own default scale of 20 is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class LossTerms:
     """One batch's loss and what it is made of, each a tensor of one number.
 
     Attributes:
@@ -77,7 +77,7 @@ class DistillationLoss:
         outputs: torch.Tensor,
         targets: torch.Tensor,
         pairs: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> Terms:
+    ) -> LossTerms:
         """Return the loss of one batch.
 
         Args:
@@ -90,7 +90,7 @@ class DistillationLoss:
         task = contrastive(*pairs) if pairs is not None else outputs.new_zeros(())
         distilled = self.alpha * mse + (1 - self.alpha) * cosine + self.similarity_weight * similarity
         share = self.task_weight if pairs is not None else 0.0
-        return Terms((1 - share) * distilled + share * task, mse, cosine, similarity, task)
+        return LossTerms((1 - share) * distilled + share * task, mse, cosine, similarity, task)
 
     def _distillation(
         self, outputs: torch.Tensor, targets: torch.Tensor, widths: Sequence[int]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Progress", "State", "Trained", "learning_rate_share"]
+__all__ = ["TrainingProgress", "TrainingResult", "TrainingState", "learning_rate_share"]
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """Where a run is after a step.
 
     Attributes:
@@ -44,7 +44,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Trained:
+class TrainingResult:
     """What a run came to.
 
     Attributes:
@@ -64,7 +64,7 @@ class Trained:
 
 
 @dataclass(slots=True)
-class State:
+class TrainingState:
     """All of a run that is no tensor; travels as JSON.
 
     Attributes:
@@ -76,7 +76,7 @@ class State:
         worked_s: in all processes of the run, pauses left out.
         sums: of the losses since the last evaluation, by name.
         since: steps they are sums of.
-        curves: see :class:`Trained`.
+        curves: see :class:`TrainingResult`.
     """
 
     step: int = 0

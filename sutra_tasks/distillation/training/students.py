@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tokenizers import Tokenizer
 from torch import nn
 
-from sutra_tasks.distillation.training.batches import Reader
+from sutra_tasks.distillation.training.batches import StudentTokenizer
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def token_vectors(teacher: SentenceTransformer, name: str) -> Floats:
     alone = [
         np.array([*before, token, *after], dtype=np.int32) for token in range(tokenizer.get_vocab_size())
     ]
-    reader, rows = Reader(teacher), []
+    reader, rows = StudentTokenizer(teacher), []
     with torch.inference_mode():
         for start in range(0, len(alone), TOKENS_IN_A_PASS):
             found = teacher(reader.features(alone[start : start + TOKENS_IN_A_PASS]))
@@ -223,7 +223,7 @@ def _freeze_tokens(transformer: Any) -> None:
 
 def _scale(student: SentenceTransformer, module: Any, texts: Sequence[str]) -> None:
     """Scale the last linear module so that the mean length of the outputs is 1."""
-    reader = Reader(student)
+    reader = StudentTokenizer(student)
     ids = [one for one in reader.ids(texts[:SAMPLE]) if len(one)]
     with torch.no_grad():
         length = outputs(student, reader.features(ids)).norm(dim=1).mean() if ids else torch.ones(())

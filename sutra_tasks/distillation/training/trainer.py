@@ -21,10 +21,15 @@ from torch.nn import functional
 
 from sutra_tasks.distillation.measuring.speed import has_fast_bfloat16
 from sutra_tasks.distillation.training import checkpoints
-from sutra_tasks.distillation.training.batches import Data, Ids, Reader, epoch_order
+from sutra_tasks.distillation.training.batches import Ids, StudentTokenizer, TrainingData, epoch_order
 from sutra_tasks.distillation.training.checkpoints import Checkpoint
-from sutra_tasks.distillation.training.losses import DistillationLoss, Terms
-from sutra_tasks.distillation.training.progress import Progress, State, Trained, learning_rate_share
+from sutra_tasks.distillation.training.losses import DistillationLoss, LossTerms
+from sutra_tasks.distillation.training.progress import (
+    TrainingProgress,
+    TrainingResult,
+    TrainingState,
+    learning_rate_share,
+)
 from sutra_tasks.distillation.training.students import outputs
 
 if TYPE_CHECKING:
@@ -33,7 +38,7 @@ if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Progress", "Trained", "train"]
+__all__ = ["TrainingProgress", "TrainingResult", "train"]
 
 BEST: Final = "best.safetensors"
 MOST_GRADIENT_NORM: Final = 1.0
@@ -53,9 +58,9 @@ def train(  # noqa: PLR0917 - texts and their targets, then what to do with them
     config: DistillationConfig,
     folder: Path,
     *,
-    on_step: Callable[[Progress], None],
+    on_step: Callable[[TrainingProgress], None],
     clock: Callable[[], float] = time.monotonic,
-) -> Trained:
+) -> TrainingResult:
     """Train ``student`` in place; with the same arguments, go on where a killed run left off.
 
     Args:
@@ -75,7 +80,7 @@ def train(  # noqa: PLR0917 - texts and their targets, then what to do with them
     Raises:
         ValueError: there is nothing to learn from or to measure on, or shapes do not fit.
     """
-    data = Data(texts, targets, held_out, held_out_targets, pairs)
+    data = TrainingData(texts, targets, held_out, held_out_targets, pairs)
     folder.mkdir(parents=True, exist_ok=True)
     run = _Run(student, data, config, folder, clock)
     run.resume()
@@ -90,13 +95,13 @@ class _Run:
     def __init__(
         self,
         student: SentenceTransformer,
-        data: Data,
+        data: TrainingData,
         config: DistillationConfig,
         folder: Path,
         clock: Callable[[], float],
     ) -> None:
         self._student, self._config, self._folder, self._clock = student.eval(), config, folder, clock
-        self._reader = Reader(student)
+        self._reader = StudentTokenizer(student)
         self._ids, self._held_out = self._reader.ids(data.texts), self._reader.ids(data.held_out)
         self._lengths = [len(ids) for ids in self._ids]
         self._pairs = [self._reader.ids(side) for side in zip(*data.pairs, strict=True)]
@@ -117,7 +122,7 @@ class _Run:
         self._order: tuple[int, list[list[int]]] = (-1, [])
         self._began_at, self._began_step = 0.0, 0
         self._saved_step, self._saved_at = 0, 0.0
-        self.state = State()
+        self.state = TrainingState()
 
     def resume(self) -> None:
         """Take up the last checkpoint, if it is of this run."""
@@ -128,7 +133,7 @@ class _Run:
             logger.warning("the checkpoints found are of another recipe or of other data: starting anew")
             checkpoints.clear(self._folder)
             return
-        self.state = State(**found.scalars["state"])
+        self.state = TrainingState(**found.scalars["state"])
         self._rng.bit_generator.state = found.scalars["rng"]
         torch.set_rng_state(torch.from_numpy(found.tensors["rng/torch"]))
         self._load(found.tensors)
@@ -136,7 +141,7 @@ class _Run:
         self._began_at, self._began_step = self.state.worked_s, found.step
         logger.info("going on at step %d of %d", found.step, self._steps)
 
-    def advance(self, on_step: Callable[[Progress], None]) -> None:
+    def advance(self, on_step: Callable[[TrainingProgress], None]) -> None:
         """Do one step, and all that is due after it."""
         began = self._clock()
         state = self.state
@@ -161,16 +166,18 @@ class _Run:
                 self._save()
             raise
 
-    def restored(self) -> Trained:
+    def restored(self) -> TrainingResult:
         """Give the student its best weights."""
         self._load(
             {f"model/{name}": a for name, a in checkpoints.read_tensors(self._folder / BEST).items()}
         )
         state = self.state
         epochs = math.ceil(state.step / self._epoch_steps)
-        return Trained(state.best_quality or 0.0, epochs, state.step, state.curves, state.worked_s)
+        return TrainingResult(
+            state.best_quality or 0.0, epochs, state.step, state.curves, state.worked_s
+        )
 
-    def _learn(self) -> Terms:
+    def _learn(self) -> LossTerms:
         step, config = self.state.step, self._config
         share = learning_rate_share(step, self._steps, config.warmup_share)
         for group in self._optimizer.param_groups:
@@ -260,11 +267,11 @@ class _Run:
                     steps = torch.tensor(float(self.state.step), device=weight.device)
                     self._optimizer.state[weight] = {"step": steps, **moments}
 
-    def _progress(self, numbers: Mapping[str, float]) -> Progress:
+    def _progress(self, numbers: Mapping[str, float]) -> TrainingProgress:
         state, config = self.state, self._config
         worked, done = state.worked_s - self._began_at, state.step - self._began_step
         a_step = worked / done
-        return Progress(
+        return TrainingProgress(
             epoch=math.ceil(state.step / self._epoch_steps),
             epochs=config.max_epochs,
             step=state.step,

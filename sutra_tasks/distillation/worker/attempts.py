@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sutra_tasks.distillation.data.vector_shards import digest
-from sutra_tasks.distillation.files import read_json, write_json
+from sutra_tasks.distillation.data.vector_cache import digest
 from sutra_tasks.distillation.names import model_name, runs_folder
 from sutra_tasks.errors import ModelError
+from sutra_tasks.files import read_json, write_json
 
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
     from sutra_tasks.settings import Settings
 
-__all__ = ["counted", "preparing"]
+__all__ = ["limit_attempts", "limit_preparation"]
 
 
 @contextmanager
-def counted(path: Path, name: str, at: str, most: int) -> Iterator[None]:
+def limit_attempts(path: Path, name: str, at: str, most: int) -> Iterator[None]:
     """Let a block begin that may be the end of its process; an exception that ends it does not count.
 
     Args:
@@ -51,14 +51,14 @@ def counted(path: Path, name: str, at: str, most: int) -> Iterator[None]:
 
 
 @contextmanager
-def preparing(config: DistillationConfig, options: Settings) -> Iterator[None]:
+def limit_preparation(config: DistillationConfig, options: Settings) -> Iterator[None]:
     """Count a block that comes before a run has its folder: its texts are read, its teacher is named.
 
     Raises:
-        ModelError: as :func:`counted`.
+        ModelError: as :func:`limit_attempts`.
     """
     runs = runs_folder(options)
     runs.mkdir(parents=True, exist_ok=True)
     path = runs / f"starts-{digest(config.to_json())[:16]}.json"
-    with counted(path, model_name(config), "its texts and its teacher", options.max_attempts):
+    with limit_attempts(path, model_name(config), "its texts and its teacher", options.max_attempts):
         yield

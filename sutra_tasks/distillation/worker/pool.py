@@ -21,24 +21,24 @@ from celery.worker.state import revoked
 from sutra_tasks.broker.late_ack import run_task
 from sutra_tasks.client.embed_many import embed_many
 from sutra_tasks.connections import broker_client
-from sutra_tasks.distillation.data.run_texts import gather
-from sutra_tasks.distillation.data.sample import sampler
+from sutra_tasks.distillation.data.run_texts import read_run_texts
+from sutra_tasks.distillation.data.traffic_sample import open_sample
 from sutra_tasks.distillation.distill_task import serve
 from sutra_tasks.distillation.names import model_name, runs_folder
-from sutra_tasks.distillation.worker.attempts import preparing
-from sutra_tasks.distillation.worker.drawn_sample import Drawn
-from sutra_tasks.distillation.worker.run import Run
+from sutra_tasks.distillation.worker.attempts import limit_preparation
+from sutra_tasks.distillation.worker.run import DistillationRun
 from sutra_tasks.distillation.worker.run_lock import RunLock
-from sutra_tasks.distillation.worker.watch import Cancelled, Stopping, Watch
+from sutra_tasks.distillation.worker.run_monitor import RunCancelled, RunMonitor, WorkerStopping
+from sutra_tasks.distillation.worker.run_sample import RunSample
 from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.host.hardware import count_cores
 from sutra_tasks.membership.devices import serves, sightings
-from sutra_tasks.models.registry.lookup import registry
+from sutra_tasks.models.registry.resolve import open_registry
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Floats
 
@@ -96,19 +96,19 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _run(self, config: DistillationConfig) -> dict[str, Any]:
         options, task_id = _with_threads(self._options), self._request.id
-        store = registry(options)
+        store = open_registry(options)
         if store is None:
             raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder that gets the student")
-        watch = Watch(self._client, options, self._request, self._stopping)
-        drawn = Drawn(runs_folder(options), task_id, options.sample_retention_s)
+        watch = RunMonitor(self._client, options, self._request, self._stopping)
+        drawn = RunSample(runs_folder(options), task_id, options.sample_retention_s)
         try:
             watch.end_if_asked()
             with RunLock(self._client, model_name(config), task_id, self._incarnation) as lock:
                 watch.check = lock.check
                 found = self._made(config, options, store, watch, drawn)
-        except Stopping:
+        except WorkerStopping:
             raise Reject("the worker is stopping", requeue=True) from None
-        except Cancelled:
+        except RunCancelled:
             drawn.drop()
             revoked.add(task_id)  # Celery asks again, and of a mark on the server it knows nothing
             self._request.revoked()  # says so to its caller
@@ -123,16 +123,16 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self,
         config: DistillationConfig,
         options: Settings,
-        store: ModelStore,
-        watch: Watch,
-        drawn: Drawn,
+        store: ModelRegistry,
+        watch: RunMonitor,
+        drawn: RunSample,
     ) -> dict[str, Any]:
-        with preparing(config, options):
-            kept = sampler(self._client, options) if config.sample else None
+        with limit_preparation(config, options):
+            kept = open_sample(self._client, options) if config.sample else None
             texts = drawn.texts(kept.texts) if kept is not None else ()
-            material = gather(config, options, texts)
+            material = read_run_texts(config, options, texts)
             by_fleet = self._by_fleet(config.teacher)
-            run = Run(config, material, options, store, watch=watch, by_fleet=by_fleet)
+            run = DistillationRun(config, material, options, store, watch=watch, by_fleet=by_fleet)
         if (found := run.made()) is None:
             return run.make()
         logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])

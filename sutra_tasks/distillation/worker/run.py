@@ -19,28 +19,33 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from sutra_tasks.distillation.data.local_vectors import AT_ONCE, encoded
+from sutra_tasks.distillation.data.local_embedding import AT_ONCE, embed_locally
 from sutra_tasks.distillation.data.teacher import Teacher, place_of
-from sutra_tasks.distillation.data.vector_shards import cached, digest, drop_old, shards
-from sutra_tasks.distillation.files import read_array, read_json, write_array, write_json
+from sutra_tasks.distillation.data.vector_cache import (
+    cached_vectors,
+    count_shards,
+    delete_old_runs,
+    digest,
+)
 from sutra_tasks.distillation.measuring.model_card import model_card
 from sutra_tasks.distillation.names import model_name, runs_folder
 from sutra_tasks.distillation.training.projection import jl, project, svd
-from sutra_tasks.distillation.worker.attempts import counted
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.distillation.worker.attempts import limit_attempts
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.errors import SutraError
-from sutra_tasks.models.registry.lookup import reference_of
-from sutra_tasks.models.registry.manifest import Facts, Parent
+from sutra_tasks.files import read_array, read_json, write_array, write_json
+from sutra_tasks.models.registry.manifest import ParentModel, VersionFacts
+from sutra_tasks.models.registry.resolve import resolve_model_name
 
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
-    from sutra_tasks.distillation.data.run_texts import Material
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.distillation.data.run_texts import RunTexts
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Run", "Watch"]
+__all__ = ["DistillationRun", "Watch"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,15 +60,15 @@ class Watch(Protocol):
         """Take note of how far it is, often; may wait while the run should pause, or raise to end it."""
 
 
-class Run:
+class DistillationRun:
     """One distillation; :meth:`make` goes on where an earlier process left off."""
 
     def __init__(
         self,
         config: DistillationConfig,
-        material: Material,
+        material: RunTexts,
         options: Settings,
-        store: ModelStore,
+        store: ModelRegistry,
         *,
         watch: Watch,
         by_fleet: Callable[[Sequence[str], str], Iterable[Floats]] | None = None,
@@ -110,9 +115,9 @@ class Run:
             ModelError: the recipe ends its workers, or cannot be followed with these models.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        drop_old(self.folder.parent, time.time(), but=(self.folder, self._shards))
-        with counted(self.folder / STARTS, self.name, self._at(), self._options.max_attempts):
-            vectors = cached(self._shards, self._texts, self._vectors, watch=self._watch_teacher)
+        delete_old_runs(self.folder.parent, time.time(), but=(self.folder, self._shards))
+        with limit_attempts(self.folder / STARTS, self.name, self._at(), self._options.max_attempts):
+            vectors = cached_vectors(self._shards, self._texts, self._vectors, watch=self._watch_teacher)
             learned = len(self._material.train)
             matrix = self._matrix(vectors[:learned])
             trained = self._student(vectors, matrix)
@@ -122,7 +127,7 @@ class Run:
         """Say how far it is."""
         # Neither is torch needed for this, nor is a checkpoint read twice: its name says the step.
         steps = sorted(path.name for path in self.folder.glob("checkpoint-*"))
-        return steps[-1] if steps else f"{shards(self._shards)} shards of the teacher's vectors"
+        return steps[-1] if steps else f"{count_shards(self._shards)} shards of the teacher's vectors"
 
     def _watch_teacher(self, progress: Mapping[str, Any]) -> None:
         by = "this worker" if self._by_fleet is None else "the fleet"
@@ -146,7 +151,7 @@ class Run:
                 )
                 self._by_fleet = None
         for start in range(done, len(texts), AT_ONCE):
-            yield encoded(self._teacher.encoder, texts[start : start + AT_ONCE])
+            yield embed_locally(self._teacher.encoder, texts[start : start + AT_ONCE])
 
     def _matrix(self, vectors: Floats) -> Floats:
         """Return the projection, computed once: another CPU rounds its last bits in another way."""
@@ -173,7 +178,7 @@ class Run:
         self._watch({"phase": "student"})
         named = None
         if config.student_model is not None:
-            reference = reference_of(
+            reference = resolve_model_name(
                 config.student_model, self._options, self._store, what="student_model"
             )
             named = self._modules(reference)
@@ -210,14 +215,14 @@ class Run:
 
     def _register(self, trained: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
         """Measure the student as it will serve, and make it a version of the registry."""
+        from sutra_tasks.distillation.measuring.measurement import measure_student  # noqa: PLC0415
         from sutra_tasks.distillation.measuring.report import render  # noqa: PLC0415
-        from sutra_tasks.distillation.measuring.student import measured  # noqa: PLC0415
 
         self._watch({"phase": "measuring"})
         folder, config = self.folder / "student", self._config
         student = load_engine(self._options, self.name, folder)
         count = len(self._material.held_out)
-        found = measured(
+        found = measure_student(
             self._teacher.encoder,
             student,
             held_out=self._material.held_out,
@@ -232,7 +237,7 @@ class Run:
             "name": self.name,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "teacher": {"name": self._teacher.reference, "space": self._teacher.space},
-            "student": {"space": student.card.space, "width": student.card.width},
+            "student": {"space": student.info.space, "width": student.info.width},
             "recipe": config.to_json(),
             "corpus": dict(self._material.facts),
             "training": dict(trained),
@@ -246,11 +251,11 @@ class Run:
         manifest = self._store.add(
             self.name,
             folder,
-            Facts(
-                space=student.card.space,
-                width=student.card.width,
-                golden=Golden.of(student).to_json(),
-                parent=Parent(self._teacher.reference, self._teacher.space),
+            VersionFacts(
+                space=student.info.space,
+                width=student.info.width,
+                golden=GoldenVectors.of(student).to_json(),
+                parent=ParentModel(self._teacher.reference, self._teacher.space),
                 metrics={**found["metrics"], "spearman": found["quality"]["spearman"]["value"]},
                 recipe=config.to_json(),
                 fingerprint=self.fingerprint,
@@ -260,7 +265,7 @@ class Run:
         return _result(manifest, self._material, made=True)
 
 
-def _result(manifest: Any, material: Material, *, made: bool) -> dict[str, Any]:
+def _result(manifest: Any, material: RunTexts, *, made: bool) -> dict[str, Any]:
     return {
         "model": f"{manifest.name}@{manifest.version}",
         "made": made,
@@ -281,4 +286,8 @@ def _card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     counts = {name: value for name, value in report["corpus"].items() if isinstance(value, int)}
     sizes = {f"{name}, teacher and student": value for name, value in report["sizes"].items()}
     speed = {"speed_improvement": report["speed"]["speed_improvement"]}
-    return {"Texts": counts, "Quality on held-out text": measured, "Speed and size": speed | sizes}
+    return {
+        "Texts": counts,
+        "Quality on held-out text": measured,
+        "Speed and size": speed | sizes,
+    }

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
     from sutra_tasks.engines.offsets import Integers
 
-__all__ = ["SLICE_CHARS", "tokenize_sliced"]
+__all__ = ["SLICE_CHARS", "tokenize_in_slices"]
 
 SLICE_CHARS: Final = 100_000
 SEAM_CHARS: Final = 512
 """Characters on either side of a seam that are tokenised once more; their inner half is compared."""
 
 
-def tokenize_sliced(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int32], Integers]:
+def tokenize_in_slices(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int32], Integers]:
     """Return the ids of a text, without special tokens, and their characters: (tokens, 2)."""
     cuts = _cuts(text)
     parts = [_tokenize(tokenizer, text, start, end) for start, end in pairwise(cuts)]

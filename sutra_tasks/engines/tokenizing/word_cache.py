@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["Words", "is_word_by_word", "token_ids"]
+__all__ = ["WordCache", "encode_ids", "splits_at_spaces"]
 
 KNOWN_WORDS: Final = 2**16
 """Words whose token ids are kept, and as many that were kept before them: 30 MB at most."""
@@ -26,8 +26,8 @@ WORD_CHARS: Final = 32
 AT_A_TIME: Final = 1024
 
 
-class Words:
-    """Tokenises without special tokens; for tokenizers that :func:`is_word_by_word`.
+class WordCache:
+    """Tokenises without special tokens; for tokenizers that :func:`splits_at_spaces`.
 
     Safe to use from many threads.
     """
@@ -60,7 +60,7 @@ class Words:
         found: list[bytes],
     ) -> None:
         whole = [at for at, words in cold.items() if max(map(len, words)) > WORD_CHARS]
-        for at, ids in zip(whole, token_ids(self._tokenizer, [texts[at] for at in whole]), strict=True):
+        for at, ids in zip(whole, encode_ids(self._tokenizer, [texts[at] for at in whole]), strict=True):
             found[at] = ids
         rest = {at: cold[at] for at in cold.keys() - set(whole)}
         learned = self._learned({w for words in rest.values() for w in words if w not in known})
@@ -76,11 +76,11 @@ class Words:
         before = self._before
         learned = {word: before[word] for word in words if word in before}
         new = list(words - learned.keys())
-        learned.update(zip(new, token_ids(self._tokenizer, new), strict=True))
+        learned.update(zip(new, encode_ids(self._tokenizer, new), strict=True))
         return learned
 
 
-def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bytes]:
+def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bytes]:
     """Return the ids of each text, as bytes of int32, without special tokens."""
     # The fast one leaves out the characters of each token; a tokenizer's own form of a text is large.
     return [
@@ -92,7 +92,7 @@ def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bytes]:
     ]
 
 
-def is_word_by_word(tokenizer: Tokenizer) -> bool:
+def splits_at_spaces(tokenizer: Tokenizer) -> bool:
     """Say whether the tokens of a text are those of its parts between spaces and line ends.
 
     So it is with BERT's: what it does to characters looks at no neighbour beyond a space, and words end

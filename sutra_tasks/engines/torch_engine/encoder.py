@@ -19,18 +19,18 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
-from sutra_tasks.engines.encoder import Card, TokenizedText
+from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.out_of_memory import is_out_of_memory
-from sutra_tasks.engines.tokenizing.token_ids import TokenIds
+from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
+from sutra_tasks.engines.torch_engine.forward_pass import ForwardPass
 from sutra_tasks.engines.torch_engine.introspection import forbid_hub_kernels, probe_batches
-from sutra_tasks.engines.torch_engine.passes import Passes
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
 
-__all__ = ["TorchEncoder", "passes_of"]
+__all__ = ["TorchEncoder", "split_by_tokens"]
 
 CPU_TOKENS: Final = 1024
 """Padded tokens in one pass on a CPU: more are no faster there, but take memory in proportion."""
@@ -38,7 +38,7 @@ CPU_TOKENS: Final = 1024
 PROBES: Final = ("a", "Two words. And a second sentence, with a few more.")
 
 
-class TorchEncoder(TokenIds):
+class TorchEncoder(TokenizingEncoder):
     """One sentence-transformers model on one torch device."""
 
     def __init__(
@@ -61,7 +61,7 @@ class TorchEncoder(TokenIds):
         if width is None:
             raise ModelError(model, "does not say how wide its vectors are")
         prompts = {name: text or "" for name, text in self._model.prompts.items()}
-        self.card = Card(
+        self.info = ModelInfo(
             model=model,
             space=f"{_fingerprint(self._model, tokenizer, prompts)}:{width}",
             width=width,
@@ -72,12 +72,12 @@ class TorchEncoder(TokenIds):
             ),
         )
         pools_all = all(getattr(module, "include_prompt", True) for module in self._model)
-        super().__init__(tokenizer, prompts, self.card.window, pools_prompt=pools_all)
+        super().__init__(tokenizer, prompts, self.info.window, pools_prompt=pools_all)
         self._inputs = set(theirs.model_input_names)
         self._refuse_other_ids(model)
         if device.startswith("cuda") and memory_share < 1:
             torch.cuda.set_per_process_memory_fraction(memory_share, torch.device(device))
-        self._passes = Passes(
+        self._passes = ForwardPass(
             model,
             self._model,
             torch.device(device),
@@ -117,18 +117,18 @@ class TorchEncoder(TokenIds):
         _, *rest = list(self._model)
         if not rest or getattr(rest[0], "pooling_mode", None) != "mean":
             raise ModelError(
-                self.card.model, "SUTRA_CHUNKING=late needs a model that takes the mean of its tokens"
+                self.info.model, "SUTRA_CHUNKING=late needs a model that takes the mean of its tokens"
             )
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Run the model; rows come back in the order of ``batch``."""
-        rows = np.empty((len(batch), self.card.width), dtype=np.float32)
+        rows = np.empty((len(batch), self.info.width), dtype=np.float32)
         # One pass, but where pooling leaves the prompt out: it takes one prompt length a pass.
         for prompt_tokens in {text.content.prompt_tokens for text in batch}:
             where = [at for at, text in enumerate(batch) if text.content.prompt_tokens == prompt_tokens]
             where.sort(key=lambda at: batch[at].tokens)
             lengths = [batch[at].tokens for at in where]
-            for part in passes_of(lengths, CPU_TOKENS) if self._on_cpu else [range(len(where))]:
+            for part in split_by_tokens(lengths, CPU_TOKENS) if self._on_cpu else [range(len(where))]:
                 mine = where[part.start : part.stop]
                 with _freed_when_full():
                     rows[mine] = self._forward([batch[at] for at in mine], prompt_tokens)
@@ -165,7 +165,7 @@ class TorchEncoder(TokenIds):
                 raise ModelError(model, f"its {name} differ from sentence-transformers' own")
 
 
-def passes_of(lengths: Sequence[int], most_tokens: int) -> list[range]:
+def split_by_tokens(lengths: Sequence[int], most_tokens: int) -> list[range]:
     """Return consecutive texts a pass, of up to ``most_tokens`` with padding; ``lengths`` ascend."""
     passes, start = [], 0
     for at, length in enumerate(lengths):

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.integrations import hub_kernels
 from transformers.utils.import_utils import is_flash_attn_2_available
 
-from sutra_tasks.engines.attention import ModelTraits, Path
+from sutra_tasks.engines.attention import Implementation, ModelTraits
 from sutra_tasks.engines.capability import Hardware
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def traits_of(model: SentenceTransformer) -> ModelTraits:
     return ModelTraits(
         head_size=next(filter(None, named), None) or config.hidden_size // config.num_attention_heads,
         flash=getattr(inner, "_supports_flash_attn", False)
-        and (compatible is None or Path.FLASH_2 in compatible),
+        and (compatible is None or Implementation.FLASH_2 in compatible),
         sdpa=getattr(inner, "_supports_sdpa", False),
         position_bias=any(hasattr(module, "relative_attention_bias") for module in inner.modules()),
     )
@@ -84,7 +84,7 @@ def probe_batches(encoder: Encoder) -> tuple[list[TokenizedText], ...]:
     """Return two batches: a long text with short ones, and four of the same length."""
     (whole,) = encoder.tokenize([PROBE_TEXT], None)
     offsets = encoder.offsets(whole)
-    room = min(encoder.card.window - (whole.tokens - len(offsets)), PROBE_TOKENS, len(offsets))
+    room = min(encoder.info.window - (whole.tokens - len(offsets)), PROBE_TOKENS, len(offsets))
     step = max(1, min(PROBE_TOKENS // 4, room, len(offsets) // 4))
     spans = [(0, room), (room // 2, room // 2 + 1)]
     equal = [(start, start + step) for start in range(0, 4 * step, step)]

@@ -8,13 +8,13 @@ from typing import Final
 
 from sutra_tasks.errors import ModelError
 
-__all__ = ["Resident", "leaving", "make_room"]
+__all__ = ["CachedModel", "leaving", "models_to_evict"]
 
 MB: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class CachedModel:
     """A model in memory.
 
     Attributes:
@@ -32,7 +32,7 @@ class Resident:
     is_candidate: bool = False
 
 
-def leaving(held: Sequence[Resident], room_bytes: int) -> list[str]:
+def leaving(held: Sequence[CachedModel], room_bytes: int) -> list[str]:
     """Return which models leave, the least recently used first, so that the others fit.
 
     Args:
@@ -48,8 +48,8 @@ def leaving(held: Sequence[Resident], room_bytes: int) -> list[str]:
     return gone
 
 
-def make_room(
-    reference: str, size_bytes: int, held: Sequence[Resident], limit_mb: int, *, at_any_price: bool
+def models_to_evict(
+    reference: str, size_bytes: int, held: Sequence[CachedModel], limit_mb: int, *, at_any_price: bool
 ) -> list[str]:
     """Return which models leave so that another fits.
 

@@ -6,25 +6,25 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.errors import ModelError
-from sutra_tasks.models.registry.names import version_of
+from sutra_tasks.models.registry.names import split_reference
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.service import EmbeddingService
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.models.registry.manifest import Manifest
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
 __all__ = [
-    "Loaded",
+    "LoadedModel",
     "as_model_error",
     "check_golden",
     "load_verified",
     "load_version",
-    "verified",
+    "verified_manifest",
     "warm_up",
 ]
 
@@ -33,7 +33,7 @@ WARM_UP_TEXTS: Final = (1, 8, 32)
 
 
 @dataclass(slots=True, eq=False)
-class Loaded:
+class LoadedModel:
     """A model in memory.
 
     Attributes:
@@ -46,7 +46,7 @@ class Loaded:
 
     reference: str
     service: EmbeddingService
-    golden: Golden
+    golden: GoldenVectors
     warm_up: tuple[int, float]
     used_at: float
 
@@ -56,20 +56,20 @@ class Loaded:
         return self.service.encoder
 
 
-def verified(store: ModelStore | None, reference: str) -> Manifest | None:
+def verified_manifest(store: ModelRegistry | None, reference: str) -> Manifest | None:
     """Return the manifest of a version whose files it describes; None of a model not of the registry.
 
     Raises:
         ModelError: there is no such version, or a file is not that of its manifest.
     """
-    found = version_of(reference)
+    found = split_reference(reference)
     return None if store is None or found is None else store.verify(*found)
 
 
 def load_verified(
-    options: Settings, store: ModelStore | None, reference: str, manifest: Manifest | None
+    options: Settings, store: ModelRegistry | None, reference: str, manifest: Manifest | None
 ) -> Encoder:
-    """Load the engine of a model whose manifest :func:`verified` gave.
+    """Load the engine of a model whose manifest :func:`verified_manifest` gave.
 
     Raises:
         ModelError: it cannot be loaded, or gives another space than its manifest says.
@@ -77,23 +77,23 @@ def load_verified(
     if store is None or manifest is None:
         return load_engine(options, reference)
     encoder = load_engine(options, reference, store.folder(manifest.name, manifest.version))
-    if encoder.card.space != manifest.space:
+    if encoder.info.space != manifest.space:
         raise ModelError(
-            reference, f"gives the space {encoder.card.space}; its manifest says {manifest.space}"
+            reference, f"gives the space {encoder.info.space}; its manifest says {manifest.space}"
         )
     return encoder
 
 
-def load_version(options: Settings, store: ModelStore | None, reference: str) -> Encoder:
-    """Load the engine of a model that :func:`~sutra_tasks.models.registry.lookup.reference_of` gave.
+def load_version(options: Settings, store: ModelRegistry | None, reference: str) -> Encoder:
+    """Load the engine of a model by the reference that ``resolve_model_name`` returned.
 
     Raises:
         ModelError: it cannot be loaded, or is not what its manifest says.
     """
-    return load_verified(options, store, reference, verified(store, reference))
+    return load_verified(options, store, reference, verified_manifest(store, reference))
 
 
-def check_golden(reference: str, golden: Golden, manifest: Manifest | None) -> None:
+def check_golden(reference: str, golden: GoldenVectors, manifest: Manifest | None) -> None:
     """Hold a model's vectors of the golden texts against its manifest; None promises nothing.
 
     Raises:
@@ -101,7 +101,7 @@ def check_golden(reference: str, golden: Golden, manifest: Manifest | None) -> N
     """
     if manifest is None:
         return
-    reason = golden.disagreement(Golden.from_json(manifest.golden))
+    reason = golden.disagreement(GoldenVectors.from_json(manifest.golden))
     if reason is not None:
         raise ModelError(reference, reason)
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
-__all__ = ["Shared"]
+__all__ = ["SingleFlight"]
 
 Made = TypeVar("Made")
 
 
-class Shared(Generic[Made]):
+class SingleFlight(Generic[Made]):
     """See the module's docstring; what was done is not kept."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from sutra_tasks.errors import ModelError, UnsupportedVersionError
 from sutra_tasks.models.registry.names import is_model_name
 
-__all__ = ["MANIFEST", "VERSION", "Facts", "Manifest", "Parent", "newest_of_space"]
+__all__ = ["MANIFEST", "VERSION", "Manifest", "ParentModel", "VersionFacts", "newest_of_space"]
 
 VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -24,7 +24,7 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
-class Parent:
+class ParentModel:
     """The model that a version was made from: its name, and the embedding space it gives."""
 
     model: str
@@ -32,7 +32,7 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class VersionFacts:
     """What whoever adds a version says of it.
 
     Attributes:
@@ -48,14 +48,14 @@ class Facts:
     space: str
     width: int
     golden: str
-    parent: Parent | None = None
+    parent: ParentModel | None = None
     metrics: Mapping[str, Any]
     recipe: Mapping[str, Any] | None = None
     fingerprint: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest(Facts):
+class Manifest(VersionFacts):
     """One version of a model, as its folder says.
 
     Attributes:
@@ -106,7 +106,7 @@ class Manifest(Facts):
         if wrong:
             raise ModelError(shown, f"its manifest has no usable {wrong[0]}")
         parent = value.pop("parent")
-        return cls(**value, parent=None if parent is None else Parent(**parent))
+        return cls(**value, parent=None if parent is None else ParentModel(**parent))
 
 
 def newest_of_space(versions: Sequence[Manifest], space: str) -> int | None:

@@ -7,7 +7,7 @@ from typing import Final
 
 from sutra_tasks.errors import InvalidOptionError
 
-__all__ = ["bare_name", "check_model_name", "is_model_name", "version_of"]
+__all__ = ["bare_name", "check_model_name", "is_model_name", "split_reference"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
@@ -34,7 +34,7 @@ def is_model_name(value: object) -> bool:
         return False
 
 
-def version_of(reference: str) -> tuple[str, int] | None:
+def split_reference(reference: str) -> tuple[str, int] | None:
     """Return the model and version that ``name@3`` says; None of anything else, such as a path."""
     name, _, number = reference.partition("@")
     if not is_model_name(name) or not _NUMBER.fullmatch(number):
@@ -44,5 +44,5 @@ def version_of(reference: str) -> tuple[str, int] | None:
 
 def bare_name(reference: str) -> str:
     """Return the model's name: that of ``name@3`` without its version, any other as it is."""
-    found = version_of(reference)
+    found = split_reference(reference)
     return reference if found is None else found[0]

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Final
 from celery.utils.log import get_logger
 
 from sutra_tasks import keys
-from sutra_tasks.models.loaded.cache import AGAIN_S
-from sutra_tasks.models.rollout.promotion import LOADING, READY, Promotion, followed, is_concerned
+from sutra_tasks.models.loaded.model_cache import RETRY_S
+from sutra_tasks.models.rollout.promotion import LOADING, READY, Promotion, followed_model, is_affected
 
 if TYPE_CHECKING:
     import redis
 
-    from sutra_tasks.models.loaded.cache import Loaded, Models
+    from sutra_tasks.models.loaded.model_cache import LoadedModel, ModelCache
     from sutra_tasks.settings import Settings
 
-__all__ = ["Follower", "step_back"]
+__all__ = ["Follower", "lower_thread_priority"]
 
 logger = get_logger(__name__)
 
@@ -31,7 +31,7 @@ NICE: Final = 10
 MOST_REASON: Final = 300
 
 
-def step_back() -> None:
+def lower_thread_priority() -> None:
     """Leave the cores to other threads where they are short: what is loaded aside can wait.
 
     A swap on two busy cores, four times: the slowest hundredth of calls took 0.5 to 0.8 s, without this
@@ -48,10 +48,10 @@ class Follower:
     def __init__(
         self,
         client: redis.Redis,
-        models: Models,
+        models: ModelCache,
         options: Settings,
         *,
-        swap: Callable[[Loaded], None],
+        swap: Callable[[LoadedModel], None],
         hasten: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,7 +87,7 @@ class Follower:
         self._stopping.set()
 
     def _run(self) -> None:
-        step_back()
+        lower_thread_priority()
         while not self._stopping.wait(min(self._options.heartbeat_s, LOOK_S)):
             try:
                 self.step()
@@ -96,7 +96,7 @@ class Follower:
 
     def step(self) -> None:
         """Look once."""
-        self._models.catalogue.refresh()
+        self._models.serving.refresh()
         announced = Promotion.from_json(self._client.get(keys.PROMOTION))
         if announced != self._candidate:
             self.candidate_state = ""  # first: what was said of the other is not of this one
@@ -111,10 +111,10 @@ class Follower:
 
     def _is_concerned(self, model: str) -> bool:
         models = self._models
-        return is_concerned(
+        return is_affected(
             model,
-            follows=followed(self._options),
-            serves=models.default.encoder.card.model,
+            follows=followed_model(self._options),
+            serves=models.default.encoder.info.model,
             models=models.names,
         )
 
@@ -132,11 +132,11 @@ class Follower:
         self._hasten()
 
     def _follow(self) -> None:
-        reference = self._models.catalogue.serving(followed(self._options))
+        reference = self._models.serving.of(followed_model(self._options))
         if reference is None or reference == self._models.default.reference:
             return  # no model of the registry, none of it serves, or it serves here
         failed, at = self._failed
-        if failed == reference and self._clock() - at < AGAIN_S:
+        if failed == reference and self._clock() - at < RETRY_S:
             return
         try:
             loaded = self._models.load(reference)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from sutra_tasks.models.registry.manifest import Manifest
 
-__all__ = ["METRICS", "Floor", "Readiness", "Verdict", "decide"]
+__all__ = ["METRICS", "DeviceReadiness", "GateDecision", "Thresholds", "decide"]
 
 METRICS: Final = {
     "cosine": "cosine_similarity",
     "spearman": "spearman",
     "ndcg": "ndcg_preservation",
 }
-"""The name in a manifest's metrics of what each field of a :class:`Floor` bounds."""
+"""The name in a manifest's metrics of what each field of a :class:`Thresholds` bounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Floor:
+class Thresholds:
     """The least quality with which a version may serve, on held-out text; None asks for nothing.
 
     Attributes:
@@ -39,7 +39,7 @@ class Floor:
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
+class DeviceReadiness:
     """What one device says of the version.
 
     Attributes:
@@ -55,7 +55,7 @@ class Readiness:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GateDecision:
     """``pending`` is asked again; ``reason`` names devices and numbers."""
 
     state: Literal["passed", "pending", "refused"]
@@ -63,8 +63,13 @@ class Verdict:
 
 
 def decide(
-    manifest: Manifest, floor: Floor, devices: Sequence[Readiness], *, now: float, deadline: float
-) -> Verdict:
+    manifest: Manifest,
+    floor: Thresholds,
+    devices: Sequence[DeviceReadiness],
+    *,
+    now: float,
+    deadline: float,
+) -> GateDecision:
     """Say whether a version may serve.
 
     Args:
@@ -77,16 +82,18 @@ def decide(
     against = _under(manifest, floor)
     against += [f"{one.device}: {one.reason or 'failed'}" for one in devices if one.state == "failed"]
     if against:
-        return Verdict("refused", "; ".join(against))
+        return GateDecision("refused", "; ".join(against))
     awaited = ", ".join(one.device for one in devices if one.state == "waiting")
     if devices and not awaited:
-        return Verdict("passed", f"the same on {len(devices)} devices")
+        return GateDecision("passed", f"the same on {len(devices)} devices")
     if now < deadline:
-        return Verdict("pending", f"waiting for {awaited or 'a live device'}")
-    return Verdict("refused", f"no answer in time from {awaited}" if awaited else "no device is live")
+        return GateDecision("pending", f"waiting for {awaited or 'a live device'}")
+    return GateDecision(
+        "refused", f"no answer in time from {awaited}" if awaited else "no device is live"
+    )
 
 
-def _under(manifest: Manifest, floor: Floor) -> list[str]:
+def _under(manifest: Manifest, floor: Thresholds) -> list[str]:
     found = []
     for option in fields(floor):
         least, name = getattr(floor, option.name), METRICS[option.name]

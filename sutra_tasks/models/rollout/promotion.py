@@ -20,24 +20,24 @@ from sutra_tasks.errors import PromotionRefusedError, SutraError
 from sutra_tasks.health.states import State
 from sutra_tasks.membership.devices import serves, sightings
 from sutra_tasks.models.registry.names import bare_name, is_model_name
-from sutra_tasks.models.rollout.gate import Readiness, decide
+from sutra_tasks.models.rollout.gate import DeviceReadiness, decide
 
 if TYPE_CHECKING:
     import redis
 
     from sutra_tasks.membership.devices import DeviceRecord, Sighting
-    from sutra_tasks.models.registry.store import ModelStore
-    from sutra_tasks.models.rollout.gate import Floor
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
+    from sutra_tasks.models.rollout.gate import Thresholds
     from sutra_tasks.settings import Settings
 
 __all__ = [
     "LOADING",
     "READY",
     "Promotion",
-    "await_served",
-    "followed",
-    "is_concerned",
+    "followed_model",
+    "is_affected",
     "promote",
+    "wait_until_served",
 ]
 
 VERSION: Final = 1
@@ -82,12 +82,12 @@ class Promotion:
         return cls(value["id"], value["model"], value["version"])
 
 
-def followed(options: Settings) -> str:
+def followed_model(options: Settings) -> str:
     """Return the model whose serving version a device serves by default; none if it stays with one."""
     return options.model if options.models_dir is not None and is_model_name(options.model) else ""
 
 
-def is_concerned(name: str, *, follows: str, serves: str, models: Iterable[str]) -> bool:
+def is_affected(name: str, *, follows: str, serves: str, models: Iterable[str]) -> bool:
     """Say whether a device has any version of a model in memory, beyond one that it is pinned to.
 
     Args:
@@ -106,11 +106,11 @@ def is_concerned(name: str, *, follows: str, serves: str, models: Iterable[str])
 
 def promote(
     client: redis.Redis,
-    store: ModelStore,
+    store: ModelRegistry,
     name: str,
     version: int,
     *,
-    floor: Floor,
+    floor: Thresholds,
     options: Settings,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -137,7 +137,7 @@ def promote(
             present = {one.device for one in devices}
             asked |= present
             # Loading it may be what ended those that are gone.
-            devices += [Readiness(one, "waiting") for one in sorted(asked - present)]
+            devices += [DeviceReadiness(one, "waiting") for one in sorted(asked - present)]
             verdict = decide(manifest, floor, devices, now=clock(), deadline=deadline)
             if verdict.state == "refused":
                 raise PromotionRefusedError(name, version, verdict.reason)
@@ -146,15 +146,15 @@ def promote(
                 break
             sleep(LOOK_S)
         store.promote(name, version)
-        await_served(client, store, name, options, clock=clock, sleep=sleep)
+        wait_until_served(client, store, name, options, clock=clock, sleep=sleep)
         return [one.device for one in devices]
     finally:
         client.eval(DELETE_MINE, 1, keys.PROMOTION, said)
 
 
-def await_served(
+def wait_until_served(
     client: redis.Redis,
-    store: ModelStore,
+    store: ModelRegistry,
     name: str,
     options: Settings,
     *,
@@ -198,13 +198,13 @@ def _concerned(client: redis.Redis, name: str, options: Settings) -> list[Device
         record
         for seen, record in _live(client, options)
         if (serves(seen) or record.state is State.STARTING)
-        and is_concerned(name, follows=record.follows, serves=record.model, models=record.models)
+        and is_affected(name, follows=record.follows, serves=record.model, models=record.models)
     ]
 
 
-def _readiness(record: DeviceRecord, promotion: Promotion) -> Readiness:
+def _readiness(record: DeviceRecord, promotion: Promotion) -> DeviceReadiness:
     if record.candidate != promotion.id or record.candidate_state in ("", LOADING):
-        return Readiness(record.id, "waiting", "")
+        return DeviceReadiness(record.id, "waiting", "")
     if record.candidate_state == READY:
-        return Readiness(record.id, "ready", "")
-    return Readiness(record.id, "failed", record.candidate_state)
+        return DeviceReadiness(record.id, "ready", "")
+    return DeviceReadiness(record.id, "failed", record.candidate_state)

@@ -14,7 +14,7 @@ import numpy as np
 
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.offsets import Offsets
-from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_sliced
+from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_in_slices
 from sutra_tasks.errors import CorruptMessageError
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from sutra_tasks.engines.offsets import Integers
 
-__all__ = ["Row", "TokenIds", "WholeText"]
+__all__ = ["TokenizingEncoder", "WholeTextIds", "WindowIds"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Row:
+class WindowIds:
     """What the model sees of a text; pooling leaves out the first ``prompt_tokens``.
 
     In a window its own tokens begin at ``first``, behind special tokens and prompt.
@@ -39,7 +39,7 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class WholeText:
+class WholeTextIds:
     """A whole text, its prompt in front; as a row it is what the model sees.
 
     ``spans`` gives the characters of each token, special ones included: (tokens, 2).
@@ -51,7 +51,7 @@ class WholeText:
     spans: Callable[[], Integers]
 
 
-class TokenIds:
+class TokenizingEncoder:
     """Tokenises for an engine; safe to use from many threads."""
 
     def __init__(
@@ -86,12 +86,12 @@ class TokenIds:
         found = []
         for text in given:
             ids, spans = self._sliced(text) if len(text) > SLICE_CHARS else _of(next(encoded))
-            found.append(TokenizedText(len(ids), WholeText(ids, prompt_tokens, len(prefix), spans)))
+            found.append(TokenizedText(len(ids), WholeTextIds(ids, prompt_tokens, len(prefix), spans)))
         return found
 
     def offsets(self, text: TokenizedText) -> Offsets:
         """Return where the tokens of a whole text stand in it."""
-        whole: WholeText = text.content
+        whole: WholeTextIds = text.content
         spans = whole.spans()[self._specials_before : text.tokens - self._specials_after]
         # Behind the prompt: a token that begins with its last characters is the text's.
         prompt = np.append(spans[:, 1] > whole.prompt_chars, True).argmax() if whole.prompt_chars else 0
@@ -102,7 +102,7 @@ class TokenIds:
         self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
     ) -> list[TokenizedText]:
         """Return windows over the ids of a whole text, each with its special tokens and prompt."""
-        whole: WholeText = text.content
+        whole: WholeTextIds = text.content
         first = len(whole.ids) - self._specials_after - len(offsets)
         before, after = whole.ids[:first], whole.ids[first + len(offsets) :]
         rows = []
@@ -110,7 +110,7 @@ class TokenIds:
             ids = np.concatenate([before, whole.ids[first + start : first + stop], after])
             # Counted alone a prompt may reach into a text's first token, and into no other.
             prompt_tokens = first if start and whole.prompt_tokens else whole.prompt_tokens
-            rows.append(TokenizedText(len(ids), Row(ids, prompt_tokens, first)))
+            rows.append(TokenizedText(len(ids), WindowIds(ids, prompt_tokens, first)))
         return rows
 
     def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class TokenIds:
             ids = np.frombuffer(base64.b64decode(packed["ids"], validate=True), dtype="<i4")
             stops = np.cumsum(packed["tokens"])
             rows = [
-                TokenizedText(len(part), Row(part, int(prompt_tokens)))
+                TokenizedText(len(part), WindowIds(part, int(prompt_tokens)))
                 for part, prompt_tokens in zip(
                     np.split(ids, stops[:-1]), packed["prompt_tokens"], strict=True
                 )
@@ -155,7 +155,7 @@ class TokenIds:
         return len(prompt.ids) - sum(prompt.special_tokens_mask[-1:])
 
     def _sliced(self, text: str) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
-        ids, spans = tokenize_sliced(self._tokenizer, text)
+        ids, spans = tokenize_in_slices(self._tokenizer, text)
         before, after = self._specials_before, self._specials_after
         special = self._specials
         around = (special[:before], ids, special[len(special) - after :])

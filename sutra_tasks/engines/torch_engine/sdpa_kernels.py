@@ -13,10 +13,10 @@ from typing import Final
 
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["KERNELS_OF_PROCESS", "Kernels"]
+__all__ = ["SDPA_KERNELS", "SdpaKernels"]
 
 
-class Kernels:
+class SdpaKernels:
     """See the module's docstring; safe to use from many threads."""
 
     def __init__(self) -> None:
@@ -51,4 +51,4 @@ class Kernels:
                     self._changed.notify_all()
 
 
-KERNELS_OF_PROCESS: Final = Kernels()
+SDPA_KERNELS: Final = SdpaKernels()

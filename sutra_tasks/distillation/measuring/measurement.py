@@ -11,15 +11,15 @@ import numpy as np
 from safetensors import safe_open
 
 from sutra_tasks.distillation.config import DistillationMetrics
-from sutra_tasks.distillation.data.local_vectors import encoded
+from sutra_tasks.distillation.data.local_embedding import embed_locally
 from sutra_tasks.distillation.measuring.quality import (
     LabelledRetrieval,
     cosines,
-    measure,
+    measure_quality,
     squared_errors,
 )
 from sutra_tasks.distillation.measuring.ranking import padded
-from sutra_tasks.distillation.measuring.speed import side_by_side
+from sutra_tasks.distillation.measuring.speed import speed_ratio
 from sutra_tasks.distillation.training.projection import project
 from sutra_tasks.distillation.training.students import bytes_on_disk
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.vectors import Floats
 
-__all__ = ["labelled", "measured", "parameters"]
+__all__ = ["count_parameters", "labelled_retrieval", "measure_student"]
 
 BATCH: Final = 256
 TIMED_TEXTS: Final = 128
@@ -35,7 +35,7 @@ TIMED: Final = 5
 BYTES_PER_FLOAT: Final = 4
 
 
-def labelled(
+def labelled_retrieval(
     pairs: Sequence[tuple[str, str]], teacher_of: Mapping[str, Floats], student: Encoder
 ) -> LabelledRetrieval | None:
     """Return pairs as retrieval: each query among the texts of all pairs; None without pairs."""
@@ -51,14 +51,14 @@ def labelled(
     return LabelledRetrieval(
         np.stack([teacher_of[text] for text in queries]),
         np.stack([teacher_of[text] for text in documents]),
-        encoded(student, queries),
-        encoded(student, documents),
+        embed_locally(student, queries),
+        embed_locally(student, documents),
         relevant,
         gains,
     )
 
 
-def measured(
+def measure_student(
     teacher: Encoder,
     student: Encoder,
     *,
@@ -83,22 +83,25 @@ def measured(
         folders: where teacher and student are.
         seed: of resampling.
     """
-    ours = encoded(student, held_out)
-    quality = measure(
+    ours = embed_locally(student, held_out)
+    quality = measure_quality(
         rows,
         ours,
         matrix,
         rng=np.random.default_rng(seed),
-        labelled=labelled(pairs, teacher_of, student),
+        labelled=labelled_retrieval(pairs, teacher_of, student),
     )
     timed = list(held_out[:TIMED_TEXTS])
-    speed = side_by_side(
-        lambda some: encoded(teacher, some), lambda some: encoded(student, some), timed, TIMED
+    speed = speed_ratio(
+        lambda some: embed_locally(teacher, some),
+        lambda some: embed_locally(student, some),
+        timed,
+        TIMED,
     )
     sizes = {
-        "parameters": [parameters(folder) for folder in folders],
+        "parameters": [count_parameters(folder) for folder in folders],
         "bytes_on_disk": [bytes_on_disk(folder) for folder in folders],
-        "bytes_per_vector": [BYTES_PER_FLOAT * one.card.width for one in (teacher, student)],
+        "bytes_per_vector": [BYTES_PER_FLOAT * one.info.width for one in (teacher, student)],
     }
     before, after = sizes["bytes_on_disk"]
     ratio = quality.ndcg_ratio.value if quality.ndcg_ratio is not None else None
@@ -123,7 +126,7 @@ def measured(
     }
 
 
-def parameters(folder: Path) -> int:
+def count_parameters(folder: Path) -> int:
     """Return how many weights the files of a model hold."""
     count = 0
     for path in folder.rglob("*.safetensors"):

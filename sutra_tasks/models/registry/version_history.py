@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sutra_tasks.errors import ModelError, UnsupportedVersionError
-from sutra_tasks.models.registry.files import sync_folder, write_file
+from sutra_tasks.models.registry.version_files import sync_folder, write_file
 
 __all__ = ["locked", "read_history", "write_history"]
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sutra_tasks.settings import Settings
 
-__all__ = ["MOST_CHARS", "PERIODS", "Sampler", "priority", "sampler"]
+__all__ = ["MOST_CHARS", "PERIODS", "TrafficSample", "open_sample", "priority"]
 
 MOST_CHARS: Final = 2_000
 PERIODS: Final = 4
@@ -59,7 +59,7 @@ def priority(text: str, salt: bytes) -> float:
     return (int.from_bytes(drawn) >> 11) / 2**53
 
 
-class Sampler:
+class TrafficSample:
     """Fills and reads the sample. Any thread may call it.
 
     Args:
@@ -171,10 +171,10 @@ class Sampler:
             self._sent = {place for place in self._sent | places if place <= bound}
 
 
-def sampler(client: redis.Redis, options: Settings) -> Sampler | None:
+def open_sample(client: redis.Redis, options: Settings) -> TrafficSample | None:
     """Return the sample of real traffic; None if the deployment keeps none."""
     if not options.sample_texts:
         return None
-    return Sampler(
+    return TrafficSample(
         client, texts=options.sample_texts, retention_s=options.sample_retention_s, key=keys.sample
     )

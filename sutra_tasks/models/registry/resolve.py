@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sutra_tasks.errors import InvalidOptionError, ModelError
-from sutra_tasks.models.registry.names import is_model_name, version_of
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.model_registry import ModelRegistry
+from sutra_tasks.models.registry.names import is_model_name, split_reference
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["reference_of", "registry"]
+__all__ = ["open_registry", "resolve_model_name"]
 
 
-def registry(options: Settings) -> ModelStore | None:
+def open_registry(options: Settings) -> ModelRegistry | None:
     """Return the registry of models, its folder made if need be; None if the deployment has none.
 
     Raises:
@@ -29,10 +29,12 @@ def registry(options: Settings) -> ModelStore | None:
     except OSError as error:
         reason = f"SUTRA_MODELS_DIR={folder} cannot be made: {error.strerror}"
         raise ModelError("of the registry", reason) from None
-    return ModelStore(folder)
+    return ModelRegistry(folder)
 
 
-def reference_of(model: str, options: Settings, store: ModelStore | None, *, what: str = "model") -> str:
+def resolve_model_name(
+    model: str, options: Settings, store: ModelRegistry | None, *, what: str = "model"
+) -> str:
     """Return which model is meant by a name from a caller: never a path the deployment did not name.
 
     Args:
@@ -59,7 +61,7 @@ def reference_of(model: str, options: Settings, store: ModelStore | None, *, wha
     raise InvalidOptionError(what, repr(model)[:80], f"one of {shown} (SUTRA_MODELS names more)")
 
 
-def _is_of_registry(model: str, store: ModelStore, *, configured: bool) -> bool:
+def _is_of_registry(model: str, store: ModelRegistry, *, configured: bool) -> bool:
     """Say whether a name means the registry's model; a configured one may be there by chance."""
     name, at, _ = model.partition("@")
     if not is_model_name(name) or not store.has(name):
@@ -67,4 +69,4 @@ def _is_of_registry(model: str, store: ModelStore, *, configured: bool) -> bool:
     if not configured:
         return True
     # A path may hold an @; and a version that was only added must not take a configured name over.
-    return version_of(model) is not None if at else store.current(name) is not None
+    return split_reference(model) is not None if at else store.current(name) is not None

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sutra_tasks.distillation.files import read_array, sweep, write_array
+from sutra_tasks.files import read_array, sweep, write_array
 
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
 
-__all__ = ["cached", "digest", "drop_old", "shards"]
+__all__ = ["cached_vectors", "count_shards", "delete_old_runs", "digest"]
 
 SHARD: Final = 2_048
 """Texts whose vectors are computed and written together."""
@@ -25,7 +25,7 @@ OLD_S: Final = 30 * 24 * 3600.0
 """Seconds after which nobody goes on with a run."""
 
 
-def cached(
+def cached_vectors(
     folder: Path,
     texts: Sequence[str],
     compute: Callable[[Sequence[str]], Generator[Floats]],
@@ -63,12 +63,12 @@ def cached(
     return np.concatenate(rows)
 
 
-def shards(folder: Path) -> int:
+def count_shards(folder: Path) -> int:
     """Return how many shards are there."""
     return len(list(folder.glob("vectors-*.npy")))
 
 
-def drop_old(runs: Path, now: float, *, but: Collection[Path]) -> None:
+def delete_old_runs(runs: Path, now: float, *, but: Collection[Path]) -> None:
     """Delete what nobody goes on with: folders that nothing was written to for a month.
 
     Args:

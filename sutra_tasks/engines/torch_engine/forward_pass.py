@@ -17,17 +17,17 @@ import torch
 from torch.nn.attention import SDPBackend
 
 from sutra_tasks.engines.attention import (
-    Candidate,
-    Path,
-    Unproven,
-    candidates,
-    first_proven,
-    under_padding,
+    AttentionCandidate,
+    Implementation,
+    NoFaithfulAttention,
+    attention_candidates,
+    first_faithful,
+    implementation_for_padding,
 )
-from sutra_tasks.engines.golden import worst_cosine
+from sutra_tasks.engines.golden import lowest_cosine
 from sutra_tasks.engines.out_of_memory import is_out_of_memory
 from sutra_tasks.engines.torch_engine.introspection import describe, traits_of, transformer_of
-from sutra_tasks.engines.torch_engine.kernels import KERNELS_OF_PROCESS
+from sutra_tasks.engines.torch_engine.sdpa_kernels import SDPA_KERNELS
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Passes"]
+__all__ = ["ForwardPass"]
 
 KERNELS: Final = {
-    Path.SDPA_FLASH: SDPBackend.FLASH_ATTENTION,
-    Path.SDPA_EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
-    Path.CPU_FLASH: SDPBackend.FLASH_ATTENTION,
+    Implementation.SDPA_FLASH: SDPBackend.FLASH_ATTENTION,
+    Implementation.SDPA_EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
+    Implementation.CPU_FLASH: SDPBackend.FLASH_ATTENTION,
 }
-IMPLEMENTATIONS: Final = {Path.FLASH_2: "flash_attention_2", Path.PLAIN: "eager"}
+IMPLEMENTATIONS: Final = {Implementation.FLASH_2: "flash_attention_2", Implementation.PLAIN: "eager"}
 """As transformers names them; all other paths are its sdpa."""
 
 LEAST_SPEED_UP: Final = 1.1
@@ -50,7 +50,7 @@ TIMINGS: Final = 3
 MOST_TRIAL_S: Final = 1.0
 
 
-class Passes:
+class ForwardPass:
     """Runs a model's passes: on its device, in the precision and by the attention that proved itself."""
 
     def __init__(
@@ -78,11 +78,11 @@ class Passes:
         """
         self._model, self._device = model.eval(), device
         self._weights: _Weights | None = _Weights(model)
-        ways = candidates(describe(device), traits_of(model), attention=attention, dtype=dtype)
+        ways = attention_candidates(describe(device), traits_of(model), attention=attention, dtype=dtype)
         try:
             expected = self._plain(probes, ways[0].dtype)
-            self._way, self.choice = first_proven(ways, lambda way: self._prove(way, probes, expected))
-        except Unproven as error:
+            self._way, self.choice = first_faithful(ways, lambda way: self._prove(way, probes, expected))
+        except NoFaithfulAttention as error:
             raise ModelError(name, f"does not run faithfully on {device}: {error}") from None
         except Exception as error:
             raise ModelError(name, f"does not run on {device}: {_first_line(error)}") from error
@@ -97,7 +97,9 @@ class Passes:
         """
         path = self._way.path
         # Plain SDPA is the last resort: a batch that its kernels refuse is slow, and no failure.
-        return self._run(features, KERNELS.get(path), KERNELS.get(under_padding(path)), SDPBackend.MATH)
+        return self._run(
+            features, KERNELS.get(path), KERNELS.get(implementation_for_padding(path)), SDPBackend.MATH
+        )
 
     def pool(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """Return what follows on the transformer, given the states of tokens it made."""
@@ -114,17 +116,17 @@ class Passes:
 
     def _plain(self, probes: Sequence[Mapping[str, Any]], dtype: str) -> list[Floats]:
         try:
-            self._take(Candidate(Path.PLAIN, "float32"))
+            self._take(AttentionCandidate(Implementation.PLAIN, "float32"))
             return [_rows(self._run(features)) for features in probes]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
         # A model may fit its GPU in half precision only.
-        self._take(Candidate(Path.PLAIN, dtype))
+        self._take(AttentionCandidate(Implementation.PLAIN, dtype))
         return [_rows(self._run(features)) for features in probes]
 
     def _prove(
-        self, way: Candidate, probes: Sequence[Mapping[str, Any]], expected: Sequence[Floats]
+        self, way: AttentionCandidate, probes: Sequence[Mapping[str, Any]], expected: Sequence[Floats]
     ) -> str | None:
         try:
             self._take(way)
@@ -133,13 +135,13 @@ class Passes:
                 rows = [_rows(self._run(features, _kernel(way, features))) for features in probes]
         except Exception as error:  # noqa: BLE001 - whatever a kernel raises, the next may work
             return _first_line(error)
-        cosine = min(map(worst_cosine, rows, expected))
+        cosine = min(map(lowest_cosine, rows, expected))
         if not cosine >= way.least_cosine:
             return f"cosine {cosine:.5f} to plain float32, less than {way.least_cosine}"
         return self._too_slow(way, probes[-1]) if way.on_trial else None
 
-    def _too_slow(self, way: Candidate, probe: Mapping[str, Any]) -> str | None:
-        in_float32 = Candidate(way.path, "float32")
+    def _too_slow(self, way: AttentionCandidate, probe: Mapping[str, Any]) -> str | None:
+        in_float32 = AttentionCandidate(way.path, "float32")
         took_s: dict[str, list[float]] = {"float32": [], way.dtype: []}
         faster, turns, began_at = 0.0, 0, time.perf_counter()
         while turns < TIMINGS or time.perf_counter() - began_at < MOST_TRIAL_S:
@@ -154,7 +156,7 @@ class Passes:
                 return None
         return f"{faster:.2f} times as fast as float32"
 
-    def _take(self, way: Candidate) -> None:
+    def _take(self, way: AttentionCandidate) -> None:
         """Put the model into a way's precision and attention."""
         assert self._weights is not None
         # On a CPU only what multiplies: the rest costs little in float32, and keeps the vectors closer.
@@ -173,7 +175,7 @@ class Passes:
 
     def _run(self, features: Mapping[str, Any], *kernels: SDPBackend | None) -> dict[str, Any]:
         """Run one pass, through the first of some SDPA kernels that takes it."""
-        only = KERNELS_OF_PROCESS.only(kernel for kernel in kernels if kernel is not None)
+        only = SDPA_KERNELS.only(kernel for kernel in kernels if kernel is not None)
         with torch.inference_mode(), only, self._precision():
             given = self._unpadded(features) if self._unpads else features
             outputs: dict[str, Any] = self._model(
@@ -218,9 +220,9 @@ class _Weights:
         self._model.to(device)
 
 
-def _kernel(way: Candidate, features: Mapping[str, Any]) -> SDPBackend | None:
+def _kernel(way: AttentionCandidate, features: Mapping[str, Any]) -> SDPBackend | None:
     padded = not bool(features["attention_mask"].all())
-    return KERNELS.get(under_padding(way.path) if padded else way.path)
+    return KERNELS.get(implementation_for_padding(way.path) if padded else way.path)
 
 
 def _rows(outputs: Mapping[str, Any]) -> Floats:

@@ -18,7 +18,7 @@ from sutra_tasks.client.admission import Backlog
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["Cancelled", "Pacer", "Stopping", "Watch"]
+__all__ = ["PausePolicy", "RunCancelled", "RunMonitor", "WorkerStopping"]
 
 logger = get_logger(__name__)
 
@@ -28,15 +28,15 @@ RESUME_SHARE: Final = 0.5
 """Share of the pause's threshold under which a run goes on, so that it does not flap."""
 
 
-class Stopping(Exception):  # noqa: N818 - not an error: the run goes on where it is delivered next
+class WorkerStopping(Exception):  # noqa: N818 - not an error: the run goes on where it is delivered next
     """The worker is to end, or has lost its lease."""
 
 
-class Cancelled(Exception):  # noqa: N818 - not an error: its caller gave it up
+class RunCancelled(Exception):  # noqa: N818 - not an error: its caller gave it up
     """The run is not wanted any more."""
 
 
-class Pacer:
+class PausePolicy:
     """Says when a run should pause: while the fleet has more waiting than it may."""
 
     def __init__(self, pause_s: float) -> None:
@@ -56,7 +56,7 @@ class Pacer:
         return self._paused
 
 
-class Watch:
+class RunMonitor:
     """Tells of a run, pauses it while the fleet has too much to do, and ends it when that is asked."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Watch:
             clock: seconds that only grow.
         """
         self._client, self._request, self._stopping = client, request, stopping
-        self._pacer, self._clock = Pacer(options.distill_pause_s), clock
+        self._pacer, self._clock = PausePolicy(options.distill_pause_s), clock
         self._told_at = self._looked_at = self._asked_at = -float("inf")
         self._phase: Any = None
         self.check: Callable[[], None] = lambda: None
@@ -101,13 +101,13 @@ class Watch:
             Cancelled: its caller gave it up.
         """
         if self._stopping.is_set():
-            raise Stopping
+            raise WorkerStopping
         try:
             self.check()
         except LeaseEnded:
-            raise Stopping from None
+            raise WorkerStopping from None
         if self._request.id in revoked or self._is_marked():
-            raise Cancelled
+            raise RunCancelled
 
     def _is_marked(self) -> bool:
         """Look for a mark on the server: a worker that was not up when it was revoked was not told."""
@@ -148,7 +148,7 @@ class Watch:
         try:
             request.task.backend.store_result(request.id, dict(progress), "PROGRESS")
         except LeaseEnded:
-            raise Stopping from None
+            raise WorkerStopping from None
         except Exception as error:  # noqa: BLE001 - a run that nobody hears of goes on
             logger.warning("the progress of task %s is not told: %s", request.id, error)
         shown = ", ".join(f"{name} {_short(value)}" for name, value in progress.items())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sutra_tasks.distillation.data.sample import priority
+from sutra_tasks.distillation.data.traffic_sample import priority
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]))
 

@@ -12,17 +12,17 @@ from typing import Any
 import pytest
 
 from sutra_tasks.errors import InvalidOptionError, ModelError, UnsupportedVersionError
-from sutra_tasks.models.registry.manifest import Facts, Manifest, Parent
-from sutra_tasks.models.registry.store import ABANDONED_S, ModelStore
+from sutra_tasks.models.registry.manifest import Manifest, ParentModel, VersionFacts
+from sutra_tasks.models.registry.model_registry import ABANDONED_S, ModelRegistry
 
-FACTS = Facts(space="abc:384", width=384, golden='{"v": 1}', metrics={"cosine_similarity": 0.9})
+FACTS = VersionFacts(space="abc:384", width=384, golden='{"v": 1}', metrics={"cosine_similarity": 0.9})
 NOW = 1.8e9
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
+def store(tmp_path: Path) -> ModelRegistry:
     (tmp_path / "models").mkdir()
-    return ModelStore(tmp_path / "models", clock=lambda: NOW)
+    return ModelRegistry(tmp_path / "models", clock=lambda: NOW)
 
 
 @pytest.fixture
@@ -35,10 +35,10 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def filled(store: ModelStore, source: Path) -> ModelStore:
+def filled(store: ModelRegistry, source: Path) -> ModelRegistry:
     """Return a registry with three versions of one model, none of which serves."""
     for space in ("abc:384", "def:384", "abc:384"):
-        store.add("short", source, Facts(space=space, width=384, golden="{}", metrics={}))
+        store.add("short", source, VersionFacts(space=space, width=384, golden="{}", metrics={}))
     return store
 
 
@@ -49,9 +49,9 @@ def visible(tmp_path: Path) -> set[str]:
 # Adding.
 
 
-def test_a_version_is_what_was_added_and_what_was_said_of_it(store: ModelStore, source: Path) -> None:
-    facts = Facts(
-        space="abc:2", width=2, golden="g", parent=Parent("t", "u:4"), metrics={"spearman": 0.5},
+def test_a_version_is_what_was_added_and_what_was_said_of_it(store: ModelRegistry, source: Path) -> None:
+    facts = VersionFacts(
+        space="abc:2", width=2, golden="g", parent=ParentModel("t", "u:4"), metrics={"spearman": 0.5},
         recipe={"alpha": 0.5}, fingerprint="f",
     )  # fmt: skip
     made = store.add("short", source, facts)
@@ -59,8 +59,8 @@ def test_a_version_is_what_was_added_and_what_was_said_of_it(store: ModelStore, 
     assert set(made.files) == {"modules.json", "1_Dense/model.safetensors"}
     assert made.bytes == 2 + 7000
     assert store.manifest("short", 1) == made
-    assert {name: getattr(made, name) for name in Facts.__dataclass_fields__} == {
-        name: getattr(facts, name) for name in Facts.__dataclass_fields__
+    assert {name: getattr(made, name) for name in VersionFacts.__dataclass_fields__} == {
+        name: getattr(facts, name) for name in VersionFacts.__dataclass_fields__
     }
     folder = store.folder("short", 1)
     assert (folder / "1_Dense" / "model.safetensors").read_bytes() == b"weights" * 1000
@@ -69,21 +69,23 @@ def test_a_version_is_what_was_added_and_what_was_said_of_it(store: ModelStore, 
     store.verify("short", 1)
 
 
-def test_versions_are_numbered_and_none_serves_by_itself(filled: ModelStore) -> None:
+def test_versions_are_numbered_and_none_serves_by_itself(filled: ModelRegistry) -> None:
     assert filled.names() == ("short",)
     assert [one.version for one in filled.versions("short")] == [1, 2, 3]
     assert filled.current("short") is None
     assert filled.versions("other") == []
 
 
-def test_a_version_can_be_added_again_as_another(filled: ModelStore) -> None:
+def test_a_version_can_be_added_again_as_another(filled: ModelRegistry) -> None:
     made = filled.add("other", filled.folder("short", 1), FACTS)
     assert "manifest.json" not in made.files
     assert made.name == "other"
     filled.verify("other", 1)
 
 
-def test_of_a_link_to_a_file_the_file_is_added(store: ModelStore, source: Path, tmp_path: Path) -> None:
+def test_of_a_link_to_a_file_the_file_is_added(
+    store: ModelRegistry, source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "blob").write_text("{}")
     (source / "config.json").symlink_to(tmp_path / "blob")
     store.add("short", source, FACTS)
@@ -92,7 +94,7 @@ def test_of_a_link_to_a_file_the_file_is_added(store: ModelStore, source: Path, 
 
 
 def test_links_to_folders_and_what_is_no_file_are_refused(
-    store: ModelStore, source: Path, tmp_path: Path
+    store: ModelRegistry, source: Path, tmp_path: Path
 ) -> None:
     up = source / "up"
     for fifo in (False, True):
@@ -107,7 +109,7 @@ def test_links_to_folders_and_what_is_no_file_are_refused(
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty", "file"])
-def test_a_source_without_files_is_refused(store: ModelStore, tmp_path: Path, kind: str) -> None:
+def test_a_source_without_files_is_refused(store: ModelRegistry, tmp_path: Path, kind: str) -> None:
     place = tmp_path / "nothing"
     if kind == "empty":
         place.mkdir()
@@ -119,12 +121,12 @@ def test_a_source_without_files_is_refused(store: ModelStore, tmp_path: Path, ki
 
 
 def test_facts_that_no_manifest_may_hold_add_nothing(
-    store: ModelStore, source: Path, tmp_path: Path
+    store: ModelRegistry, source: Path, tmp_path: Path
 ) -> None:
     for wrong in ({"metrics": {"mse": float("nan")}}, {"space": ""}, {"width": 0}):
         given: dict[str, Any] = {"space": "a:1", "width": 1, "golden": "g", "metrics": {}, **wrong}
         with pytest.raises(ModelError):
-            store.add("short", source, Facts(**given))
+            store.add("short", source, VersionFacts(**given))
     assert visible(tmp_path) == set()
 
 
@@ -137,7 +139,7 @@ def fails(code: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("name", ["fsync", "fchmod", "rename"])
 def test_a_full_disk_leaves_nothing_half_written(
-    filled: ModelStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    filled: ModelRegistry, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     before = visible(tmp_path)
     with monkeypatch.context() as patch:
@@ -149,7 +151,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 def test_what_a_crash_left_is_removed_after_a_day_and_never_seen(
-    filled: ModelStore, source: Path, tmp_path: Path
+    filled: ModelRegistry, source: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "models" / "short"
     for name, age_s in ((".incoming-old", ABANDONED_S + 1), (".incoming-new", ABANDONED_S - 1)):
@@ -166,7 +168,7 @@ def test_what_a_crash_left_is_removed_after_a_day_and_never_seen(
 # Which serves.
 
 
-def test_the_version_that_serves_is_promoted_and_rolled_back(filled: ModelStore) -> None:
+def test_the_version_that_serves_is_promoted_and_rolled_back(filled: ModelRegistry) -> None:
     assert filled.promote("short", 1) is None
     assert filled.promote("short", 3) == 1
     assert filled.promote("short", 3) == 3
@@ -179,7 +181,7 @@ def test_the_version_that_serves_is_promoted_and_rolled_back(filled: ModelStore)
     assert filled.current("short") == 1
 
 
-def test_a_rollback_passes_over_what_was_removed_and_what_serves(filled: ModelStore) -> None:
+def test_a_rollback_passes_over_what_was_removed_and_what_serves(filled: ModelRegistry) -> None:
     for version in (2, 1, 3, 1):
         filled.promote("short", version)
     filled.remove("short", 3)
@@ -188,7 +190,7 @@ def test_a_rollback_passes_over_what_was_removed_and_what_serves(filled: ModelSt
         filled.rollback("short")
 
 
-def test_only_a_version_that_is_there_can_be_promoted(filled: ModelStore) -> None:
+def test_only_a_version_that_is_there_can_be_promoted(filled: ModelRegistry) -> None:
     with pytest.raises(ModelError, match=r"versions 1, 2, 3"):
         filled.promote("short", 4)
     with pytest.raises(ModelError, match="none of it"):
@@ -198,7 +200,7 @@ def test_only_a_version_that_is_there_can_be_promoted(filled: ModelStore) -> Non
 
 
 def test_a_write_that_fails_leaves_the_old_version_serving(
-    filled: ModelStore, monkeypatch: pytest.MonkeyPatch
+    filled: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled.promote("short", 1)
     with monkeypatch.context() as patch:
@@ -210,7 +212,7 @@ def test_a_write_that_fails_leaves_the_old_version_serving(
     assert filled.current("short") == 2
 
 
-def test_a_reference_is_a_name_or_a_name_and_a_version(filled: ModelStore) -> None:
+def test_a_reference_is_a_name_or_a_name_and_a_version(filled: ModelRegistry) -> None:
     assert filled.resolve("short@3") == ("short", 3)
     with pytest.raises(ModelError, match="promote"):
         filled.resolve("short")
@@ -221,7 +223,7 @@ def test_a_reference_is_a_name_or_a_name_and_a_version(filled: ModelStore) -> No
             filled.resolve(wrong)
 
 
-def test_a_space_finds_the_newest_version_that_gives_it_whatever_the_cut(filled: ModelStore) -> None:
+def test_a_space_finds_the_newest_version_that_gives_it_whatever_the_cut(filled: ModelRegistry) -> None:
     assert filled.by_space("short", "abc:384") == 3
     assert filled.by_space("short", "def:384") == 2
     assert filled.by_space("short", "def:128") == 2
@@ -236,7 +238,7 @@ RECORDS = [b"", b"{", b"[]", b'{"v": 1}', b'{"v": 1, "version": 1, "history": []
 
 @pytest.mark.parametrize("record", RECORDS)
 def test_a_damaged_record_is_an_error_with_a_remedy(
-    filled: ModelStore, tmp_path: Path, record: bytes
+    filled: ModelRegistry, tmp_path: Path, record: bytes
 ) -> None:
     current = tmp_path / "models" / "short" / "current"
     current.write_bytes(record)
@@ -252,7 +254,7 @@ def test_a_damaged_record_is_an_error_with_a_remedy(
 
 
 def test_a_version_is_removed_unless_it_serves_and_its_number_is_not_given_again(
-    filled: ModelStore, source: Path
+    filled: ModelRegistry, source: Path
 ) -> None:
     filled.promote("short", 1)
     with pytest.raises(ModelError, match="serves"):
@@ -289,14 +291,14 @@ def damage(kind: str, file: Path) -> None:
         ("linked", "1_Dense/model.safetensors is a link"),
     ],
 )
-def test_a_file_that_differs_is_named(filled: ModelStore, kind: str, said: str) -> None:
+def test_a_file_that_differs_is_named(filled: ModelRegistry, kind: str, said: str) -> None:
     damage(kind, filled.folder("short", 2) / "1_Dense" / "model.safetensors")
     with pytest.raises(ModelError, match=said):
         filled.verify("short", 2)
     filled.verify("short", 1)
 
 
-def test_a_manifest_of_another_version_is_refused(filled: ModelStore) -> None:
+def test_a_manifest_of_another_version_is_refused(filled: ModelRegistry) -> None:
     path = filled.folder("short", 2) / "manifest.json"
     path.chmod(0o644)
     path.write_bytes((filled.folder("short", 1) / "manifest.json").read_bytes())
@@ -314,7 +316,7 @@ def test_a_manifest_of_another_version_is_refused(filled: ModelStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["..", "../short", "/etc", "a/b", ".hidden", "", "a\0b", "short/1"])
-def test_no_name_leads_out_of_the_folder(filled: ModelStore, source: Path, name: str) -> None:
+def test_no_name_leads_out_of_the_folder(filled: ModelRegistry, source: Path, name: str) -> None:
     calls: list[Callable[[], object]] = [
         lambda: filled.add(name, source, FACTS), lambda: filled.folder(name, 1),
         lambda: filled.manifest(name, 1), lambda: filled.current(name), lambda: filled.versions(name),
@@ -327,7 +329,7 @@ def test_no_name_leads_out_of_the_folder(filled: ModelStore, source: Path, name:
 
 
 def test_a_version_that_cannot_be_read_hides_no_other(
-    filled: ModelStore, source: Path, tmp_path: Path
+    filled: ModelRegistry, source: Path, tmp_path: Path
 ) -> None:
     spaces = [one.space for one in filled.versions("short")]
     path = filled.folder("short", 2) / "manifest.json"
@@ -343,7 +345,7 @@ def test_a_version_that_cannot_be_read_hides_no_other(
         filled.has("short")
 
 
-def test_links_in_the_registry_are_refused(filled: ModelStore, source: Path, tmp_path: Path) -> None:
+def test_links_in_the_registry_are_refused(filled: ModelRegistry, source: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     (root / "linked").symlink_to(root / "short")
     assert filled.names() == ("short",)
@@ -361,7 +363,7 @@ def test_links_in_the_registry_are_refused(filled: ModelStore, source: Path, tmp
         filled.current("short")
 
 
-def test_a_link_as_lock_is_refused(filled: ModelStore, tmp_path: Path) -> None:
+def test_a_link_as_lock_is_refused(filled: ModelRegistry, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     (tmp_path / "models" / "short" / ".lock").symlink_to(victim)
     with pytest.raises(ModelError):
@@ -370,7 +372,7 @@ def test_a_link_as_lock_is_refused(filled: ModelStore, tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_named(tmp_path: Path, source: Path) -> None:
-    store = ModelStore(tmp_path / "unmounted")
+    store = ModelRegistry(tmp_path / "unmounted")
     calls: list[Callable[[], object]] = [
         store.names, lambda: store.versions("short"), lambda: store.current("short"),
         lambda: store.add("short", source, FACTS), lambda: store.promote("short", 1),
@@ -382,7 +384,7 @@ def test_a_missing_folder_is_named(tmp_path: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mkdir", "scandir", "open"])
 def test_a_folder_that_may_not_be_used_is_named(
-    filled: ModelStore, source: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    filled: ModelRegistry, source: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, name, fails(errno.EACCES))
@@ -395,11 +397,11 @@ def test_a_folder_that_may_not_be_used_is_named(
 TOGETHER = """
 import sys
 from pathlib import Path
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 root, source, me = sys.argv[1:]
-store = ModelStore(Path(root))
-facts = Facts(space=f"s{me}:1", width=1, golden="g", metrics={})
+store = ModelRegistry(Path(root))
+facts = VersionFacts(space=f"s{me}:1", width=1, golden="g", metrics={})
 print("ready", flush=True)
 sys.stdin.readline()
 for turn in range(12):
@@ -411,7 +413,7 @@ for turn in range(12):
 
 
 def test_writers_at_once_get_versions_of_their_own_and_lose_no_promotion(
-    store: ModelStore, source: Path, tmp_path: Path
+    store: ModelRegistry, source: Path, tmp_path: Path
 ) -> None:
     writers = [
         subprocess.Popen(
@@ -446,21 +448,21 @@ def test_writers_at_once_get_versions_of_their_own_and_lose_no_promotion(
 INTERRUPTED = """
 import os, sys
 from pathlib import Path
-from sutra_tasks.models.registry import store as module
-from sutra_tasks.models.registry.manifest import Facts
-from sutra_tasks.models.registry.store import ModelStore
+from sutra_tasks.models.registry import model_registry as module
+from sutra_tasks.models.registry.manifest import VersionFacts
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 step = sys.argv[3]
 def die(*_): os._exit(9)
 if step == "write_file": module.write_file = die
 elif step == "rename": Path.rename = die
-store = ModelStore(Path(sys.argv[1]))
-store.add("short", Path(sys.argv[2]), Facts(space="a:1", width=1, golden="g", metrics={}))
+store = ModelRegistry(Path(sys.argv[1]))
+store.add("short", Path(sys.argv[2]), VersionFacts(space="a:1", width=1, golden="g", metrics={}))
 """
 
 
 @pytest.mark.parametrize("step", ["write_file", "rename"])
 def test_a_writer_that_is_killed_leaves_nothing_that_is_seen(
-    filled: ModelStore, source: Path, tmp_path: Path, step: str
+    filled: ModelRegistry, source: Path, tmp_path: Path, step: str
 ) -> None:
     arguments = [str(tmp_path / "models"), str(source), step]
     done = subprocess.run([sys.executable, "-c", INTERRUPTED, *arguments], check=False)

@@ -11,13 +11,13 @@ from typing import BinaryIO, Final
 from sutra_tasks.errors import ModelError
 from sutra_tasks.models.registry.manifest import MANIFEST
 
-__all__ = ["copied", "digests", "sync_folder", "write_file"]
+__all__ = ["copy_files", "file_digests", "sync_folder", "write_file"]
 
 BLOCK_BYTES: Final = 1 << 20
 READ_ONLY: Final = 0o444
 
 
-def copied(model: str, source: Path, target: Path) -> tuple[dict[str, str], int]:
+def copy_files(model: str, source: Path, target: Path) -> tuple[dict[str, str], int]:
     """Copy a folder's files to disk for good, but its manifest; of a link to a file, the file.
 
     Returns:
@@ -48,7 +48,7 @@ def copied(model: str, source: Path, target: Path) -> tuple[dict[str, str], int]
     return found, size
 
 
-def digests(model: str, folder: Path) -> dict[str, str]:
+def file_digests(model: str, folder: Path) -> dict[str, str]:
     """Return the sha256 of each file of a folder by its path, but of its manifest.
 
     Raises:

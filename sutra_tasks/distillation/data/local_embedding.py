@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.vectors import Floats
 
-__all__ = ["AT_ONCE", "encoded"]
+__all__ = ["AT_ONCE", "embed_locally"]
 
 AT_ONCE: Final = 256
 
 
-def encoded(encoder: Encoder, texts: Sequence[str]) -> Floats:
+def embed_locally(encoder: Encoder, texts: Sequence[str]) -> Floats:
     """Return unit vectors computed here, long texts cut at the model's window: float32 rows.
 
     Args:
         encoder: the engine; nothing else uses it meanwhile.
         texts: any number.
     """
-    rows = np.empty((len(texts), encoder.card.width), dtype=np.float32)
+    rows = np.empty((len(texts), encoder.info.width), dtype=np.float32)
     for start in range(0, len(texts), AT_ONCE):
         some = encoder.tokenize(list(texts[start : start + AT_ONCE]), None)
         batch = [cut_to_window(encoder, text) for text in some]

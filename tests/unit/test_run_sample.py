@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sutra_tasks.distillation.worker.drawn_sample import Drawn
+from sutra_tasks.distillation.worker.run_sample import RunSample
 
 RETENTION_S = 100.0
 
 
-def drawn(runs: Path, task_id: str = "a", now: float = 0.0) -> Drawn:
-    return Drawn(runs, task_id, RETENTION_S, clock=lambda: now)
+def drawn(runs: Path, task_id: str = "a", now: float = 0.0) -> RunSample:
+    return RunSample(runs, task_id, RETENTION_S, clock=lambda: now)
 
 
 def never() -> list[str]:

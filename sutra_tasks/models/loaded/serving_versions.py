@@ -10,47 +10,47 @@ from typing import TYPE_CHECKING
 from celery.utils.log import get_logger
 
 from sutra_tasks.errors import SutraError
-from sutra_tasks.models.registry.lookup import reference_of
-from sutra_tasks.models.registry.names import is_model_name, version_of
+from sutra_tasks.models.registry.names import is_model_name, split_reference
+from sutra_tasks.models.registry.resolve import resolve_model_name
 
 if TYPE_CHECKING:
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["Catalogue"]
+__all__ = ["ServingVersions"]
 
 logger = get_logger(__name__)
 
 
-class Catalogue:
+class ServingVersions:
     """See the module's docstring; safe to use from many threads."""
 
-    def __init__(self, options: Settings, store: ModelStore | None) -> None:
+    def __init__(self, options: Settings, store: ModelRegistry | None) -> None:
         """Know the names that the deployment was given, and nothing of them yet."""
         self._options, self._store = options, store
         names = (options.model, *options.further_models)
         self._current: dict[str, int | None] = {name: None for name in names if is_model_name(name)}
         self._unreadable: set[str] = set()
 
-    def serving(self, name: str) -> str | None:
+    def of(self, name: str) -> str | None:
         """Return the version of a model that serves, ``name@3``, if one is known to."""
         version = self._current.get(name)
         return None if version is None else f"{name}@{version}"
 
-    def is_serving(self, reference: str) -> bool:
+    def serves(self, reference: str) -> bool:
         """Say whether a version is known to be the one of its model that serves."""
-        found = version_of(reference)
-        return found is not None and self.serving(found[0]) == reference
+        found = split_reference(reference)
+        return found is not None and self.of(found[0]) == reference
 
-    def ask(self, model: str) -> str:
+    def resolve(self, model: str) -> str:
         """Return what the registry and the settings mean by a name now, and follow it from then on.
 
         Raises:
             InvalidOptionError: no such model may be named.
             ModelError: there is no such version, none serves, or the registry cannot be read.
         """
-        reference = reference_of(model, self._options, self._store)
-        found = version_of(reference)
+        reference = resolve_model_name(model, self._options, self._store)
+        found = split_reference(reference)
         if self._store is not None and found is not None:
             name, version = found
             if model == name:

@@ -10,15 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from sutra_tasks.distillation.files import write_whole
+from sutra_tasks.files import write_whole
 
-__all__ = ["Drawn"]
+__all__ = ["RunSample"]
 
 PREFIX: Final = "sample-"
 ONLY_MINE: Final = 0o600
 
 
-class Drawn:
+class RunSample:
     """What one run drew of the sample: the same texts each time it is delivered, until it has ended.
 
     With others it would be another run, which begins anew.

@@ -14,42 +14,42 @@ from typing import TYPE_CHECKING, Final
 
 from celery.utils.log import get_logger
 
-from sutra_tasks.engines.encoder import check_pin
-from sutra_tasks.engines.golden import Golden
+from sutra_tasks.engines.encoder import gives_space
+from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.errors import ModelError, SpaceUnavailableError
-from sutra_tasks.models.loaded.catalogue import Catalogue
-from sutra_tasks.models.loaded.eviction import Resident, make_room
-from sutra_tasks.models.loaded.freeing import Departed
+from sutra_tasks.models.loaded.eviction import CachedModel, models_to_evict
+from sutra_tasks.models.loaded.freeing import EvictedModels
 from sutra_tasks.models.loaded.loading import (
-    Loaded,
+    LoadedModel,
     as_model_error,
     check_golden,
     load_verified,
     load_version,
-    verified,
+    verified_manifest,
     warm_up,
 )
-from sutra_tasks.models.loaded.single_flight import Shared
-from sutra_tasks.models.registry.names import bare_name, version_of
+from sutra_tasks.models.loaded.serving_versions import ServingVersions
+from sutra_tasks.models.loaded.single_flight import SingleFlight
+from sutra_tasks.models.registry.names import bare_name, split_reference
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.service import EmbeddingService
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.models.registry.manifest import Manifest
-    from sutra_tasks.models.registry.store import ModelStore
+    from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["AGAIN_S", "Loaded", "Models", "load_version"]
+__all__ = ["RETRY_S", "LoadedModel", "ModelCache", "load_version"]
 
 logger = get_logger(__name__)
 
-AGAIN_S: Final = 30.0
+RETRY_S: Final = 30.0
 """Seconds after which a model that could not be loaded is tried once more."""
 SUPERSEDED_S: Final = 60.0
 """Seconds a version that serves no more stays for parts of long texts that were begun with it."""
 
 
-class Models:
+class ModelCache:
     """See the module's docstring; safe to use from many threads.
 
     Attributes:
@@ -59,20 +59,20 @@ class Models:
     def __init__(
         self,
         options: Settings,
-        store: ModelStore | None,
+        store: ModelRegistry | None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take settings and the registry; :meth:`first` comes next."""
         self._options, self._store, self._clock = options, store, clock
-        self.catalogue = Catalogue(options, store)
-        self._departed = Departed(clock=clock)
+        self.serving = ServingVersions(options, store)
+        self._departed = EvictedModels(clock=clock)
         self._lock = threading.Lock()
-        self._held: dict[str, Loaded] = {}
-        self._loads: Shared[Loaded] = Shared()
+        self._held: dict[str, LoadedModel] = {}
+        self._loads: SingleFlight[LoadedModel] = SingleFlight()
         self._failed: dict[str, tuple[str, float]] = {}
         self._kept: str | None = None
-        self._default: Loaded | None = None
+        self._default: LoadedModel | None = None
 
     def first(self) -> Encoder:
         """Load the engine of the default model; it serves after :meth:`begin`.
@@ -80,11 +80,11 @@ class Models:
         Raises:
             ModelError: it cannot be loaded.
         """
-        reference = self.catalogue.ask(self._options.model)
-        self._first = reference, verified(self._store, reference)
+        reference = self.serving.resolve(self._options.model)
+        self._first = reference, verified_manifest(self._store, reference)
         return load_verified(self._options, self._store, *self._first)
 
-    def begin(self, encoder: Encoder, serve: Callable[[Encoder], EmbeddingService]) -> Loaded:
+    def begin(self, encoder: Encoder, serve: Callable[[Encoder], EmbeddingService]) -> LoadedModel:
         """Serve the first model.
 
         Args:
@@ -101,7 +101,7 @@ class Models:
         return loaded
 
     @property
-    def default(self) -> Loaded:
+    def default(self) -> LoadedModel:
         """What serves calls that name no model."""
         assert self._default is not None
         return self._default
@@ -111,24 +111,26 @@ class Models:
         """What callers may name without waiting for it to be loaded."""
         with self._lock:
             held = list(self._held)
-        bare = (bare_name(one) for one in held if self.catalogue.is_serving(one))
+        bare = (bare_name(one) for one in held if self.serving.serves(one))
         return tuple(sorted({self._options.model, *held, *bare}))
 
     def has(self, model: str) -> bool:
         """Say whether what a name means is in memory."""
-        reference = self.catalogue.serving(model) or model
+        reference = self.serving.of(model) or model
         with self._lock:
             return reference in self._held
 
-    def of_space(self, space: str) -> Loaded | None:
+    def of_space(self, space: str) -> LoadedModel | None:
         """Return a model in memory, by whatever name, that gives vectors of exactly this space."""
         with self._lock:
-            found = next((one for one in self._held.values() if one.encoder.card.space == space), None)
+            found = next((one for one in self._held.values() if one.encoder.info.space == space), None)
         if found is not None:
             found.used_at = self._clock()
         return found
 
-    def get(self, model: str | None, space: str | None = None, dimensions: int | None = None) -> Loaded:
+    def get(
+        self, model: str | None, space: str | None = None, dimensions: int | None = None
+    ) -> LoadedModel:
         """Return the model for a call, loading it if need be.
 
         Args:
@@ -142,14 +144,14 @@ class Models:
             SpaceUnavailableError: it does not give vectors of that space.
         """
         loaded = self.default
-        if model not in (None, self._options.model, loaded.encoder.card.model):
+        if model not in (None, self._options.model, loaded.encoder.info.model):
             loaded = self._named(model or "")
         loaded.used_at = self._clock()
-        if space is None or check_pin(loaded.encoder.card, space, dimensions):
+        if space is None or gives_space(loaded.encoder.info, space, dimensions):
             return loaded
         return self._pinned(loaded, space, dimensions)
 
-    def load(self, reference: str) -> Loaded:
+    def load(self, reference: str) -> LoadedModel:
         """Return a model that is in memory, loading it aside if it is not.
 
         Raises:
@@ -165,7 +167,7 @@ class Models:
         """Let no lack of room take this model away, until another is kept."""
         self._kept = reference
 
-    def serve_by_default(self, loaded: Loaded) -> None:
+    def serve_by_default(self, loaded: LoadedModel) -> None:
         """Have calls that name no model answered by this one from now on."""
         with self._lock:
             self._held[loaded.reference] = self._default = loaded
@@ -177,23 +179,23 @@ class Models:
         with self._lock:
             for reference, loaded in list(self._held.items()):
                 if (
-                    version_of(reference) is not None
+                    split_reference(reference) is not None
                     and loaded is not self._default
                     and reference != self._kept
                     and now - loaded.used_at > SUPERSEDED_S
-                    and not self.catalogue.is_serving(reference)
+                    and not self.serving.serves(reference)
                 ):
                     self._drop(reference)
         self._departed.collect()
 
-    def _named(self, model: str) -> Loaded:
-        reference = self.catalogue.serving(model) or model
+    def _named(self, model: str) -> LoadedModel:
+        reference = self.serving.of(model) or model
         with self._lock:
             found = self._held.get(reference)
         if found is not None:
             return found
         if reference == model:  # not known without the disk
-            reference = self.catalogue.ask(model)
+            reference = self.serving.resolve(model)
         try:
             return self._asked(reference)
         except ModelError:
@@ -203,10 +205,10 @@ class Models:
                 raise
             return older
 
-    def _asked(self, reference: str) -> Loaded:
+    def _asked(self, reference: str) -> LoadedModel:
         """Load a model for a call, unless that failed a moment ago."""
         reason, at = self._failed.get(reference, ("", -float("inf")))
-        if self._clock() - at < AGAIN_S:
+        if self._clock() - at < RETRY_S:
             raise ModelError(reference, reason)
         try:
             return self.load(reference)
@@ -214,34 +216,34 @@ class Models:
             logger.exception("%s cannot be loaded", reference)
             raise
 
-    def _pinned(self, loaded: Loaded, space: str, dimensions: int | None) -> Loaded:
+    def _pinned(self, loaded: LoadedModel, space: str, dimensions: int | None) -> LoadedModel:
         name = bare_name(loaded.reference)
         found = next(
-            (one for one in self._of(name) if check_pin(one.encoder.card, space, dimensions)), None
+            (one for one in self._of(name) if gives_space(one.encoder.info, space, dimensions)), None
         )
-        if found is None and self._store is not None and version_of(loaded.reference) is not None:
+        if found is None and self._store is not None and split_reference(loaded.reference) is not None:
             version = self._store.by_space(name, space)
             found = None if version is None else self._asked(f"{name}@{version}")
-        if found is None or not check_pin(found.encoder.card, space, dimensions):
-            raise SpaceUnavailableError(loaded.reference, space, loaded.encoder.card.space)
+        if found is None or not gives_space(found.encoder.info, space, dimensions):
+            raise SpaceUnavailableError(loaded.reference, space, loaded.encoder.info.space)
         found.used_at = self._clock()
         return found
 
-    def _of(self, name: str) -> list[Loaded]:
+    def _of(self, name: str) -> list[LoadedModel]:
         with self._lock:
             return [one for reference, one in self._held.items() if bare_name(reference) == name]
 
-    def _newest_held(self, name: str) -> Loaded | None:
+    def _newest_held(self, name: str) -> LoadedModel | None:
         return max(self._of(name), key=lambda one: one.used_at, default=None)
 
-    def _load(self, reference: str) -> Loaded:
+    def _load(self, reference: str) -> LoadedModel:
         with self._lock:
             if (found := self._held.get(reference)) is not None:
                 return found  # another thread was quicker
         try:
             loaded = self._verified(reference)
             with self._lock:
-                self._make_room(reference, loaded.encoder.card.weight_bytes)
+                self._make_room(reference, loaded.encoder.info.weight_bytes)
                 self._held[reference] = loaded
                 self._failed.pop(reference, None)
         except Exception as error:
@@ -255,8 +257,8 @@ class Models:
         self._departed.collect()
         return loaded
 
-    def _verified(self, reference: str) -> Loaded:
-        manifest = verified(self._store, reference)
+    def _verified(self, reference: str) -> LoadedModel:
+        manifest = verified_manifest(self._store, reference)
         if manifest is not None:
             # The one before serves on if this one fails.
             before = self._newest_held(manifest.name)
@@ -269,29 +271,29 @@ class Models:
             raise ModelError(reference, "its vectors are no directions: not a number, infinite or zero")
         return loaded
 
-    def _measured(self, reference: str, encoder: Encoder, manifest: Manifest | None) -> Loaded:
+    def _measured(self, reference: str, encoder: Encoder, manifest: Manifest | None) -> LoadedModel:
         # On this thread: nobody else has the engine yet, and batches of others go on meanwhile.
-        speed, golden = warm_up(encoder), Golden.of(encoder)
+        speed, golden = warm_up(encoder), GoldenVectors.of(encoder)
         check_golden(reference, golden, manifest)
-        return Loaded(reference, self._serve(encoder), golden, speed, self._clock())
+        return LoadedModel(reference, self._serve(encoder), golden, speed, self._clock())
 
-    def _make_room(self, reference: str, size_bytes: int, *, sparing: Loaded | None = None) -> None:
+    def _make_room(self, reference: str, size_bytes: int, *, sparing: LoadedModel | None = None) -> None:
         """Have models leave until another fits; under the lock.
 
         The default stays, and of the model itself the version that serves.
         """
-        serving = self.catalogue.serving(bare_name(reference))
+        serving = self.serving.of(bare_name(reference))
         staying = {self.default.reference, serving}
         becomes_default = reference == serving and bare_name(reference) == self._options.model
         held = [
-            Resident(
-                name, one.encoder.card.weight_bytes, one.used_at, name in staying, name == self._kept
+            CachedModel(
+                name, one.encoder.info.weight_bytes, one.used_at, name in staying, name == self._kept
             )
             for name, one in self._held.items()
             if name != reference and (one is not sparing or name in staying)
         ]
         at_any_price = becomes_default or reference == self._kept
-        for name in make_room(
+        for name in models_to_evict(
             reference, size_bytes, held, self._options.model_memory_mb, at_any_price=at_any_price
         ):
             logger.info("%s leaves to make room", name)

@@ -26,17 +26,17 @@ from pathlib import Path
 from typing import Final
 
 from sutra_tasks.errors import ModelError, UnsupportedVersionError
-from sutra_tasks.models.registry.files import copied, digests, sync_folder, write_file
 from sutra_tasks.models.registry.manifest import (
     MANIFEST,
-    Facts,
     Manifest,
+    VersionFacts,
     newest_of_space,
 )
 from sutra_tasks.models.registry.names import check_model_name, is_model_name
-from sutra_tasks.models.registry.serving import locked, read_history, write_history
+from sutra_tasks.models.registry.version_files import copy_files, file_digests, sync_folder, write_file
+from sutra_tasks.models.registry.version_history import locked, read_history, write_history
 
-__all__ = ["ModelStore"]
+__all__ = ["ModelRegistry"]
 
 INCOMING: Final = ".incoming-"
 REMOVED: Final = ".removed-"
@@ -46,7 +46,7 @@ ABANDONED_S: Final = 86_400.0
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
-class ModelStore:
+class ModelRegistry:
     """See the module's docstring; safe to use from many threads and processes.
 
     Every method raises :class:`ModelError` where the folder is missing or cannot be read or written, and
@@ -133,7 +133,7 @@ class ModelStore:
         """Return the version that serves, if one was promoted."""
         return next(iter(self._history(name)[-1:]), None)
 
-    def add(self, name: str, source: Path, facts: Facts) -> Manifest:
+    def add(self, name: str, source: Path, facts: VersionFacts) -> Manifest:
         """Copy a sentence-transformers folder into the registry as the next version of a model.
 
         It serves when it is promoted. What fails leaves no version that is half there.
@@ -148,16 +148,16 @@ class ModelStore:
             incoming = Path(tempfile.mkdtemp(prefix=INCOMING, dir=home))
             try:
                 incoming.chmod(0o755)  # other workers may run as other users
-                files, size = copied(name, source, incoming)
+                files, size = copy_files(name, source, incoming)
                 return self._enter(name, incoming, facts, files, size)
             except BaseException:
                 shutil.rmtree(incoming, ignore_errors=True)
                 raise
 
     def _enter(
-        self, name: str, incoming: Path, facts: Facts, files: dict[str, str], size: int
+        self, name: str, incoming: Path, facts: VersionFacts, files: dict[str, str], size: int
     ) -> Manifest:
-        given = {option.name: getattr(facts, option.name) for option in fields(Facts)}
+        given = {option.name: getattr(facts, option.name) for option in fields(VersionFacts)}
         given |= {"name": name, "created_at": self._clock(), "files": files, "bytes": size}
         home, number = incoming.parent, self._last_number(name)
         while True:
@@ -216,7 +216,7 @@ class ModelStore:
         manifest, place = self.manifest(name, version), self.folder(name, version)
         expected = manifest.files
         with self._access(f"{name}@{version}"):
-            found = digests(f"{name}@{version}", place)
+            found = file_digests(f"{name}@{version}", place)
         for path in sorted({*expected, *found}):
             if expected.get(path) != found.get(path):
                 changed = "was changed" if path in found else "is missing"

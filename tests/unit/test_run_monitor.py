@@ -12,7 +12,7 @@ from celery.worker.state import revoked
 from sutra_tasks import keys
 from sutra_tasks.broker.result_backend import LeaseEnded
 from sutra_tasks.client.admission import Backlog
-from sutra_tasks.distillation.worker.watch import Cancelled, Stopping, Watch
+from sutra_tasks.distillation.worker.run_monitor import RunCancelled, RunMonitor, WorkerStopping
 from sutra_tasks.errors import DistillationUnderWayError
 from sutra_tasks.settings import Settings
 
@@ -34,7 +34,7 @@ class Watched:
         )
         stopping: Any = SimpleNamespace(is_set=self.stopping.is_set, wait=self._wait)
         client: Any = SimpleNamespace(get=self.values.get, exists=self._exists)
-        self.watch = Watch(client, Settings(), request, stopping, clock=lambda: self.now)
+        self.watch = RunMonitor(client, Settings(), request, stopping, clock=lambda: self.now)
 
     def __call__(self, progress: dict[str, Any], seconds: float = 1.0) -> None:
         self.now += seconds
@@ -77,13 +77,13 @@ def test_a_run_that_was_cancelled_while_no_worker_was_up_ends(run: Watched) -> N
     run.watch.end_if_asked()
     run.values[keys.cancelled("task-1")] = 1
     run.now += 1
-    with pytest.raises(Cancelled):
+    with pytest.raises(RunCancelled):
         run.watch.end_if_asked()
 
 
 def test_a_run_that_is_revoked_ends(run: Watched) -> None:
     revoked.add("task-1")
-    with pytest.raises(Cancelled):
+    with pytest.raises(RunCancelled):
         run(HERE)
 
 
@@ -100,7 +100,7 @@ def test_a_server_that_is_away_ends_no_run(run: Watched) -> None:
 
 def test_a_worker_that_lost_its_lease_stops_its_run(run: Watched) -> None:
     run.not_stored = LeaseEnded()
-    with pytest.raises(Stopping):
+    with pytest.raises(WorkerStopping):
         run(HERE)
 
 
@@ -117,7 +117,7 @@ def test_what_the_lock_found_is_raised_at_the_next_look(run: Watched) -> None:
         return check
 
     run.watch.check = lost(LeaseEnded())
-    with pytest.raises(Stopping):
+    with pytest.raises(WorkerStopping):
         run(HERE)
     run.watch.check = lost(DistillationUnderWayError("small", "task-2"))
     with pytest.raises(DistillationUnderWayError):
@@ -152,6 +152,6 @@ def test_each_phase_is_told_however_soon_it_comes(run: Watched) -> None:
 def test_a_paused_run_ends_when_that_is_asked(run: Watched) -> None:
     run.saturate(3)
     run.waits[1] = run.stopping.set
-    with pytest.raises(Stopping):
+    with pytest.raises(WorkerStopping):
         run(HERE)
     assert len(run.waits) == 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sutra_tasks.distillation.data.sample import Sampler, priority
+from sutra_tasks.distillation.data.traffic_sample import TrafficSample, priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,10 +32,10 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def sampler(client: redis.Redis, clock: Clock) -> Callable[..., Sampler]:
+def sampler(client: redis.Redis, clock: Clock) -> Callable[..., TrafficSample]:
     """``sampler(texts=...)``: one device's view of the one sample."""
     return partial(
-        Sampler,
+        TrafficSample,
         client,
         texts=K,
         retention_s=4 * PERIOD_S,
@@ -54,7 +54,7 @@ def stored(client: redis.Redis) -> dict[str, int]:
     return dict(sizes)
 
 
-def test_the_sample_is_the_texts_of_least_place(sampler: Callable[..., Sampler]) -> None:
+def test_the_sample_is_the_texts_of_least_place(sampler: Callable[..., TrafficSample]) -> None:
     texts = [f"text {i}" for i in range(500)]
     one = sampler()
     for start in range(0, 500, 7):
@@ -63,7 +63,7 @@ def test_the_sample_is_the_texts_of_least_place(sampler: Callable[..., Sampler])
 
 
 def test_devices_fill_one_sample_and_a_text_sent_often_counts_once(
-    sampler: Callable[..., Sampler],
+    sampler: Callable[..., TrafficSample],
 ) -> None:
     texts = [f"text {i}" for i in range(300)]
     devices = [sampler() for _ in range(3)]
@@ -73,7 +73,7 @@ def test_devices_fill_one_sample_and_a_text_sent_often_counts_once(
     assert all(device.texts() == least([*texts, "often"]) for device in devices)
 
 
-def test_fewer_texts_than_fit_are_all_there(sampler: Callable[..., Sampler]) -> None:
+def test_fewer_texts_than_fit_are_all_there(sampler: Callable[..., TrafficSample]) -> None:
     one = sampler()
     assert one.texts() == []
     assert one.offer(["a", "b", "ü", "a"]) == 3
@@ -81,7 +81,7 @@ def test_fewer_texts_than_fit_are_all_there(sampler: Callable[..., Sampler]) -> 
 
 
 def test_most_texts_cost_no_round_trip_once_the_sample_is_full(
-    sampler: Callable[..., Sampler], client: redis.Redis
+    sampler: Callable[..., TrafficSample], client: redis.Redis
 ) -> None:
     one, texts = sampler(), [f"text {i}" for i in range(2_000)]
     one.offer(texts[:1_000])
@@ -92,7 +92,7 @@ def test_most_texts_cost_no_round_trip_once_the_sample_is_full(
 
 
 def test_what_is_offered_at_once_may_be_more_than_fits(
-    sampler: Callable[..., Sampler], client: redis.Redis
+    sampler: Callable[..., TrafficSample], client: redis.Redis
 ) -> None:
     one, texts = sampler(), [f"text {i}" for i in range(3_000)]
     assert one.offer(texts) == K
@@ -100,14 +100,14 @@ def test_what_is_offered_at_once_may_be_more_than_fits(
     assert list(stored(client).values()) == [K]
 
 
-def test_long_blank_and_broken_texts_are_not_sampled(sampler: Callable[..., Sampler]) -> None:
+def test_long_blank_and_broken_texts_are_not_sampled(sampler: Callable[..., TrafficSample]) -> None:
     one = sampler(most_chars=10)
     assert one.offer(["x" * 11, "", " \n", "a\ud800", "y" * 10, "nul\0"]) == 2
     assert sorted(one.texts()) == ["nul\0", "y" * 10]
 
 
 def test_a_period_goes_before_its_texts_are_older_than_the_retention(
-    sampler: Callable[..., Sampler], client: redis.Redis, clock: Clock
+    sampler: Callable[..., TrafficSample], client: redis.Redis, clock: Clock
 ) -> None:
     one = sampler()
     clock.now += 10
@@ -120,7 +120,7 @@ def test_a_period_goes_before_its_texts_are_older_than_the_retention(
 
 
 def test_reading_joins_the_periods_of_a_retention_and_no_more(
-    sampler: Callable[..., Sampler], client: redis.Redis, clock: Clock
+    sampler: Callable[..., TrafficSample], client: redis.Redis, clock: Clock
 ) -> None:
     one, texts = sampler(), [f"text {i}" for i in range(900)]
     for period in range(9):
@@ -136,7 +136,7 @@ def test_reading_joins_the_periods_of_a_retention_and_no_more(
 
 
 def test_a_full_sample_of_one_period_does_not_close_the_next(
-    sampler: Callable[..., Sampler], client: redis.Redis, clock: Clock
+    sampler: Callable[..., TrafficSample], client: redis.Redis, clock: Clock
 ) -> None:
     one = sampler()
     one.offer([f"text {i}" for i in range(1_000)])
@@ -145,7 +145,7 @@ def test_a_full_sample_of_one_period_does_not_close_the_next(
 
 
 def test_forgetting_leaves_nothing_and_every_device_fills_it_again(
-    sampler: Callable[..., Sampler], client: redis.Redis, clock: Clock
+    sampler: Callable[..., TrafficSample], client: redis.Redis, clock: Clock
 ) -> None:
     one, other = sampler(), sampler()
     other.offer([f"text {i}" for i in range(1_000)])
