@@ -38,8 +38,8 @@ from sutra_tasks.engines.attention import AttentionChoice
 from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fanout import tasks as parts
-from sutra_tasks.fanout.spreading import LongTexts
-from sutra_tasks.fanout.store import documents
+from sutra_tasks.fanout.documents import Documents
+from sutra_tasks.fanout.long_texts import LongTexts
 from sutra_tasks.health.memory import device_memory
 from sutra_tasks.health.monitor import Monitor
 from sutra_tasks.health.states import State
@@ -137,7 +137,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         serve(self._answer)
         self._long_texts = LongTexts(
             self._service_of_part,
-            documents(options),
+            Documents.of(options),
             self._device_id,
             options,
             self._computed,
@@ -248,7 +248,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         prepared = service.prepare(call)
         if prepared.can_spread and prepared.chunked.layout.chunk_count >= self._options.fanout_chunks:
             fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
-            self._long_texts.spread(
+            self._long_texts.fan_out(
                 service, prepared, self._current.request.message, fleet, model=loaded.reference
             )
             raise Ignore

@@ -1,7 +1,7 @@
-"""The messages of a chord of parts, made from the message of the call they replace.
+"""The messages of the parts of a long text, and of the body that combines them.
 
-They are written as they stand in a list, in Celery's protocol 2 (docs.celeryq.dev, Message Protocol):
-what a publisher would make of them, without a publisher's millisecond for each.
+They are made from the message of the call that they replace, as they stand in a Redis list, in Celery's
+protocol 2 (docs.celeryq.dev, Message Protocol). A publisher would take a millisecond for each.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["BODY_DEMAND", "body_message", "part_demand", "part_message", "priori
 
 
 BODY_DEMAND: Final = Demand(texts=1, bytes=0, sent_at=None, strategy=None)
-"""Of the body: adding up vectors is nothing beside computing them."""
+"""The body's demand: adding up vectors costs next to nothing beside computing them."""
 
 
 def part_demand(rows: int, tokens: int, strategy: str | None = None) -> Demand:
-    """Return what a part asks of its device: as many bytes as are estimated to be its tokens."""
+    """Return the demand of a part: with as many bytes as are estimated to be its tokens."""
     size = BYTES_PER_TOKEN * max(0, tokens - TOKENS_PER_TEXT * rows)
     return Demand(rows, size, sent_at=None, strategy=strategy)
 
@@ -38,7 +38,12 @@ def priority_of(message: Mapping[str, Any]) -> int:
 
 
 def body_message(message: bytes, payload: Sequence[Any]) -> str:
-    """Return the message of the chord's body: the caller's own, under another task name."""
+    """Return the message of the body: the caller's own, without texts, under another task name.
+
+    Args:
+        message: the caller's message, as it stands in its list.
+        payload: its decoded body: arguments, options and callbacks.
+    """
     _, _, callbacks = payload
     body: dict[str, Any] = json.loads(message)
     headers = body["headers"]
@@ -56,7 +61,15 @@ def body_message(message: bytes, payload: Sequence[Any]) -> str:
 
 
 def part_message(body: Mapping[str, Any], index: int, parts: int, rows: int, tokens: int) -> str:
-    """Return the message of one part; for the same part always the same, but for its delivery tag."""
+    """Return the message of a part: always the same for the same part, but for its delivery tag.
+
+    Args:
+        body: the decoded message of the body.
+        index: the number of the part.
+        parts: how many parts there are.
+        rows: the rows of the part.
+        tokens: the tokens of these rows.
+    """
     of = body["headers"]
     chord: dict[str, Any] = {
         "task": keys.COMBINE_TASK,
@@ -85,7 +98,7 @@ def part_message(body: Mapping[str, Any], index: int, parts: int, rows: int, tok
 
 def _sealed(message: dict[str, Any], callbacks: Mapping[str, Any]) -> str:
     """Return a message without arguments as it stands in a list."""
-    # Callbacks may hold what only kombu's JSON knows, a moment in time, say.
+    # kombu's JSON, because callbacks may have arguments that plain JSON has no form for, such as a date.
     arguments = kombu_json.dumps([[], {}, callbacks]).encode()
     properties = {
         **message["properties"],

@@ -10,7 +10,7 @@ from celery import states
 from sutra_tasks import keys
 from sutra_tasks.broker import result_backend
 from sutra_tasks.broker.result_backend import as_not_stored
-from sutra_tasks.fanout.store import Documents, documents
+from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.settings import settings
 
 __all__ = ["ResultBackend"]
@@ -21,11 +21,11 @@ class ResultBackend(result_backend.ResultBackend):
 
     @cached_property
     def _documents(self) -> Documents:
-        # Made when the first part ends: most workers' backends never need it.
-        return documents(settings())
+        # Made when the first part ends: routers and distill workers need no connections for it.
+        return Documents.of(settings())
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **options: Any) -> None:
-        """Join a chord: the parts of a long text in their document, others as Celery does.
+        """Join the parts of a long text in their document, and those of any other chord as Celery does.
 
         Raises:
             NotStored: the server did not take it.
@@ -40,11 +40,11 @@ class ResultBackend(result_backend.ResultBackend):
                 self._documents.fail(request.group, result)
 
     def on_settled(self, task_id: str, request: Any) -> None:
-        """Delete the document of a long text whose caller has the answer.
+        """Delete the document of a long text whose outcome is stored.
 
         Raises:
             NotStored: the server did not take it.
         """
         if getattr(request, "task", None) == keys.COMBINE_TASK:
             with as_not_stored():
-                self._documents.finish(task_id)
+                self._documents.store.delete(task_id)

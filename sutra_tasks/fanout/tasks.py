@@ -1,6 +1,6 @@
-"""The tasks behind a long text that is spread over the fleet: its parts, and what puts them together.
+"""The Celery tasks behind a long text that is fanned out: its parts, and the body that combines them.
 
-Nobody calls them: :mod:`sutra_tasks.fanout.store` sends them from a device to devices.
+Applications do not call them: a device sends them (:mod:`sutra_tasks.fanout.sender`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sutra_tasks.app import app
 from sutra_tasks.errors import SutraError
 
 if TYPE_CHECKING:
-    from sutra_tasks.fanout.spreading import LongTexts
+    from sutra_tasks.fanout.long_texts import LongTexts
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["combine", "part", "serve"]
@@ -23,7 +23,7 @@ _server: LongTexts | None = None
 
 
 def serve(server: LongTexts | None) -> LongTexts | None:
-    """Let ``server`` do the tasks that run in this process; return the one before."""
+    """Have ``server`` run these tasks in this process, and return the server before it."""
     global _server
     before, _server = _server, server
     return before
@@ -41,7 +41,7 @@ def _serving() -> LongTexts:
     shared=False,
     acks_late=True,
     ignore_result=True,
-    throws=(TaskRevokedError,),  # the caller gave it up, no fault here
+    throws=(TaskRevokedError,),  # its caller revoked it: no fault of this worker
 )
 def part(self: Any) -> dict[str, Any] | None:
     """Embed one part of a long text."""
@@ -50,12 +50,12 @@ def part(self: Any) -> dict[str, Any] | None:
 
 @app.task(name=keys.COMBINE_TASK, bind=True, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
 def combine(self: Any) -> Vectors | Embeddings:
-    """Put the parts of a long text together, under the caller's task id."""
+    """Combine the parts of a long text, under the caller's task id."""
     request = self.request
     try:
         return _serving().combine(request.id)
     except TaskRevokedError as revoked:
-        # A part's device was told; this one may have begun since. The state is the same.
+        # Celery knows that a task is revoked only in workers that were up when its caller revoked it.
         stores = not request.ignore_result
         self.backend.mark_as_revoked(request.id, str(revoked), request, store_result=stores)
         raise Ignore from None

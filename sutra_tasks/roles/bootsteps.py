@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import secrets
 import threading
+from functools import partial
 from typing import Any
 
 from celery import bootsteps
 
 from sutra_tasks.broker.in_flight import held_by
 from sutra_tasks.connections import broker_client, results_client
-from sutra_tasks.fanout.store import documents
+from sutra_tasks.fanout.documents import Documents
+from sutra_tasks.fanout.overdue import resend_overdue
 from sutra_tasks.membership.reaper import Reaper
 from sutra_tasks.routing.router import Router
 from sutra_tasks.settings import settings
@@ -59,7 +61,7 @@ class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
             broker_client(options),
             results_client(options),
             worker.app.conf.broker_transport_options["incarnation"],
-            sweep=documents(options).sweep,
+            sweep=partial(resend_overdue, Documents.of(options)),
             lease_s=options.lease_s,
             device_ttl_s=options.device_ttl_s,
         )

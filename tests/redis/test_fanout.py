@@ -31,8 +31,11 @@ from sutra_tasks.client.call import HEADER, Call
 from sutra_tasks.documents.answer import AnswerLayout, TextLayout
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import EncodingError, IncompleteDocumentError, PoisonMessageError
-from sutra_tasks.fanout.spreading import LongTexts
-from sutra_tasks.fanout.store import AT_ONCE, MOST_RESENDS, Begun, Documents, overdue_s
+from sutra_tasks.fanout.documents import Documents
+from sutra_tasks.fanout.long_texts import LongTexts
+from sutra_tasks.fanout.overdue import DOCUMENTS_AT_ONCE, MOST_RESENDS, overdue_after_s, resend_overdue
+from sutra_tasks.fanout.sender import PARTS_AT_ONCE, Sender
+from sutra_tasks.fanout.store import DocumentStore, NewDocument
 from sutra_tasks.membership.reaper import rescue_queues
 from sutra_tasks.routing.balancing import Device, Fleet
 from sutra_tasks.settings import Settings
@@ -75,7 +78,12 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 
 @pytest.fixture
 def documents(client: redis.Redis, results: redis.Redis) -> Documents:
-    return Documents(client, results, overdue_s=OVERDUE_S, result_ttl_s=RESULT_TTL_S)
+    return documents_on(client, results)
+
+
+def documents_on(client: redis.Redis, results: redis.Redis) -> Documents:
+    store = DocumentStore(results, overdue_s=OVERDUE_S, progress_ttl_s=RESULT_TTL_S)
+    return Documents(store, Sender(client, None))
 
 
 @pytest.fixture
@@ -86,11 +94,11 @@ def caller(results_url: str) -> Iterator[Celery]:
     app.close()
 
 
-def begun(*chunks: int, devices: Sequence[str | None] | None = None) -> Begun:
+def new_document(*chunks: int, devices: Sequence[str | None] | None = None) -> NewDocument:
     """Return a call of one text in as many parts, each of so many chunks of 100 tokens."""
     count = sum(chunks)
     text = TextLayout(90 * count, tuple((n, n + 2) for n in range(count)), (1 / count,) * count)
-    return Begun(
+    return NewDocument(
         call=CALL,
         layout=AnswerLayout((text,), "mean"),
         model="model",
@@ -104,7 +112,7 @@ def begun(*chunks: int, devices: Sequence[str | None] | None = None) -> Begun:
 def begin(documents: Documents, number: int = 1, *chunks: int, priority: int = 0, **options: Any) -> str:
     """Have a document begun and return its id."""
     raw = message(number, priority=priority)
-    documents.begin(raw, ([], {}, CALLBACKS), begun(*(chunks or (2, 1, 1)), **options))
+    documents.begin(raw, ([], {}, CALLBACKS), new_document(*(chunks or (2, 1, 1)), **options))
     return str(number)
 
 
@@ -171,7 +179,7 @@ def test_parts_go_to_the_devices_that_were_chosen_and_to_the_router_for_the_othe
 
 
 def test_more_parts_than_one_command_takes_all_go_out(client: redis.Redis, documents: Documents) -> None:
-    chunks = [1] * (2 * AT_ONCE + 1)
+    chunks = [1] * (2 * PARTS_AT_ONCE + 1)
     begin(documents, 1, *chunks)
     assert sent_to(client) == [f"1:{n}" for n in range(len(chunks))]
 
@@ -214,7 +222,7 @@ def test_what_died_between_writing_and_sending_is_made_good_by_the_next_delivery
     client: redis.Redis, documents: Documents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Documents, "_send_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Sender, "send_parts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             begin(documents)
     assert sent_to(client) == []
@@ -228,12 +236,12 @@ def test_what_died_between_writing_and_sending_is_made_good_by_the_next_delivery
 def test_a_part_gets_its_rows_and_whose_they_are(documents: Documents) -> None:
     whole = TextLayout(5, ((0, 1),), (1.0,))
     cut = TextLayout(900, ((0, 1), (1, 2), (2, 3)), (0.5, 0.25, 0.25))
-    one = begun(2, 2, 1)
+    one = new_document(2, 2, 1)
     spread = replace(one, layout=AnswerLayout((cut, whole, whole), "mean"), model="m", space="s:2")
     documents.begin(message(1), ([], {}, {}), spread)
     positions, rows = [], []
     for index in range(3):
-        part = documents.part("1", index)
+        part = documents.store.part("1", index)
         assert part is not None
         assert (part.model, part.space) == ("m", "s:2")
         positions.append(part.positions)
@@ -245,12 +253,12 @@ def test_a_part_gets_its_rows_and_whose_they_are(documents: Documents) -> None:
 def test_a_part_that_nobody_wants_any_more_has_no_rows(documents: Documents) -> None:
     begin(documents)
     documents.join("1", 1, result_of(1))
-    assert documents.part("1", 1) is None
-    assert documents.part("1", 0) is not None
-    assert documents.part("1", 9) is None
-    assert documents.part("another", 0) is None
+    assert documents.store.part("1", 1) is None
+    assert documents.store.part("1", 0) is not None
+    assert documents.store.part("1", 9) is None
+    assert documents.store.part("another", 0) is None
     documents.fail("1", ValueError("no"))
-    assert documents.part("1", 0) is None
+    assert documents.store.part("1", 0) is None
 
 
 # It is joined.
@@ -262,14 +270,14 @@ def test_results_are_in_order_whenever_they_came(documents: Documents, seed: int
     order = list(range(12))
     random.Random(seed).shuffle(order)
     for index in order:
-        assert documents.collect("1") is None
+        assert documents.store.ended("1") is None
         documents.join("1", index, result_of(index))
-    found = documents.collect("1")
+    found = documents.store.ended("1")
     assert found is not None
     assert [float(one["rows"][0, 0]) for one in found.results] == list(range(12))
     assert {one["device"] for one in found.results} == {"gpu0"}
     assert found.call == Call(**{name: getattr(CALL, name) for name in CALL.__slots__} | {"texts": []})
-    assert found.layout == begun(*[1] * 12).layout
+    assert found.layout == new_document(*[1] * 12).layout
     assert (found.model, found.space, found.error) == ("model", "space:2", None)
 
 
@@ -283,10 +291,10 @@ def test_a_part_counts_once_and_its_first_vectors_stay(
         documents.join("1", 0, result_of(7, by=f"again {again}"))
         documents.join("1", 0, None)
     documents.join("1", 1, result_of(1))
-    assert documents.collect("1") is None
+    assert documents.store.ended("1") is None
     assert sent_to(client) == []
     documents.join("1", 2, result_of(2))
-    found = documents.collect("1")
+    found = documents.store.ended("1")
     assert found is not None
     assert [one["device"] for one in found.results] == ["first", "gpu0", "gpu0"]
 
@@ -314,11 +322,11 @@ def test_only_one_of_many_that_end_at_once_sends_the_body(
 
     def run(device: int) -> None:
         with redis.Redis.from_url(url) as one, redis.Redis.from_url(results_url) as other:
-            own = Documents(one, other, overdue_s=OVERDUE_S, result_ttl_s=RESULT_TTL_S)
+            own = documents_on(one, other)
             start.wait()
             # Each part runs twice: a document delivered twice has all of them sent again.
             for index in (*range(device % 4, 40, 4), *range(device % 4, 40, 4)):
-                own.join("1", index, result_of(index) if own.part("1", index) else None)
+                own.join("1", index, result_of(index) if own.store.part("1", index) else None)
 
     threads = [threading.Thread(target=run, args=(device,)) for device in range(8)]
     for thread in threads:
@@ -350,11 +358,11 @@ def test_a_body_that_could_not_be_sent_is_sent_when_its_part_is_delivered_again(
     documents.join("1", 0, result_of(0))
     documents.join("1", 1, result_of(1))
     with monkeypatch.context() as patch:
-        patch.setattr(Documents, "_send_body", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Sender, "send_body", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             documents.join("1", 2, result_of(2))
     assert sent_to(client) == []
-    assert documents.part("1", 2) is None
+    assert documents.store.part("1", 2) is None
     documents.join("1", 2, None)
     documents.join("1", 2, None)
     documents.join("1", 1, None)
@@ -368,7 +376,7 @@ def test_a_part_of_no_document_joins_nothing(
     documents.fail("never", ValueError("no"))
     assert sent_to(client) == []
     assert results.keys() == []
-    assert documents.collect("never") is None
+    assert documents.store.ended("never") is None
 
 
 # It fails.
@@ -394,7 +402,7 @@ def test_the_first_error_is_the_documents_own(
     documents.join("1", 2, None)
     documents.join("1", 0, result_of(0))
     assert sent_to(client) == ["1"]
-    found = documents.collect("1")
+    found = documents.store.ended("1")
     assert found is not None
     assert type(found.error) is type(error)
     assert found.error.args == error.args
@@ -407,10 +415,10 @@ def test_a_failure_that_could_not_be_told_is_told_when_its_part_is_delivered_aga
     begin(documents)
     forget_sent(client)
     with monkeypatch.context() as patch:
-        patch.setattr(Documents, "_send_body", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Sender, "send_body", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             documents.fail("1", ValueError("no"))
-    assert documents.part("1", 1) is None
+    assert documents.store.part("1", 1) is None
     documents.join("1", 1, None)
     assert sent_to(client) == ["1"]
 
@@ -420,13 +428,13 @@ def test_a_finished_document_leaves_nothing(
 ) -> None:
     begin(documents, 1)
     begin(documents, 2)
-    documents.finish("1")
+    documents.store.delete("1")
     assert kept(results) == {keys.document("2"), keys.DOCUMENTS}
     assert results.zrange(keys.DOCUMENTS, 0, -1) == [b"2"]
-    documents.finish("2")
-    documents.finish("2")
+    documents.store.delete("2")
+    documents.store.delete("2")
     assert kept(results) == set()
-    assert documents.collect("1") is None
+    assert documents.store.ended("1") is None
 
 
 # What the caller sees meanwhile.
@@ -475,7 +483,7 @@ def test_a_result_is_never_overwritten_by_progress(
     caller.backend.store_result("1", stored, state)
     documents.join("1", 1, result_of(1))
     assert caller.AsyncResult("1").state == state
-    documents.finish("1")
+    documents.store.delete("1")
     begin(documents)
     assert caller.AsyncResult("1").state == state
     documents.join("1", 1, result_of(1))
@@ -497,9 +505,9 @@ def test_nothing_is_sent_again_before_its_time(
 ) -> None:
     begin(documents)
     forget_sent(client)
-    documents.sweep()
+    resend_overdue(documents)
     make_overdue(results, "1", by_s=-5)
-    documents.sweep()
+    resend_overdue(documents)
     assert sent_to(client) == []
 
 
@@ -511,17 +519,17 @@ def test_overdue_parts_are_sent_again_and_later_each_time_and_then_given_up(
     for resend in range(1, MOST_RESENDS + 1):
         forget_sent(client)
         make_overdue(results, "1")
-        documents.sweep()
+        resend_overdue(documents)
         assert sent_to(client) == ["1:0", "1:2"]
         wait_s = OVERDUE_S * 2**resend
         assert wait_s - 5 <= due_in_s(results, "1") <= wait_s
-        documents.sweep()
+        resend_overdue(documents)
         assert sent_to(client) == ["1:0", "1:2"]
     forget_sent(client)
     make_overdue(results, "1")
-    documents.sweep()
+    resend_overdue(documents)
     assert sent_to(client) == ["1"]
-    found = documents.collect("1")
+    found = documents.store.ended("1")
     assert found is not None
     assert isinstance(found.error, IncompleteDocumentError)
     assert found.error.args == (2, 3, OVERDUE_S * (1 + 2 + 4 + 8))
@@ -533,13 +541,13 @@ def test_progress_starts_the_patience_anew(
     begin(documents, 1, *[1] * 9)
     for index in range(8):  # each time but for one it would have been given up
         make_overdue(results, "1")
-        documents.sweep()
+        resend_overdue(documents)
         make_overdue(results, "1")
-        documents.sweep()
+        resend_overdue(documents)
         documents.join("1", index, result_of(index))
         assert OVERDUE_S - 5 <= due_in_s(results, "1") <= OVERDUE_S
-    assert documents.part("1", 8) is not None
-    assert documents.collect("1") is None
+    assert documents.store.part("1", 8) is not None
+    assert documents.store.ended("1") is None
 
 
 def test_a_part_that_counted_already_is_no_progress(results: redis.Redis, documents: Documents) -> None:
@@ -558,8 +566,8 @@ def test_a_part_that_counted_already_is_no_progress(results: redis.Redis, docume
 def test_a_backlog_is_waited_for_twice_as_long_as_it_takes(
     tokens: int, speed: float, expected: int
 ) -> None:
-    assert overdue_s(Backlog(tokens, speed), 60.0) == expected
-    assert overdue_s(None, 60.0) == 60
+    assert overdue_after_s(Backlog(tokens, speed), 60.0) == expected
+    assert overdue_after_s(None, 60.0) == 60
 
 
 def test_parts_that_may_be_waiting_their_turn_are_not_sent_again(
@@ -569,10 +577,10 @@ def test_parts_that_may_be_waiting_their_turn_are_not_sent_again(
     forget_sent(client)
     client.set(keys.BACKLOG, Backlog(tokens=30_000, tokens_per_s=100.0).to_json(), ex=60)
     make_overdue(results, "1", by_s=530)
-    documents.sweep()
+    resend_overdue(documents)
     assert sent_to(client) == []
     make_overdue(results, "1", by_s=541)
-    documents.sweep()
+    resend_overdue(documents)
     assert sent_to(client) == ["1:0", "1:1", "1:2"]
 
 
@@ -589,9 +597,9 @@ def test_a_body_that_was_lost_is_sent_again_however_often(
     for _ in range(MOST_RESENDS + 3):
         forget_sent(client)
         make_overdue(results, "1")
-        documents.sweep()
+        resend_overdue(documents)
         assert sent_to(client) == ["1"]
-    found = documents.collect("1")
+    found = documents.store.ended("1")
     assert found is not None
     assert (found.error is not None) == given_up
 
@@ -603,7 +611,7 @@ def test_a_document_that_is_gone_is_forgotten(
     forget_sent(client)
     results.delete(keys.document("1"))
     make_overdue(results, "1")
-    documents.sweep()
+    resend_overdue(documents)
     assert kept(results) == set()
     assert sent_to(client) == []
 
@@ -618,9 +626,9 @@ def test_many_sweepers_send_each_missing_part_once(
 
     def run() -> None:
         with redis.Redis.from_url(url) as one, redis.Redis.from_url(results_url) as other:
-            own = Documents(one, other, overdue_s=OVERDUE_S, result_ttl_s=RESULT_TTL_S)
+            own = documents_on(one, other)
             start.wait()
-            own.sweep()
+            resend_overdue(own)
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -633,12 +641,12 @@ def test_many_sweepers_send_each_missing_part_once(
 def test_one_sweep_is_bounded_and_the_next_goes_on(
     client: redis.Redis, results: redis.Redis, documents: Documents
 ) -> None:
-    ids = [begin(documents, number, 1) for number in range(AT_ONCE + 7)]
+    ids = [begin(documents, number, 1) for number in range(DOCUMENTS_AT_ONCE + 7)]
     forget_sent(client)
     make_overdue(results, *ids)
-    documents.sweep()
-    assert len(sent_to(client)) == AT_ONCE
-    documents.sweep()
+    resend_overdue(documents)
+    assert len(sent_to(client)) == DOCUMENTS_AT_ONCE
+    resend_overdue(documents)
     assert sorted(sent_to(client)) == sorted(f"{number}:0" for number in ids)
 
 
@@ -664,10 +672,10 @@ def test_what_is_computed_is_taken_by_a_full_server(
     with full_memory(client):
         documents.join("1", 0, result_of(0))
         documents.join("1", 1, result_of(1))
-        assert documents.part("1", 2) is not None
+        assert documents.store.part("1", 2) is not None
         with pytest.raises(redis.ResponseError):  # the part goes back, and comes again
             documents.join("1", 2, result_of(2))
-        assert documents.part("1", 2) is None
+        assert documents.store.part("1", 2) is None
     assert caller.AsyncResult("1").info == {"done": 2, "of": 3}
     assert sent_to(client) == []
     documents.join("1", 2, None)
@@ -682,11 +690,11 @@ def test_a_full_server_gives_up_and_forgets(
     with full_memory(client):
         with pytest.raises(redis.ResponseError):
             documents.fail("1", ValueError("no"))
-        assert documents.part("1", 1) is None
-        found = documents.collect("1")
+        assert documents.store.part("1", 1) is None
+        found = documents.store.ended("1")
         assert found is not None
         assert isinstance(found.error, ValueError)
-        documents.finish("1")
+        documents.store.delete("1")
     assert kept(results) == set()
 
 
@@ -697,9 +705,9 @@ def test_a_sweep_of_a_full_server_loses_nothing(
     forget_sent(client)
     make_overdue(results, "1")
     with full_memory(client), pytest.raises(redis.ResponseError):
-        documents.sweep()
+        resend_overdue(documents)
     make_overdue(results, "1")
-    documents.sweep()
+    resend_overdue(documents)
     assert sent_to(client) == ["1:0", "1:1", "1:2"]
 
 
@@ -740,7 +748,7 @@ def test_parts_of_a_device_that_is_gone_end_as_the_load_of_another(
     assert settled(client, "g0")
     if resent:
         make_overdue(results, "1")
-        documents.sweep()
+        resend_overdue(documents)
     router, other = Worker(client), Worker(client, "g1")
     taken = router.take()
     assert len(taken) == (6 if resent else 3)
@@ -800,7 +808,7 @@ def spread(
     prepared = of._services(None, None).prepare(Call.of([TEXTS], asked, Settings()))
     sent = delivered(message(1), weight=weight)
     sent.headers[HEADER]["strategy"] = strategy
-    of.spread(of._services(None, None), prepared, sent, Fleet(devices))
+    of.fan_out(of._services(None, None), prepared, sent, Fleet(devices))
     return prepared
 
 
@@ -900,7 +908,7 @@ def test_a_part_that_is_done_or_unwanted_is_nothing(
     documents.join(first.group, first.group_index, one.part(first))
     assert one.part(first) is None
     assert one.part(second) is not None
-    documents.finish("1")
+    documents.store.delete("1")
     assert one.part(second) is None
     with pytest.raises(Ignore):
         one.combine("1")
@@ -931,7 +939,7 @@ def test_an_error_is_raised_as_it_is(documents: Documents, share: Callable[..., 
 def test_a_server_that_is_away_sends_the_message_back(share: Callable[..., LongTexts]) -> None:
     one = share("g0")
     away = absent_server()
-    one._documents = Documents(away, away, overdue_s=OVERDUE_S, result_ttl_s=RESULT_TTL_S)
+    one._documents = documents_on(away, away)
     with pytest.raises(NotStored):
         spread(one, device("g0"))
     with pytest.raises(NotStored):

@@ -6,6 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,10 @@ from sutra_tasks import keys
 from sutra_tasks.broker import requeue as returning
 from sutra_tasks.broker.queues import MOST_CREDIT, lane, lanes
 from sutra_tasks.broker.requeue import attempts_of
-from sutra_tasks.fanout.store import Documents
+from sutra_tasks.fanout.documents import Documents
+from sutra_tasks.fanout.overdue import resend_overdue
+from sutra_tasks.fanout.sender import Sender
+from sutra_tasks.fanout.store import DocumentStore
 from sutra_tasks.health.states import State
 from sutra_tasks.membership import reaper as module
 from sutra_tasks.membership.devices import beat, sightings
@@ -499,12 +503,13 @@ def reap(client: redis.Redis, results: redis.Redis, clock: Time) -> OpenReaper:
     """Open a reaper of a router of its own."""
 
     def open_reaper(client: redis.Redis = client, name: str = "~.1") -> Reaper:
-        documents = Documents(client, results, overdue_s=60, result_ttl_s=600)
+        store = DocumentStore(results, overdue_s=60, progress_ttl_s=600)
+        documents = Documents(store, Sender(client, None))
         return Reaper(
             client,
             results,
             name,
-            sweep=documents.sweep,
+            sweep=partial(resend_overdue, documents),
             lease_s=LEASE_S,
             device_ttl_s=TTL_S,
             clock=clock,

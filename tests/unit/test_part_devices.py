@@ -12,8 +12,8 @@ from sutra_tasks.client.call import HEADER, VERSION, Call
 from sutra_tasks.device.pool import DevicePool
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError
-from sutra_tasks.fanout.spreading import LongTexts
-from sutra_tasks.fanout.store import Begun
+from sutra_tasks.fanout.long_texts import LongTexts
+from sutra_tasks.fanout.store import NewDocument
 from sutra_tasks.membership.devices import Sighting
 from sutra_tasks.routing.balancing import Device, Fleet
 from sutra_tasks.routing.snapshot import fleet_of
@@ -25,9 +25,9 @@ OPTIONS = Settings(batch_tokens=256)
 LONG = " ".join(f"word{n}" for n in range(3000))
 
 
-def begun(model: str, *devices: Device) -> Begun:
-    """Return what a device spreads of a long text over a fleet."""
-    kept: list[Begun] = []
+def document_of(model: str, *devices: Device) -> NewDocument:
+    """Return the document of a long text that a device fans out."""
+    kept: list[NewDocument] = []
     documents: Any = SimpleNamespace(begin=lambda _, __, found: kept.append(found))
     service = EmbeddingService(ENCODER, Batcher(Limits(256, 8, 0)), "g0", OPTIONS)
     texts = LongTexts(lambda *_: service, documents, "g0", OPTIONS, lambda compute, **_: compute())
@@ -36,7 +36,7 @@ def begun(model: str, *devices: Device) -> Begun:
         headers={HEADER: header}, payload=([], {}, {}), sutra_raw=b"", sutra_weight=0
     )
     prepared = service.prepare(Call.of([LONG], {"model": "docs"}, Settings()))
-    texts.spread(service, prepared, message, Fleet(devices), model=model)
+    texts.fan_out(service, prepared, message, Fleet(devices), model=model)
     return kept[0]
 
 
@@ -56,13 +56,13 @@ def device(name: str, **facts: Any) -> Device:
 )
 def test_parts_go_to_devices_that_have_the_model(having: dict[str, Any], chosen: set[str]) -> None:
     devices = (device("g0", models=("docs@1",)), device("g1", **having), device("g2"))
-    assert set(begun("docs@1", *devices).devices) == chosen
+    assert set(document_of("docs@1", *devices).devices) == chosen
 
 
 def test_parts_are_as_many_as_the_devices_that_have_the_model_need() -> None:
-    alone = begun("docs@1", device("g0"))
+    alone = document_of("docs@1", device("g0"))
     others = [device(f"g{n}") for n in range(1, 40)]
-    assert len(begun("docs@1", device("g0"), *others).parts) == len(alone.parts)
+    assert len(document_of("docs@1", device("g0"), *others).parts) == len(alone.parts)
 
 
 def test_a_device_says_of_which_space_its_default_is() -> None:

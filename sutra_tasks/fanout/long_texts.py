@@ -1,4 +1,4 @@
-"""What a device does with a long text that is spread over the fleet."""
+"""What a device does for long texts: fan a call out, embed a part, combine the results of all parts."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sutra_tasks.documents.answer import AggregationError, answer
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fanout.dividing import parts_of
 from sutra_tasks.fanout.messages import part_demand
-from sutra_tasks.fanout.store import Begun
+from sutra_tasks.fanout.store import NewDocument
 from sutra_tasks.routing.balancing import assign
 from sutra_tasks.vectors import Vectors
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Encoded
     from sutra_tasks.batching.service import EmbeddingService, Prepared
-    from sutra_tasks.fanout.store import Documents
+    from sutra_tasks.fanout.documents import Documents
     from sutra_tasks.routing.balancing import Fleet
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Embeddings
@@ -36,11 +36,11 @@ __all__ = ["LongTexts"]
 logger = get_logger(__name__)
 
 LEAST_PART_S: Final = 0.02
-"""Seconds of work that are worth a message, which takes a few milliseconds."""
+"""Seconds of work in a part at least, as its message costs a few milliseconds."""
 
 
 class LongTexts:
-    """One device's share in long texts; safe to use from many threads."""
+    """The work of one device on long texts; safe to use from many threads."""
 
     def __init__(
         self,
@@ -53,17 +53,17 @@ class LongTexts:
         """Use what the device has.
 
         Args:
-            services: the device's, by model and embedding space.
-            documents: where long texts are kept.
+            services: returns the device's service for a model and an embedding space.
+            documents: the long texts of the fleet.
             device_id: its name.
             options: the settings.
             computed: runs a function that computes, given what it passes on to the service, and the id
-                of the task whose caller may give it up.
+                of the task whose caller may revoke it.
         """
         self._services, self._documents, self._device_id = services, documents, device_id
         self._options, self._computed = options, computed
 
-    def spread(
+    def fan_out(
         self,
         service: EmbeddingService,
         prepared: Prepared,
@@ -75,22 +75,22 @@ class LongTexts:
         """Replace a call by a chord of its parts.
 
         Args:
-            service: that prepared it.
+            service: the service that prepared the call.
             prepared: the call.
-            message: its message, as this device got it.
-            fleet: among whose devices the parts are divided.
-            model: the model that computes it, as devices name it; those that have it get the parts.
+            message: its message, as this device took it.
+            fleet: the devices among which the parts are divided.
+            model: the model that computes them, as devices name it; devices that have it get the parts.
 
         Raises:
-            NotStored: the server did not take it.
+            NotStored: a server did not take the document or its messages.
         """
         encoder, rows = service.encoder, prepared.chunked.rows
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
-        # What the router took the call to cost this device it costs all of them.
+        # The router counted the whole call in this device's load, but all devices share it.
         fleet = fleet.done(self._device_id, message.sutra_weight)
         fleet = _having(fleet, model, encoder.info.space, self._device_id)
         tokens = [row.tokens for row in rows]
-        # A part is no more than a device is given ahead of time: the slower, the smaller.
+        # No part is over the credit of a device: the slower the devices, the smaller the parts.
         most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
         fastest = max((device.tokens_per_s or 0.0 for device in fleet.standing), default=0.0)
         parts = parts_of(
@@ -109,7 +109,7 @@ class LongTexts:
             default=options.strategy,
             queue_penalty_s=options.queue_penalty_factor,
         )
-        begun = Begun(
+        document = NewDocument(
             call=prepared.call,
             layout=prepared.chunked.layout,
             model=encoder.info.model,
@@ -119,27 +119,31 @@ class LongTexts:
             devices=[device.id if device is not None else None for device in chosen],
         )
         with as_not_stored():
-            self._documents.begin(message.sutra_raw, message.payload, begun)
+            self._documents.begin(message.sutra_raw, message.payload, document)
         chunks = prepared.chunked.layout.chunk_count
         logger.info("%d chunks are spread over the fleet in %d parts", chunks, len(parts))
 
     def part(self, request: Any) -> dict[str, Any] | None:
-        """Return the vectors of a part, None if there is nothing to do.
+        """Embed a part.
 
         Args:
-            request: Celery's context of the part.
+            request: Celery's context of the part's task.
+
+        Returns:
+            The result to join, with vectors of shape (rows, width); None if the part is done, or its
+            document is given up or gone.
 
         Raises:
-            NotStored: the server does not say what to do.
-            ModelError: the text was begun with a model, or in a space, that this device cannot have.
+            NotStored: the server did not return the part.
+            ModelError: this device cannot load the model, or has no model of the part's space.
             CorruptMessageError: the rows do not decode.
         """
         began_at = time.monotonic()
         with as_not_stored():
-            part = self._documents.part(request.group, request.group_index)
+            part = self._documents.store.part(request.group, request.group_index)
         if part is None:
             return None
-        # A model that was swapped since is loaded once more, for parts of texts that were begun with it.
+        # All parts of a text are of one model: one that was swapped since is loaded once more.
         service = self._services(part.model, part.space)
         encode = partial(
             service.encode,
@@ -157,15 +161,15 @@ class LongTexts:
         }
 
     def combine(self, task_id: str) -> Vectors | Embeddings:
-        """Return the answer to a call whose parts are all there.
+        """Return the answer to a call from the results of its parts.
 
         Raises:
-            NotStored: the server does not tell.
-            Ignore: its caller was told already.
-            SutraError: why it has none.
+            NotStored: the server did not return them.
+            Ignore: the document is gone, because the caller has the outcome already.
+            Exception: the error of the document, if it was given up.
         """
         with as_not_stored():
-            found = self._documents.collect(task_id)
+            found = self._documents.store.ended(task_id)
         if found is None:
             raise Ignore
         if found.error is not None:
@@ -187,9 +191,9 @@ class LongTexts:
 
 
 def _having(fleet: Fleet, model: str | None, space: str, here: str) -> Fleet:
-    """Return the devices that need not load the model first; all of them if that is none.
+    """Return the devices that need not load the model first; all devices if there is none.
 
-    Hosts may name the same weights differently, so a default of the same space counts.
+    Hosts may name the same weights differently, so a device with a default of the same space has it.
     """
     having = tuple(
         one for one in fleet.devices if one.id == here or model in one.models or one.space in ("", space)
