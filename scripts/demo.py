@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from sutra_tasks import SutraError, embed
 from sutra_tasks.cli.status import read, table
 from sutra_tasks.host.embedded_server import embedded_server
-from sutra_tasks.host.local_fleet import await_devices, fleet, plan, stop_on_signals
+from sutra_tasks.host.local_fleet import await_devices, local_devices, run_workers, stop_on_signals
 from sutra_tasks.host.supervisor import worker_specs
 from sutra_tasks.settings import Settings
 
@@ -62,13 +62,15 @@ def main(questions: tuple[str, ...]) -> None:
         address = stack.enter_context(embedded_server())
         options = replace(options, broker_url=address)
         os.environ["SUTRA_BROKER_URL"] = address  # as a user's application would have it
-        devices = plan(options, None)
+        devices = local_devices(options, None)
         specs = worker_specs(options, devices)
         output = {
             spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb")) for spec in specs
         }
         began = time.monotonic()
-        supervisor = stack.enter_context(fleet(options, specs, report=console.print, output=output))
+        supervisor = stack.enter_context(
+            run_workers(options, specs, report=console.print, output=output)
+        )
         with console.status(f"starting a server, a router and {len(devices)} devices ..."):
             await_devices(supervisor, options, devices)
         console.print(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final
 
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import DeviceRecord
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.device_record import DeviceRecord
 
 RECORD: Final = DeviceRecord(
     id="gpu0",
@@ -23,7 +23,7 @@ RECORD: Final = DeviceRecord(
     dtype="bfloat16",
     attention_reason="Ümlaut",
     started_at=1_700_000_000.25,
-    state=State.HEALTHY,
+    state=DeviceState.HEALTHY,
     tasks=7,
     busy_s=0.125,
     p95_ms=12.5,

@@ -4,7 +4,7 @@ import sys
 import time
 
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
-from sutra_tasks.host.local_fleet import fleet, plan, stop_on_signals
+from sutra_tasks.host.local_fleet import local_devices, run_workers, stop_on_signals
 from sutra_tasks.host.supervisor import worker_specs
 from sutra_tasks.settings import settings
 
@@ -16,8 +16,8 @@ def main(wanted: int | None) -> None:
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    devices = [spec for spec in worker_specs(options, plan(options, wanted)) if spec.device_id]
-    with stop_on_signals(), fleet(options, devices, report=print) as supervisor:
+    devices = [spec for spec in worker_specs(options, local_devices(options, wanted)) if spec.device_id]
+    with stop_on_signals(), run_workers(options, devices, report=print) as supervisor:
         while True:
             time.sleep(supervisor.step(time.monotonic()))
 

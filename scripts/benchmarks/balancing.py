@@ -31,7 +31,8 @@ from scripts.benchmarks.report import median_ratio, percentile
 from sutra_tasks.broker.queues import MOST_CREDIT
 from sutra_tasks.client.call import Demand
 from sutra_tasks.host.hardware import count_cores
-from sutra_tasks.routing.balancing import STRATEGIES, Device, Fleet, choose
+from sutra_tasks.routing.balancing import STRATEGIES, choose
+from sutra_tasks.routing.snapshot import Device, Fleet
 from sutra_tasks.settings import Settings
 
 OPTIONS: Final = Settings()
@@ -324,7 +325,7 @@ class Simulation:
                 default=self._strategy, queue_penalty_s=OPTIONS.queue_penalty_factor,
             )  # fmt: skip
             self._ticket += 1
-            self._fleet = self._fleet.sent(device, message.demand.tokens)
+            self._fleet = self._fleet.after_sending(device, message.demand.tokens)
             self._workers[device.id].take(message)
 
 

@@ -33,12 +33,12 @@ from sutra_tasks.broker.dead_letters import dead_letters
 from sutra_tasks.broker.queues import lanes
 from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.errors import ServerUnavailableError
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.host.embedded_server import embedded_server, free_port
 from sutra_tasks.host.hardware import plan_devices
-from sutra_tasks.host.local_fleet import await_devices, fleet
+from sutra_tasks.host.local_fleet import await_devices, run_workers
 from sutra_tasks.host.supervisor import Supervisor, worker_specs
-from sutra_tasks.membership.devices import Sighting, sightings
+from sutra_tasks.membership.fleet import FleetMember, fleet_members
 from sutra_tasks.settings import Settings, settings
 
 DEVICES: Final = 4
@@ -285,7 +285,7 @@ class Chaos:
         """Have a device compute nonsense, until somebody replaces it."""
         name = self._victim()
         (self.folder / f"{name}.nan").touch()
-        self._await(lambda: self._state(name) is State.UNHEALTHY, 20, "nonsense was not noticed")
+        self._await(lambda: self._state(name) is DeviceState.UNHEALTHY, 20, "nonsense was not noticed")
 
         def replace_it() -> None:
             (self.folder / f"{name}.nan").unlink()
@@ -392,17 +392,17 @@ class Chaos:
             for one in self._seen()
             if one.heartbeat_age_s <= self.options.device_ttl_s
             and one.record is not None
-            and one.record.state is State.HEALTHY
+            and one.record.state is DeviceState.HEALTHY
             and one.record.pid == self.supervisor.pids.get(one.id)
             and one.id not in self._away
         ]
 
-    def _state(self, name: str) -> State | None:
+    def _state(self, name: str) -> DeviceState | None:
         found = [one.record for one in self._seen() if one.id == name]
         return found[0].state if found and found[0] else None
 
-    def _seen(self) -> list[Sighting]:
-        return sightings(self.client)
+    def _seen(self) -> list[FleetMember]:
+        return fleet_members(self.client)
 
     def _pid(self, name: str) -> int:
         self._await(lambda: name in self.supervisor.pids, 60, f"{name} does not start")
@@ -474,7 +474,9 @@ def _running(draw: random.Random) -> Iterator[Chaos]:
         ]  # fmt: skip
         log = stack.enter_context((folder / "workers.log").open("ab"))
         output = {spec.name: log for spec in specs}
-        supervisor = stack.enter_context(fleet(options, specs, report=lambda _: None, output=output))
+        supervisor = stack.enter_context(
+            run_workers(options, specs, report=lambda _: None, output=output)
+        )
         await_devices(supervisor, options, devices)
         ended = threading.Event()
 

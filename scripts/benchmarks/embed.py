@@ -28,7 +28,7 @@ from scripts.benchmarks.report import median_ratio
 from sutra_tasks import embed, embed_many, keys
 from sutra_tasks.host.hardware import count_cores
 from sutra_tasks.host.processes import spawn, stop
-from sutra_tasks.membership.devices import sightings
+from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.settings import Settings
 
 MODEL = "all-MiniLM-L6-v2"
@@ -156,7 +156,7 @@ def _settled(client: redis.Redis, device: str) -> tuple[int, int]:
 
 
 def _counts(client: redis.Redis, device: str) -> tuple[int, int]:
-    record = next(s.record for s in sightings(client) if s.id == device)
+    record = next(s.record for s in fleet_members(client) if s.id == device)
     assert record is not None
     return record.texts, record.batches
 

@@ -14,7 +14,7 @@ import psutil
 
 from sutra_tasks.host.embedded_server import embedded_server
 from sutra_tasks.host.hardware import DeviceSpec, count_cores, plan_devices
-from sutra_tasks.host.local_fleet import await_devices, fleet
+from sutra_tasks.host.local_fleet import await_devices, run_workers
 from sutra_tasks.host.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings
 
@@ -65,7 +65,7 @@ def running(options: Settings, *, devices: int, cores: int | None = None) -> Ite
         output = {
             spec.name: stack.enter_context((folder / f"{spec.name}.log").open("wb")) for spec in workers
         }
-        supervisor = stack.enter_context(fleet(options, workers, report=print, output=output))
+        supervisor = stack.enter_context(run_workers(options, workers, report=print, output=output))
         await_devices(supervisor, options, specs)
         yield Running(options, specs, supervisor, folder)
 

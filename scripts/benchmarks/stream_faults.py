@@ -29,7 +29,7 @@ from scripts.benchmarks.stream_sink import Sink
 from sutra_tasks import EmbeddedChunk, StreamEntry, StreamProducer
 from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.host.hardware import plan_devices
-from sutra_tasks.host.local_fleet import await_devices, fleet
+from sutra_tasks.host.local_fleet import await_devices, run_workers
 from sutra_tasks.host.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings
 
@@ -175,7 +175,9 @@ def _running() -> Iterator[_Here]:
         specs = worker_specs(options, devices)
         log = stack.enter_context((folder / "workers.log").open("ab"))
         output = {spec.name: log for spec in specs}
-        supervisor = stack.enter_context(fleet(options, specs, report=lambda _: None, output=output))
+        supervisor = stack.enter_context(
+            run_workers(options, specs, report=lambda _: None, output=output)
+        )
         await_devices(supervisor, options, devices)
         over, ended = threading.Event(), threading.Event()
 

@@ -5,14 +5,28 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_right
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kombu.transport.redis import PRIORITY_STEPS
 from kombu.transport.redis import Channel as StockChannel
 
 from sutra_tasks import keys
 
-__all__ = ["MOST_CREDIT", "NO_DEVICE", "device_of", "home", "lane", "lanes", "new_incarnation"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import redis
+
+__all__ = [
+    "MOST_CREDIT",
+    "NO_DEVICE",
+    "device_of",
+    "home",
+    "lane",
+    "lanes",
+    "new_incarnation",
+    "queue_lengths",
+]
 
 MOST_CREDIT: Final = 1024
 """Tokens of credit one message uses at most: a list of 10,000 texts must not keep a single one out."""
@@ -46,3 +60,13 @@ def lane(queue: str, priority: int) -> str:
 def home(queue: str) -> str:
     """Return where a message taken from ``queue`` goes back to: a device's are routed afresh."""
     return keys.EMBED_QUEUE if queue.startswith(keys.DEVICE_QUEUE_PREFIX) else queue
+
+
+def queue_lengths(client: redis.Redis, queues: Sequence[str]) -> dict[str, int]:
+    """Return how many messages wait in each queue, over all its priorities, in one round trip."""
+    with client.pipeline(transaction=False) as pipe:
+        for queue in queues:
+            for one in lanes(queue):
+                pipe.llen(one)
+        lengths = iter(pipe.execute())
+    return {queue: sum(next(lengths) for _ in lanes(queue)) for queue in queues}

@@ -11,20 +11,22 @@ from rich.console import Console
 from rich.table import Table
 
 from sutra_tasks import keys
+from sutra_tasks.broker.queues import queue_lengths
 from sutra_tasks.cli.server import connected
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import DeviceRecord, Sighting, queue_lengths, sightings
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.fleet import FleetMember, fleet_members
 
 if TYPE_CHECKING:
     import redis
 
+    from sutra_tasks.membership.device_record import DeviceRecord
     from sutra_tasks.settings import Settings
 
 __all__ = ["DeviceStatus", "FleetStatus", "precisions", "read", "run", "table"]
 
 MOST_NAMED: Final = 4
-COLOURS: Final = {State.HEALTHY: "green"} | dict.fromkeys(
-    (State.DEAD, State.REFUSED, State.UNHEALTHY), "red"
+COLOURS: Final = {DeviceState.HEALTHY: "green"} | dict.fromkeys(
+    (DeviceState.DEAD, DeviceState.REFUSED, DeviceState.UNHEALTHY), "red"
 )
 
 
@@ -34,7 +36,7 @@ class DeviceStatus:
 
     id: str
     live: bool
-    state: State
+    state: DeviceState
     heartbeat_age_s: float
     queued: int
     held: int
@@ -54,7 +56,7 @@ class FleetStatus:
 
 def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
     """Read the fleet's state in few round trips, however many devices there are."""
-    seen = sightings(client)
+    seen = fleet_members(client)
     queues = queue_lengths(client, [keys.EMBED_QUEUE, *(keys.device_queue(s.id) for s in seen)])
     with client.pipeline(transaction=False) as pipe:
         for one in seen:
@@ -81,10 +83,10 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
     )
 
 
-def _state(seen: Sighting, ttl_s: float) -> State:
+def _state(seen: FleetMember, ttl_s: float) -> DeviceState:
     if seen.heartbeat_age_s > ttl_s:
-        return State.DEAD
-    return seen.record.state if seen.record is not None else State.HEALTHY
+        return DeviceState.DEAD
+    return seen.record.state if seen.record is not None else DeviceState.HEALTHY
 
 
 def table(fleet: FleetStatus) -> Table:

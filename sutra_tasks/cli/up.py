@@ -18,7 +18,7 @@ from sutra_tasks.cli.status import read, table
 from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.host.embedded_server import embedded_server, is_free
-from sutra_tasks.host.local_fleet import await_devices, fleet, plan, stop_on_signals
+from sutra_tasks.host.local_fleet import await_devices, local_devices, run_workers, stop_on_signals
 from sutra_tasks.host.supervisor import WorkerSpec, worker_specs
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(
 ) -> None:
     """Start everything, say what to do with it, and keep it alive until a signal."""
     console = Console(stderr=True)
-    chosen = plan(options, devices, replicas)
+    chosen = local_devices(options, devices, replicas)
     if flower and find_spec("flower") is None:
         raise SettingsError("--flower", "", "needs pip install 'sutra-tasks[flower]'")
     with stop_on_signals(), ExitStack() as stack:
@@ -58,7 +58,7 @@ def run(
         if flower:
             specs.append(_flower(options))
         supervisor = stack.enter_context(
-            fleet(options, specs, report=lambda line: console.print(f"[yellow]{line}[/]"))
+            run_workers(options, specs, report=lambda line: console.print(f"[yellow]{line}[/]"))
         )
         what = options.model if options.engine == "torch" else f"the {options.engine} engine"
         with console.status(f"starting {len(chosen)} devices with {what} ..."):

@@ -42,11 +42,12 @@ from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.fanout.long_texts import LongTexts
 from sutra_tasks.health.memory import device_memory
 from sutra_tasks.health.monitor import Monitor
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.health.statistics import Statistics
-from sutra_tasks.membership.devices import DeviceRecord, sightings
+from sutra_tasks.membership.device_record import DeviceRecord
+from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.membership.heartbeat import Heartbeat
-from sutra_tasks.membership.reaper import end_if_replaced, rescue_queues
+from sutra_tasks.membership.reaper import end_if_replaced, requeue_waiting
 from sutra_tasks.models.loaded.freeing import freeze_loaded_objects
 from sutra_tasks.models.loaded.model_cache import ModelCache
 from sutra_tasks.models.registry.resolve import open_registry
@@ -133,7 +134,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             )
         held = held_by(self._incarnation)
         room = ROOM_BATCHES * options.batch_tokens
-        held.may_take = lambda _: self.monitor.serves and held.credit < room
+        held.may_take = lambda _: self.monitor.takes_work and held.credit < room
         serve(self._answer)
         self._long_texts = LongTexts(
             self._service_of_part,
@@ -151,7 +152,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             self._device_id,
             seat=self._floor,
             # A router prefers others to one that is unhealthy; who pulls must hold back by itself.
-            serves=lambda: self.monitor.serves and self.monitor.verdict.state is not State.UNHEALTHY,
+            serves=lambda: (
+                self.monitor.takes_work and self.monitor.verdict.state is not DeviceState.UNHEALTHY
+            ),
             load=self._load,
         )
         freeze_loaded_objects()
@@ -192,7 +195,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         if self._batcher is not None:
             self._batcher.drain()
         try:
-            rescue_queues(self._client, only=self._device_id)
+            requeue_waiting(self._client, self._device_id)
         except redis.RedisError as error:
             logger.warning("what waits for this device stays until its lease ends: %s", error)
 
@@ -247,7 +250,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         service = loaded.service
         prepared = service.prepare(call)
         if prepared.can_spread and prepared.chunked.layout.chunk_count >= self._options.fanout_chunks:
-            fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
+            fleet = fleet_of(fleet_members(self._client), self._options.device_ttl_s)
             self._long_texts.fan_out(
                 service, prepared, self._current.request.message, fleet, model=loaded.reference
             )
@@ -319,7 +322,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _on_batch(self, batch: Batch) -> None:
         usual = self._serves is not None and batch.space == self._serves.encoder.info.space
-        self._statistics.batch(batch, usual=usual)
+        self._statistics.batch(batch, by_default_model=usual)
         if self._streams is not None:
             self._streams.measured(batch)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Encoded
     from sutra_tasks.batching.service import EmbeddingService, Prepared
     from sutra_tasks.fanout.documents import Documents
-    from sutra_tasks.routing.balancing import Fleet
+    from sutra_tasks.routing.snapshot import Fleet
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Embeddings
 
@@ -87,15 +87,15 @@ class LongTexts:
         encoder, rows = service.encoder, prepared.chunked.rows
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
         # The router counted the whole call in this device's load, but all devices share it.
-        fleet = fleet.done(self._device_id, message.sutra_weight)
+        fleet = fleet.after_finishing(self._device_id, message.sutra_weight)
         fleet = _having(fleet, model, encoder.info.space, self._device_id)
         tokens = [row.tokens for row in rows]
         # No part is over the credit of a device: the slower the devices, the smaller the parts.
-        most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.standing)])
-        fastest = max((device.tokens_per_s or 0.0 for device in fleet.standing), default=0.0)
+        most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.eligible)])
+        fastest = max((device.tokens_per_s or 0.0 for device in fleet.eligible), default=0.0)
         parts = parts_of(
             tokens,
-            devices=len(fleet.standing),
+            devices=len(fleet.eligible),
             most_tokens=most_tokens,
             least_tokens=LEAST_PART_S * fastest,
         )

@@ -1,23 +1,25 @@
-"""How much of a device's memory is in use: a GPU's, or what the system lets this process have.
+"""How much of a device's memory is in use: of a GPU, or of what the system allows this process.
 
-A GPU's memory counts whoever uses it, except what torch of this process keeps for reuse: its cache
-grows to the largest batch and stays, and that is no pressure. Nothing here imports torch or raises.
+Memory of a GPU counts for all processes that use it, without what torch of this process keeps for reuse:
+its cache grows to the largest batch and stays, which is no pressure. Nothing here imports torch or
+raises.
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 __all__ = ["UNKNOWN", "Memory", "device_memory", "process_memory"]
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of one device; None is not known. ``source`` says who was asked."""
+    """Memory of one device; None: not known. ``source`` names the library or system that was asked."""
 
     used_bytes: int | None
     total_bytes: int | None
@@ -37,14 +39,14 @@ UNKNOWN: Final = Memory(None, None, "none")
 def device_memory(torch_device: str) -> Memory:
     """Return the memory of ``cpu``, ``cuda``, ``cuda:1`` or ``mps``.
 
-    Takes milliseconds where NVIDIA's library has to start. A GPU is asked about only where torch is
-    loaded, for only then this process uses one.
+    Takes milliseconds where NVIDIA's library has to start. The memory of a GPU is known only where torch
+    is loaded: only then does this process use one.
     """
     kind = torch_device.partition(":")[0]
-    if kind == "cpu":
-        return process_memory()
     torch = sys.modules.get("torch")
     try:
+        if kind == "cpu":
+            return process_memory()
         if kind == "cuda" and torch is not None:
             return _cuda_memory(torch, torch_device)
         if kind == "mps" and torch is not None:
@@ -56,18 +58,13 @@ def device_memory(torch_device: str) -> Memory:
 
 
 def process_memory(root: Path = Path("/")) -> Memory:
-    """Return this process's resident memory against the machine's, or its control group's limit.
+    """Return this process's resident memory, against the machine's memory or its control group's limit.
 
     Args:
-        root: where ``proc`` and ``sys`` are.
+        root: the folder with ``proc`` and ``sys``, for the limit.
     """
-    try:
-        page_bytes = os.sysconf("SC_PAGE_SIZE")
-        resident_pages = int((root / "proc/self/statm").read_text().split()[1])
-        total_kb = int((root / "proc/meminfo").read_text().split()[1])  # MemTotal comes first
-    except (OSError, ValueError, IndexError, AttributeError):
-        return _process_memory_elsewhere()
-    used, total, limit = resident_pages * page_bytes, 1024 * total_kb, _cgroup_limit(root)
+    used, total = psutil.Process().memory_info().rss, psutil.virtual_memory().total
+    limit = _cgroup_limit(root)
     if limit is not None and limit < total:  # version 1 says "none" with a number no machine has
         return Memory(used, limit, "cgroup")
     return Memory(used, total, "process")
@@ -75,10 +72,10 @@ def process_memory(root: Path = Path("/")) -> Memory:
 
 def _cuda_memory(torch: Any, device: str) -> Memory:
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    # ROCm answers through torch.cuda, too, and NVIDIA's library knows nothing of its devices.
+    # ROCm answers through torch.cuda as well; NVIDIA's library does not know its devices.
     if torch.version.hip is None:
         try:
-            # CUDA names the device: what CUDA_VISIBLE_DEVICES selects, and in what order, it knows.
+            # By UUID, because CUDA_VISIBLE_DEVICES may have selected and reordered the devices.
             used, total = _nvml_memory(str(torch.cuda.get_device_properties(device).uuid))
             return Memory(used - idle, total, "nvml")
         except Exception:  # noqa: BLE001, S110 - no package, library or permission: torch is asked
@@ -103,7 +100,10 @@ def _nvml_memory(uuid: str) -> tuple[int, int]:
 
 
 def _cgroup_limit(root: Path) -> int | None:
-    """Return the lowest limit of this process's control groups, version 2 or 1, and their parents."""
+    """Return the lowest limit of this process's control groups (version 2 or 1) and of their parents.
+
+    psutil does not know it.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -129,15 +129,3 @@ def _limit(file: Path) -> int | None:
         return int(file.read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
-
-
-def _process_memory_elsewhere() -> Memory:
-    try:
-        import resource  # noqa: PLC0415 - not on Windows
-
-        # The peak, for nothing in the standard library tells the present; in bytes on macOS only.
-        unit = 1 if sys.platform == "darwin" else 1024
-        used = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return Memory(used, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "process")
-    except (ImportError, AttributeError, OSError, ValueError):
-        return UNKNOWN

@@ -1,7 +1,7 @@
-"""How a device is: pure decisions over what was counted.
+"""States of a device, and the decisions between them; no I/O.
 
-:func:`assess` says what is wrong now; :func:`next_state` says what follows from it. ``docs/fleet.md``
-draws the states.
+:func:`assess` compares measurements with thresholds; :func:`next_state` decides the state that follows.
+``docs/fleet.md`` draws the states.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["HealthStatus", "Measurements", "State", "Thresholds", "assess", "next_state"]
+__all__ = ["DeviceState", "HealthMeasurements", "HealthStatus", "Thresholds", "assess", "next_state"]
 
 LEAST_TEXTS: Final = 20
-"""Recent texts from which on an error rate counts: one failure among three says nothing."""
+"""An error rate counts from so many recent texts on: one failure among three says nothing."""
 
 EASED_LATENCY: Final = 0.5
-"""Share of the way from a usual time to a slow one that a degraded device must be under to recover."""
+"""Where a degraded device recovers, between its baseline time (0) and the time that degrades it (1)."""
 
 EASED_MEMORY: Final = 0.95
-"""The same for memory; so near the threshold because a model may fill most of a device for good."""
+"""A degraded device recovers under this share of the memory threshold; close to it, because a model may
+fill most of a device for good."""
 
 
-class State(StrEnum):
-    """Where a device is in its life; docs/fleet.md draws the ways between these."""
+class DeviceState(StrEnum):
+    """The state of a device; docs/fleet.md draws which follows which."""
 
     STARTING = "starting"
     HEALTHY = "healthy"
@@ -33,13 +34,18 @@ class State(StrEnum):
     REFUSED = "refused"
     DEAD = "dead"
 
+    @property
+    def takes_work(self) -> bool:
+        """Whether a live device in this state takes work, however well it computes."""
+        return self not in (DeviceState.STARTING, DeviceState.REFUSED)
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Where a measurement becomes a warning; each counts when it is passed, not when it is met.
+    """Where a measurement becomes a warning: above these, not at them.
 
     Attributes:
-        latency_multiplier: times the usual batch time, 1 or more.
+        latency_multiplier: times the baseline batch time, 1 or more.
         error_rate: share of recent texts that failed.
         memory_share: share of the device's memory in use.
     """
@@ -48,10 +54,10 @@ class Thresholds:
     error_rate: float
     memory_share: float
 
-    def eased(self) -> Thresholds:
-        """Return what a degraded device must be under to recover, so that it does not flap."""
+    def for_recovery(self) -> Thresholds:
+        """Return lower thresholds, under which a degraded device recovers; so it does not flap."""
         return Thresholds(
-            # The usual ratio is 1, so only what is above it shrinks.
+            # The ratio of a healthy device is 1: only the part above 1 shrinks.
             latency_multiplier=1 + EASED_LATENCY * (self.latency_multiplier - 1),
             error_rate=self.error_rate,  # errors make unhealthy, not degraded
             memory_share=EASED_MEMORY * self.memory_share,
@@ -59,14 +65,14 @@ class Thresholds:
 
 
 @dataclass(frozen=True, slots=True)
-class Measurements:
-    """What was counted of a device lately; None is not known, which is neither good nor bad.
+class HealthMeasurements:
+    """What a device measured lately; None: not known, which counts as neither good nor bad.
 
     Attributes:
         recent_latency_s: mean compute time of its recent batches.
-        baseline_latency_s: mean of what batches of those sizes usually take on this device.
-        recent_texts: texts it computed lately, those that failed included.
-        recent_errors: those that failed.
+        baseline_latency_s: mean baseline time of batches of the same sizes on this device.
+        recent_texts: texts of the last minute, failed ones included.
+        recent_errors: failed texts of the last minute.
         memory_share: share of its memory in use, 0 to 1.
     """
 
@@ -79,7 +85,7 @@ class Measurements:
 
 @dataclass(frozen=True, slots=True)
 class HealthStatus:
-    """What is wrong with a device; each warning begins with the specification's words."""
+    """What is wrong with a device; each warning begins with the words of the specification."""
 
     performance_degraded: bool = False
     high_error_rate: bool = False
@@ -88,23 +94,23 @@ class HealthStatus:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing is."""
+        """Whether nothing is wrong."""
         return not (self.performance_degraded or self.high_error_rate or self.memory_pressure)
 
 
-def assess(measured: Measurements, thresholds: Thresholds) -> HealthStatus:
-    """Hold measurements against thresholds: ``monitor_gpu_health`` of the specification."""
+def assess(measured: HealthMeasurements, thresholds: Thresholds) -> HealthStatus:
+    """Compare measurements with thresholds: ``monitor_gpu_health`` of the specification."""
     warnings: list[str] = []
-    recent_s, usual_s = measured.recent_latency_s, measured.baseline_latency_s
+    recent_s, baseline_s = measured.recent_latency_s, measured.baseline_latency_s
     slow = (
         recent_s is not None
-        and usual_s is not None
-        and recent_s > usual_s * thresholds.latency_multiplier
+        and baseline_s is not None
+        and recent_s > baseline_s * thresholds.latency_multiplier
     )
     if slow:
         warnings.append(
             f"Latency degradation detected: {_milliseconds(recent_s)} a batch, "
-            f"usually {_milliseconds(usual_s)}"
+            f"usually {_milliseconds(baseline_s)}"
         )
     failing = measured.recent_texts >= LEAST_TEXTS and _errs(measured, thresholds)
     if failing:
@@ -120,36 +126,40 @@ def assess(measured: Measurements, thresholds: Thresholds) -> HealthStatus:
 
 
 def next_state(
-    state: State, measured: Measurements, thresholds: Thresholds, *, check_passed: bool | None
-) -> State:
+    state: DeviceState,
+    measured: HealthMeasurements,
+    thresholds: Thresholds,
+    *,
+    check_passed: bool | None,
+) -> DeviceState:
     """Decide a device's state at an evaluation.
 
     Args:
         state: its state until now.
-        measured: what was counted of it lately.
-        thresholds: where that becomes a warning.
-        check_passed: whether its vectors for known texts were right, in a self-check made since the
-            last evaluation; None if none was made. An unhealthy or probing device needs one at every
-            evaluation, for nothing else brings it back.
+        measured: what it measured lately.
+        thresholds: above them a measurement becomes a warning.
+        check_passed: whether its golden vectors were right in a self-check since the last evaluation;
+            None: there was no self-check. An unhealthy or probing device recovers only by self-checks,
+            one at every evaluation.
     """
-    if state in (State.REFUSED, State.DEAD):  # decided elsewhere
+    if state in (DeviceState.REFUSED, DeviceState.DEAD):  # decided by the parity gate and by heartbeats
         return state
     status = assess(measured, thresholds)
-    on_trial = state in (State.UNHEALTHY, State.PROBING)
-    # On trial, a few texts are all there is to judge by.
+    on_trial = state in (DeviceState.UNHEALTHY, DeviceState.PROBING)
+    # A device on trial gets few texts, so each of them counts.
     failing = _errs(measured, thresholds) if on_trial else status.high_error_rate
     if failing or check_passed is False:
-        return State.UNHEALTHY
+        return DeviceState.UNHEALTHY
     if on_trial and check_passed is None:
         return state
-    if state is State.UNHEALTHY:
-        return State.PROBING
-    if state is State.DEGRADED:
-        status = assess(measured, thresholds.eased())
-    return State.HEALTHY if status.is_healthy else State.DEGRADED
+    if state is DeviceState.UNHEALTHY:
+        return DeviceState.PROBING
+    if state is DeviceState.DEGRADED:
+        status = assess(measured, thresholds.for_recovery())
+    return DeviceState.HEALTHY if status.is_healthy else DeviceState.DEGRADED
 
 
-def _errs(measured: Measurements, thresholds: Thresholds) -> bool:
+def _errs(measured: HealthMeasurements, thresholds: Thresholds) -> bool:
     return measured.recent_errors > thresholds.error_rate * measured.recent_texts
 
 

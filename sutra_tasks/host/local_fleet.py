@@ -14,13 +14,13 @@ from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.errors import SutraError
 from sutra_tasks.host.hardware import count_cores, count_gpus, plan_devices, visible_gpus
 from sutra_tasks.host.supervisor import Supervisor, WorkerSpec
-from sutra_tasks.membership.devices import serves, sightings
+from sutra_tasks.membership.fleet import fleet_members
 
 if TYPE_CHECKING:
     from sutra_tasks.host.hardware import DeviceSpec
     from sutra_tasks.settings import Settings
 
-__all__ = ["await_devices", "fleet", "plan", "stop_on_signals"]
+__all__ = ["await_devices", "local_devices", "run_workers", "stop_on_signals"]
 
 START_TIMEOUT_S: Final = 300.0
 
@@ -49,7 +49,7 @@ def stop_on_signals() -> Iterator[None]:
 
 
 @contextmanager
-def fleet(
+def run_workers(
     options: Settings,
     specs: Sequence[WorkerSpec],
     *,
@@ -76,9 +76,9 @@ def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[D
     deadline = time.monotonic() + START_TIMEOUT_S
     wanted = {device.id for device in devices}
     while True:
-        seen = sightings(client)
+        seen = fleet_members(client)
         live = [one for one in seen if one.heartbeat_age_s <= options.device_ttl_s]
-        if wanted <= {one.id for one in live if serves(one)}:
+        if wanted <= {one.id for one in live if one.takes_work}:
             client.close()
             return
         if time.monotonic() > deadline:
@@ -86,7 +86,7 @@ def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[D
         time.sleep(supervisor.step(time.monotonic()))
 
 
-def plan(options: Settings, wanted: int | None, replicas: int = 1) -> tuple[DeviceSpec, ...]:
+def local_devices(options: Settings, wanted: int | None, replicas: int = 1) -> tuple[DeviceSpec, ...]:
     """Decide this machine's devices, and how many workers each has."""
     return plan_devices(
         host=platform.node(),

@@ -17,7 +17,7 @@ from celery.utils.log import get_logger
 
 from sutra_tasks.broker.queues import new_incarnation
 from sutra_tasks.host.processes import spawn, stop, uninterrupted
-from sutra_tasks.membership.reaper import rescue
+from sutra_tasks.membership.reaper import reap
 
 if TYPE_CHECKING:
     import subprocess
@@ -171,7 +171,7 @@ class Supervisor:
         returned = 0
         for incarnation, died in list(self._owed.items()):
             try:
-                returned += rescue(self._client, self._results, incarnation, died=died)
+                returned += reap(self._client, self._results, incarnation, died=died)
             except redis.RedisError as error:
                 logger.warning("the server is away, what %s held waits: %s", incarnation, error)
                 break

@@ -1,43 +1,29 @@
-"""The thread by which a device says that it lives: Celery's timer stops while its loop is busy."""
+"""The thread that sends a device's heartbeats; Celery's timer stops while its loop is busy."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from celery.utils.log import get_logger
 
-from sutra_tasks.membership.devices import DeviceRecord, beat, keep_lease, leave
+from sutra_tasks.membership.fleet import beat, keep_lease, leave
+from sutra_tasks.membership.leases import LeaseLossDetector
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from redis import Redis
 
-__all__ = ["Heartbeat", "Lease"]
+    from sutra_tasks.membership.device_record import DeviceRecord
+
+__all__ = ["Heartbeat"]
 
 logger = get_logger(__name__)
 
 
-class Lease:
-    """What a process knows of its own lease: others took it when its beats are counted anew."""
-
-    def __init__(self, on_lost: Callable[[], None]) -> None:
-        self._on_lost = on_lost
-        self._beats = 0
-        self._lost = False
-
-    def counted(self, beats: int) -> None:
-        """Take in how many beats of this process there are now."""
-        # Not "is 1": if an answer is lost, it is the second beat that is heard of.
-        self._lost = self._lost or beats <= self._beats
-        self._beats = beats
-        if self._lost:
-            self._on_lost()
-            self._lost = False  # not if that raised: the next beat tries again
-
-
 class Heartbeat:
-    """Registers a device, keeps its registration, and keeps its lease to the end of the process."""
+    """Registers a device, renews its registration, and keeps its lease to the end of the process."""
 
     def __init__(
         self,
@@ -47,33 +33,35 @@ class Heartbeat:
         *,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Prepare.
+        """Prepare; :meth:`start` sends the first heartbeat.
 
         Args:
             client: the server with the fleet.
-            describe: called before each heartbeat, on this thread.
+            describe: returns the device's record; called before each heartbeat, on this thread.
             interval_s: seconds between two heartbeats.
-            on_lost: called when the lease was lost: others do now what this process held.
+            on_lost: called when a reaper has ended the lease of this process, and again at each
+                heartbeat until it does not raise.
         """
         self._client, self._describe, self._interval_s = client, describe, interval_s
-        self._lease = Lease(on_lost)
-        self._said: DeviceRecord | None = None
+        self._on_lost = on_lost
+        self._lease = LeaseLossDetector()
+        self._last_record: DeviceRecord | None = None
         self._leaving, self._now = threading.Event(), threading.Event()
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Register now, and keep the registration alive."""
+        """Register the device now, and renew its registration from then on."""
         self._thread.start()
 
     def hasten(self) -> None:
-        """Send the next heartbeat now: something changed that the router should know."""
+        """Send the next heartbeat now, because the record has changed."""
         self._now.set()
 
     def leave(self) -> None:
-        """Leave the fleet, so that the router sends nothing more; the lease goes on.
+        """Leave the fleet, so that routers forward nothing more to this device.
 
-        What this process still holds is its own until it ends.
+        The lease is kept: the messages in flight stay with this process until it ends.
         """
         self._leaving.set()
         self._now.set()
@@ -85,21 +73,28 @@ class Heartbeat:
             self._now.clear()
             try:
                 self._step()
-            except Exception as error:  # noqa: BLE001 - a device that lives must not fall silent
+            except Exception as error:  # noqa: BLE001 - a live device must not fall silent
                 logger.warning("heartbeat failed, trying again: %s", error)
                 if self._leaving.is_set():
-                    self._left.set()  # its entry expires
+                    self._left.set()  # the registration expires by itself
             self._now.wait(self._interval_s)
 
     def _step(self) -> None:
         if not self._leaving.is_set():
-            self._said = self._describe()
-            self._lease.counted(beat(self._client, self._said))
+            self._last_record = self._describe()
+            self._check_lease(beat(self._client, self._last_record))
             return
-        # Not described any more: whoever leaves is not looked at, and nothing there can go wrong.
-        if self._said is not None:
+        # A device that leaves is not described any more: a failure there must not keep it.
+        record = self._last_record
+        if record is not None:
             if not self._left.is_set():
-                leave(self._client, self._said.id, self._said.incarnation)
+                leave(self._client, record.id, record.incarnation)
                 self._left.set()
-            self._lease.counted(keep_lease(self._client, self._said.incarnation))
+            self._check_lease(keep_lease(self._client, record.incarnation))
         self._left.set()
+
+    def _check_lease(self, beats: int) -> None:
+        self._lease.observe(beats)
+        if self._lease.is_lost:
+            self._on_lost()
+            self._lease.is_lost = False

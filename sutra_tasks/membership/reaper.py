@@ -1,78 +1,72 @@
-"""Work whose worker is gone: found by leases, returned to the queue it is routed from.
+"""Ends the leases of dead workers, and requeues the messages that they had and that wait for them.
 
-Deaths are reported by the supervisor at once; leases are for hosts that are lost and for workers that
-nobody supervises. A lease is a counter of heartbeats in ``sutra:leases``. It ends when the reaper has
-seen it stand still for ``SUTRA_LEASE_S`` of its *own* uninterrupted looking, so a server that pauses,
-or a reaper that does, ends nobody's lease.
+A supervisor reports a death at once by :func:`reap`. The :class:`Reaper` finds the rest by leases:
+workers of lost hosts, and workers that nobody supervises.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
 
-from sutra_tasks import keys
-from sutra_tasks.broker.queues import device_of
+from sutra_tasks import keys, lua
+from sutra_tasks.broker.queues import device_of, queue_lengths
 from sutra_tasks.broker.requeue import give_back_all, give_back_queue
-from sutra_tasks.membership.devices import keep_lease, leave, queue_lengths, serves, sightings
-from sutra_tasks.membership.heartbeat import Lease
+from sutra_tasks.membership.fleet import fleet_members, keep_lease, leave
+from sutra_tasks.membership.leases import POLL_S, LeaseLossDetector, LeaseObservations
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import redis
 
 
-__all__ = ["Leases", "Reaper", "end_if_replaced", "rescue", "rescue_queues"]
+__all__ = ["Reaper", "end_if_replaced", "reap", "requeue_absent_devices", "requeue_waiting"]
 
 logger = get_logger(__name__)
 
-POLL_S: Final = 1.0
-INTERRUPTED_S: Final = 3 * POLL_S
-"""A look this long after the last one proves nothing of the time between."""
-
-MARK: Final = """#!lua flags=allow-oom
-return redis.call('SET', KEYS[1], 1, 'EX', ARGV[1])
-"""
-"""KEYS: the mark that a lease has ended. ARGV: seconds it is kept. Allowed on a full server: without it
-nothing goes back and is worked off."""
+MARK_REAPED: Final = lua.script("membership/mark_reaped")
+FORGET_QUEUE: Final = lua.script("membership/forget_queue")
 
 
-def rescue(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: bool = True) -> int:
-    """Return what a worker process held, and what waits for its device; say how many messages.
+def reap(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: bool = True) -> int:
+    """End the lease of a worker process, and requeue its messages and those that wait for its device.
 
-    Safe to repeat, to call from several places at once, and to be killed in: what is left is found
-    again, because the lease goes last.
+    Any number of processes may do so at once, or again after one was killed in it: the lease is
+    deleted last, so what remains is found again.
 
     Args:
-        client: the server with the queues.
-        results: the server with the results. The process may live, stopped or cut off: from here on it
+        client: the broker.
+        results: the results server. The process may still live, stopped or cut off: from here on it
             can store no error there.
         incarnation: the process.
-        died: whether its messages may have caused its end.
+        died: whether one of its messages may have caused its end.
+
+    Returns:
+        How many messages were requeued.
     """
-    results.eval(MARK, 1, keys.reaped(incarnation), str(keys.REAPED_S))
+    MARK_REAPED(results, mark=keys.reaped(incarnation), keep_s=keys.REAPED_S)
     device_id = device_of(incarnation)
+    requeued = 0
     if device_id is not None:
         leave(client, device_id, incarnation)
-    # First what is younger: what goes back last is next in line.
-    returned = rescue_queues(client, only=device_id) if device_id is not None else 0
-    returned += give_back_all(client, incarnation, died=died)
+        # The newer messages first: what is requeued last is taken first.
+        requeued = requeue_waiting(client, device_id)
+    requeued += give_back_all(client, incarnation, died=died)
     client.delete(keys.suspect(incarnation))
     client.hdel(keys.LEASES, incarnation)
-    return returned
+    return requeued
 
 
 def end_if_replaced(results: redis.Redis, incarnation: str) -> None:
-    """End this process if others do its work by now; whoever supervises it starts another.
+    """End this process by SIGTERM if a reaper has ended its lease; its supervisor starts another.
 
     Args:
-        results: the server with the results.
+        results: the results server.
         incarnation: this process.
     """
     if results.exists(keys.reaped(incarnation)):
@@ -80,81 +74,46 @@ def end_if_replaced(results: redis.Redis, incarnation: str) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def rescue_queues(client: redis.Redis, *, ttl_s: float = 0.0, only: str | None = None) -> int:
-    """Return what waits for devices that are not there or take no work; say how many messages.
+def requeue_waiting(client: redis.Redis, device_id: str) -> int:
+    """Requeue what waits for a device, unless an incarnation that takes work is registered for it.
+
+    Returns:
+        How many messages were requeued.
+    """
+    if any(one.id == device_id and one.takes_work for one in fleet_members(client)):
+        return 0
+    return give_back_queue(client, device_id)
+
+
+def requeue_absent_devices(client: redis.Redis, ttl_s: float) -> int:
+    """Requeue what waits for devices that are not live or take no work.
 
     Args:
-        client: the server with the queues.
-        ttl_s: how long a silent device counts as there.
-        only: look at this device only; whoever registered it serves, however long ago.
+        client: the broker.
+        ttl_s: seconds since its last heartbeat for which a device is live.
+
+    Returns:
+        How many messages were requeued.
     """
-    registered: Any = client.zrange(keys.QUEUES, 0, -1) if only is None else [only.encode()]
-    known = {name.decode() for name in registered}
-    there = {
-        one.id
-        for one in sightings(client)
-        if (only is not None or one.heartbeat_age_s <= ttl_s) and serves(one)
+    registered: Any = client.zrange(keys.QUEUES, 0, -1)
+    present = {
+        one.id for one in fleet_members(client) if one.heartbeat_age_s <= ttl_s and one.takes_work
     }
-    gone = sorted(known - there)
-    if not gone:
-        return 0
-    waiting = queue_lengths(client, [keys.device_queue(name) for name in gone])
-    returned = 0
-    for name in gone:
+    absent = sorted({name.decode() for name in registered} - present)
+    waiting = queue_lengths(client, [keys.device_queue(name) for name in absent])
+    requeued = 0
+    for name in absent:
         if waiting[keys.device_queue(name)]:
-            returned += give_back_queue(client, name)
-        elif only is None:
-            client.eval(FORGET_QUEUE, 1, keys.QUEUES, name, str(keys.FORGET_AFTER_S))
-    return returned
-
-
-FORGET_QUEUE: Final = """
-local now = redis.call('TIME')
-local beaten = redis.call('ZSCORE', KEYS[1], ARGV[1])
-if beaten and tonumber(now[1]) - tonumber(beaten) > tonumber(ARGV[2]) then
-  return redis.call('ZREM', KEYS[1], ARGV[1])
-end
-return 0
-"""
-"""KEYS: the queues. ARGV: device id, seconds after which a device is forgotten."""
-
-
-@dataclass(frozen=True, slots=True)
-class Leases:
-    """What a reaper has seen: the beats of each incarnation, and since when they stand still."""
-
-    seen_at: float = -float("inf")
-    still: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-
-    def after(self, beats: Mapping[str, int], now: float) -> Leases:
-        """Return what is known after one more look.
-
-        Args:
-            beats: heartbeats so far, by incarnation.
-            now: monotonic seconds.
-        """
-        before = self.still if now - self.seen_at <= INTERRUPTED_S else {}
-        return Leases(
-            now,
-            {
-                name: before[name] if name in before and before[name][0] == count else (count, now)
-                for name, count in beats.items()
-            },
-        )
-
-    def follows(self, before: Leases) -> bool:
-        """Say whether nothing interrupted the looking since ``before``."""
-        return self.seen_at - before.seen_at <= INTERRUPTED_S
-
-    def ended(self, lease_s: float) -> list[str]:
-        """Return the incarnations whose lease is over."""
-        return [name for name, (_, since) in self.still.items() if self.seen_at - since >= lease_s]
+            requeued += give_back_queue(client, name)
+        else:
+            FORGET_QUEUE(client, queues=keys.QUEUES, device_id=name, forget_s=keys.FORGET_AFTER_S)
+    return requeued
 
 
 class Reaper:
-    """One look a second at leases and queues, which keeps the lease of its own process, too.
+    """Observes leases and queues once a second, and keeps the lease of its own process.
 
-    Any number of them may run.
+    Any number of reapers may run.
     """
 
     def __init__(
@@ -168,37 +127,50 @@ class Reaper:
         device_ttl_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare; :meth:`run` observes.
+
+        Args:
+            client: the broker.
+            results: the results server.
+            incarnation: this process.
+            sweep: called after each uninterrupted observation.
+            lease_s: seconds without a heartbeat after which a lease ends.
+            device_ttl_s: seconds since its last heartbeat for which a device is live.
+            clock: monotonic seconds.
+        """
         self._client, self._results, self._incarnation = client, results, incarnation
         self._sweep = sweep
         self._lease_s, self._device_ttl_s, self._clock = lease_s, device_ttl_s, clock
-        self._own = Lease(lambda: end_if_replaced(results, incarnation))
-        self._leases = Leases()
+        self._own_lease = LeaseLossDetector()
+        self._observed = LeaseObservations()
 
     def step(self) -> float:
-        """Rescue what is due; return the seconds until the next look."""
-        self._own.counted(keep_lease(self._client, self._incarnation))
+        """Reap what is due; return the seconds until the next observation."""
+        self._own_lease.observe(keep_lease(self._client, self._incarnation))
+        if self._own_lease.is_lost:
+            end_if_replaced(self._results, self._incarnation)
+            self._own_lease.is_lost = False
         raw: Any = self._client.hgetall(keys.LEASES)
         beats = {name.decode(): int(count) for name, count in raw.items()}
         # The clock is read after the answer: while the server was silent nobody could beat.
-        before, self._leases = self._leases, self._leases.after(beats, self._clock())
-        for incarnation in self._leases.ended(self._lease_s):
-            returned = rescue(self._client, self._results, incarnation)
-            if returned:
-                logger.warning("the lease of %s ended; %d messages went back", incarnation, returned)
-        if not self._leases.follows(before):
+        before, self._observed = self._observed, self._observed.after(beats, self._clock())
+        for incarnation in self._observed.ended(self._lease_s):
+            requeued = reap(self._client, self._results, incarnation)
+            if requeued:
+                logger.warning("the lease of %s ended; %d messages requeued", incarnation, requeued)
+        if not self._observed.is_uninterrupted_since(before):
             return POLL_S
-        if moved := rescue_queues(self._client, ttl_s=self._device_ttl_s):
-            logger.warning("%d messages waited for devices that are gone and went back", moved)
+        if requeued := requeue_absent_devices(self._client, self._device_ttl_s):
+            logger.warning("%d messages waited for devices that are gone: requeued", requeued)
         self._sweep()
         return POLL_S
 
     def run(self) -> None:
-        """Look for ever; for a daemon thread."""
-        waiting = threading.Event()
+        """Observe for ever; for a daemon thread."""
         while True:
             try:
                 pause_s = self.step()
-            except Exception as error:  # noqa: BLE001 - the next look may succeed
+            except Exception as error:  # noqa: BLE001 - the next observation may succeed
                 logger.warning("could not look after leases, trying again: %s", error)
                 pause_s = POLL_S
-            waiting.wait(pause_s)
+            time.sleep(pause_s)

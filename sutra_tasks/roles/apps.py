@@ -25,7 +25,7 @@ from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.distill_task import distill, distill_due
 from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
 from sutra_tasks.fanout import tasks as parts
-from sutra_tasks.membership.reaper import rescue
+from sutra_tasks.membership.reaper import reap
 from sutra_tasks.roles import control as _control  # noqa: F401 - registers tasks and commands
 from sutra_tasks.roles.bootsteps import ReaperStep, RouterStep
 from sutra_tasks.settings import settings
@@ -154,7 +154,7 @@ def _succeed(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a 
         client.hsetnx(keys.LEASES, incarnation, 0)
         before: Any = client.set(name, incarnation, ex=keys.REMEMBER_S, get=True)
         if before is not None and before.decode() != incarnation:
-            rescue(client, results, before.decode())
+            reap(client, results, before.decode())
     except redis.RedisError as error:
         logger.warning("could not return what the last %s held: %s", name, error)
     finally:

@@ -1,133 +1,39 @@
 """Which device gets a message: pure functions over a snapshot of the fleet.
 
-``choose`` finds who may get work at all, then asks a strategy. ``ticket`` counts the messages one
-router has routed; whoever needs a turn or a draw takes it from there and keeps no state of its own.
+``choose`` selects the candidates, then a strategy chooses one of them. ``ticket`` is the number of the
+message in its router; strategies derive turns and random draws from it, so they keep no state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from statistics import median
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.broker.queues import MOST_CREDIT
 from sutra_tasks.client.call import check_strategy
 from sutra_tasks.errors import NoHealthyWorkersError
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 
 if TYPE_CHECKING:
     from sutra_tasks.client.call import Demand
+    from sutra_tasks.routing.snapshot import Device, Fleet
 
-__all__ = ["STRATEGIES", "UNLIMITED", "Device", "Fleet", "Strategy", "assign", "choose"]
+__all__ = ["STRATEGIES", "Strategy", "assign", "choose"]
 
-UNLIMITED: Final = 2**63
-DEGRADED_COSTS: Final = 2
-"""What a degraded device is taken to cost, against the same device healthy."""
+DEGRADED_COST_FACTOR: Final = 2
+"""Factor on the cost of a degraded device."""
 
 TRIAL: Final = 5
-"""An idle device of which too little is known gets one message where a fair share would be so many."""
+"""An idle device on trial gets one message where its fair share would be so many."""
 
 TIE: Final = 0.05
-"""Costs this close to the least, relatively, are too roughly measured to tell apart."""
+"""Costs that exceed the least by less than this share tie: measurements are no more exact."""
 
-_PREFERRED: Final = ((State.HEALTHY, State.DEGRADED), (State.PROBING,), (State.UNHEALTHY,))
-_DEGRADED: Final = State.DEGRADED  # looking it up in its class costs more than the comparison
+_DEGRADED: Final = DeviceState.DEGRADED  # looking it up in the class takes longer than the comparison
 _MASK: Final = 2**64 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A live device as the router sees it; tokens are those of ``Demand.tokens``."""
-
-    id: str
-    queue: str
-    state: State = State.HEALTHY
-    backlog_tokens: int = 0
-    """Dispatched and not completed."""
-
-    backlog_messages: int = 0
-    credit_used: int = 0
-    """Its backlog in tokens, where each message counts ``MOST_CREDIT`` at most."""
-
-    credit_tokens: int = UNLIMITED
-    """With so much credit used it gets no more, while others have room."""
-
-    tokens_per_s: float | None = None
-    """While busy; None: never measured, as below."""
-
-    latency_s: float | None = None
-    """Usual time to compute one request."""
-
-    latency_per_token_s: float | None = None
-    models: tuple[str, ...] = ()
-    """What it has in memory; any other it would load first."""
-
-    space: str = ""
-    """Of the vectors it gives by default, if it says so."""
-
-    @property
-    def has_credit(self) -> bool:
-        """Whether it may get more work."""
-        return self.credit_used < self.credit_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Fleet:
-    """A snapshot: the live devices in order of their ids, and what is known of the others."""
-
-    devices: tuple[Device, ...] = ()
-    known: int = 0
-    oldest_heartbeat_s: float | None = None
-
-    @property
-    def standing(self) -> list[Device]:
-        """The devices that carry the load: never none for a reason of health alone.
-
-        Healthy and degraded ones; if there are none, those that are probed; else the unhealthy.
-        """
-        for states in _PREFERRED:
-            if found := [device for device in self.devices if device.state in states]:
-                return found
-        return []
-
-    @property
-    def has_credit(self) -> bool:
-        """Whether ``choose`` has a device that may get more work; without one, work waits."""
-        return any(device.has_credit for device in self.standing)
-
-    def sent(self, device: Device, tokens: int) -> Fleet:
-        """Return the snapshot as it is after one more message to ``device``."""
-        for at, one in enumerate(self.devices):
-            if one.id == device.id:
-                loaded = replace(
-                    one,
-                    backlog_tokens=one.backlog_tokens + tokens,
-                    backlog_messages=one.backlog_messages + 1,
-                    credit_used=one.credit_used + min(tokens, MOST_CREDIT),
-                )
-                return replace(self, devices=(*self.devices[:at], loaded, *self.devices[at + 1 :]))
-        return self
-
-    def done(self, device_id: str, tokens: int) -> Fleet:
-        """Return the snapshot as it is after a device has finished a message."""
-        return replace(
-            self,
-            devices=tuple(
-                one
-                if one.id != device_id
-                else replace(
-                    one,
-                    backlog_tokens=max(0, one.backlog_tokens - tokens),
-                    backlog_messages=max(0, one.backlog_messages - 1),
-                    credit_used=max(0, one.credit_used - min(tokens, MOST_CREDIT)),
-                )
-                for one in self.devices
-            ),
-        )
-
-
-Strategy = Callable[[Sequence[Device], "Demand", int, float], Device]
+Strategy = Callable[[Sequence["Device"], "Demand", int, float], "Device"]
 """``(candidates, demand, ticket, queue_penalty_s) -> Device``; there is always a candidate."""
 
 
@@ -153,8 +59,8 @@ def performance_based(
 ) -> Device:
     """Choose the highest ``1 / (latency + queue * penalty)``: the specification's score.
 
-    That is the least of what it divides by, so nothing divides by zero. The latency is this
-    request's: by its tokens where that was measured, else the device's usual one.
+    That is the least of the denominators, so nothing divides by zero. The latency is that of this
+    message: from its tokens where the time per token was measured, else the device's mean.
     """
     tokens = demand.tokens
     latencies = _or_median([_latency_s(device, tokens) for device in devices], otherwise=0.0)
@@ -166,7 +72,7 @@ def performance_based(
 
 
 def shortest_finish(devices: Sequence[Device], demand: Demand, ticket: int, penalty_s: float) -> Device:  # noqa: ARG001 - a Strategy
-    """Choose where this message is done first: ``(backlog + its tokens) / tokens per second``.
+    """Choose the device that finishes first: ``(backlog + tokens of the message) / tokens per second``.
 
     In queueing theory "shortest expected delay", counted in tokens.
     """
@@ -188,22 +94,22 @@ STRATEGIES: Final[Mapping[str, Strategy]] = {
 
 
 def choose(fleet: Fleet, demand: Demand, ticket: int, *, default: str, queue_penalty_s: float) -> Device:
-    """Choose a device by the demand's own strategy, else by ``default``.
+    """Choose a device by the strategy that the demand names, else by ``default``.
 
     Raises:
-        NoHealthyWorkersError: no device lives.
+        NoHealthyWorkersError: no device is live.
         InvalidOptionError: the demand names an unknown strategy.
     """
     name = check_strategy(demand.strategy or default)
-    standing = fleet.standing
-    if not standing:
+    eligible = fleet.eligible
+    if not eligible:
         raise NoHealthyWorkersError(fleet.known, fleet.oldest_heartbeat_s, 0.0)
-    tried = _trial(fleet, name, _draw(ticket) >> 32)  # other bits than the strategy "random" looks at
-    if tried is not None and demand.model in (None, *tried.models):
-        return tried
-    candidates = [device for device in standing if device.has_credit] or standing
+    on_trial = _trial(fleet, name, _draw(ticket) >> 32)  # not the bits that the strategy "random" uses
+    if on_trial is not None and demand.model in (None, *on_trial.models):
+        return on_trial
+    candidates = [device for device in eligible if device.has_credit] or eligible
     if demand.model is not None:
-        # One that would have to load the model is asked only when those that have it are busy.
+        # A device that would have to load the model gets it only when those that have it are busy.
         candidates = [device for device in candidates if demand.model in device.models] or candidates
     return STRATEGIES[name](candidates, demand, ticket, queue_penalty_s)
 
@@ -211,7 +117,7 @@ def choose(fleet: Fleet, demand: Demand, ticket: int, *, default: str, queue_pen
 def assign(
     fleet: Fleet, demands: Sequence[Demand], ticket: int, *, default: str, queue_penalty_s: float
 ) -> list[Device | None]:
-    """Choose devices for what is sent together; None where no device has credit left.
+    """Choose devices for messages that are sent together; None where no device has credit left.
 
     Raises:
         InvalidOptionError: a demand names an unknown strategy.
@@ -223,15 +129,16 @@ def assign(
             continue
         device = choose(fleet, demand, ticket + number, default=default, queue_penalty_s=queue_penalty_s)
         chosen.append(device)
-        fleet = fleet.sent(device, demand.tokens)
+        fleet = fleet.after_sending(device, demand.tokens)
     return chosen
 
 
 def _trial(fleet: Fleet, name: str, draw: int) -> Device | None:
-    """Return an idle device of which too little is known, if this message falls to one.
+    """Return an idle device on trial, if this message is one for it.
 
-    That is a probed one, a degraded one, which costs alone may starve, and one whose speed the strategy
-    goes by and nobody measured. Each gets a ``TRIAL``-th of a fair share, whatever the fleet's size.
+    On trial are probing devices, degraded ones, which would get nothing by cost alone, and healthy ones
+    without the measurement that the strategy uses. Each gets a ``TRIAL``-th of its fair share, whatever
+    the size of the fleet.
     """
     slot = draw % (TRIAL * len(fleet.devices))
     if slot >= len(fleet.devices):
@@ -240,28 +147,28 @@ def _trial(fleet: Fleet, name: str, draw: int) -> Device | None:
     if device.backlog_messages or not device.has_credit:
         return None
     measure = _MEASURES.get(name)
-    unsure = device.state in (State.PROBING, State.DEGRADED) or (
-        device.state is State.HEALTHY and measure is not None and not _is_known(measure(device))
+    on_trial = device.state in (DeviceState.PROBING, DeviceState.DEGRADED) or (
+        device.state is DeviceState.HEALTHY and measure is not None and not _is_known(measure(device))
     )
-    return device if unsure else None
+    return device if on_trial else None
 
 
 def _turns(devices: Sequence[Device]) -> list[Device]:
-    """Return the devices with a place each, and another one for those that take a full share."""
+    """Return each device once, and again if it is not degraded, so that it gets two turns."""
     return [*devices, *(device for device in devices if device.state is not _DEGRADED)]
 
 
 def _least(devices: Sequence[Device], costs: Sequence[float], ticket: int, *, tie: float) -> Device:
-    """Return a device of the least cost, which counts double on a degraded one.
+    """Return a device of the least cost; the cost of a degraded one counts double.
 
-    Those that tie take turns: always the first would get the messages of every router.
+    Devices that tie take turns: otherwise the first would get the messages of every router.
     """
-    felt = [
-        cost * DEGRADED_COSTS if device.state is _DEGRADED else cost
+    weighted = [
+        cost * DEGRADED_COST_FACTOR if device.state is _DEGRADED else cost
         for device, cost in zip(devices, costs, strict=True)
     ]
-    limit = min(felt) * (1 + tie)
-    near = [device for device, cost in zip(devices, felt, strict=True) if cost <= limit]
+    limit = min(weighted) * (1 + tie)
+    near = [device for device, cost in zip(devices, weighted, strict=True) if cost <= limit]
     return near[ticket % len(near)]
 
 

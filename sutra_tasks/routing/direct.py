@@ -1,12 +1,12 @@
-"""Routing in the client, for those who want to save the hop through the router.
+"""Routing in the client, which saves the hop through the router.
 
     from sutra_tasks import app
     app.conf.task_routes = ["sutra_tasks.routing.direct.route"]
 
 Calls then go straight to the queue of a device, chosen by the same functions over the same snapshot.
-What that costs: each client process reads the snapshot itself, ten times a second as it sends; clients
-see each other's work only once a device has taken it; and priorities apply in the device's queue only.
-Without a device that has room, a call takes the ordinary way, and waits in the router's queue.
+Its costs: each client process reads the snapshot itself, ten times a second while it sends; clients
+see each other's calls only once a device has taken them; priorities apply in the device's queue only.
+Without a device that has credit, a call takes the ordinary way, and waits in the router's queue.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,22 +23,22 @@ from sutra_tasks import keys
 from sutra_tasks.client.call import HEADER, demand_of
 from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import SutraError
-from sutra_tasks.membership.devices import sightings
-from sutra_tasks.routing.balancing import Fleet, choose
-from sutra_tasks.routing.snapshot import fleet_of
+from sutra_tasks.routing.balancing import choose
+from sutra_tasks.routing.fleet_view import FleetView
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from sutra_tasks.settings import Settings
 
 __all__ = ["DirectRouter", "route"]
 
-SNAPSHOT_AGE_S: Final = 0.1
 TIMEOUT_S: Final = 1.0
 
 
 class DirectRouter:
-    """One client process's view of the fleet; safe to use from many threads."""
+    """Routes the calls of one client process; safe to use from many threads."""
 
     def __init__(
         self,
@@ -49,39 +48,42 @@ class DirectRouter:
         first_ticket: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._options, self._client, self._clock = options, client, clock
+        """Prepare.
+
+        Args:
+            options: with the strategy.
+            client: the broker.
+            first_ticket: number of the first call.
+            clock: monotonic seconds.
+        """
+        self._options = options
         self._lock = threading.Lock()
-        self._fleet = Fleet()
-        self._read_at = -float("inf")
+        self._view = FleetView(client, options.device_ttl_s, clock=clock)
         self._ticket = first_ticket
 
     def queue_for(self, headers: Mapping[str, Any]) -> str | None:
-        """Return the queue of the device for a message with ``headers``; None: the ordinary way."""
+        """Return the queue of the device for a message with ``headers``; None: the router's queue."""
         try:
             demand = demand_of(headers.get(HEADER), 0)
             with self._lock:
-                self._refresh()
-                if not self._fleet.has_credit:
+                fleet = self._view.read()
+                if not fleet.has_credit:
                     return None
                 self._ticket += 1
                 device = choose(
-                    self._fleet,
+                    fleet,
                     demand,
                     self._ticket,
                     default=self._options.strategy,
                     queue_penalty_s=self._options.queue_penalty_factor,
                 )
-                self._fleet = self._fleet.sent(device, demand.tokens)
-        except (SutraError, redis.RedisError, OSError):
+                self._view.count_sent(device, demand.tokens)
+        except SutraError:
+            return None
+        except (redis.RedisError, OSError):
+            self._view.clear()  # calls must not wait for its timeout one after the other
             return None
         return device.queue
-
-    def _refresh(self) -> None:
-        now = self._clock()
-        if now - self._read_at >= SNAPSHOT_AGE_S:
-            self._read_at = now
-            self._fleet = Fleet()  # if the server does not answer
-            self._fleet = fleet_of(sightings(self._client), self._options.device_ttl_s)
 
 
 @cache

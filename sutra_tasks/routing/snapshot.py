@@ -1,41 +1,154 @@
-"""The fleet as a strategy sees it, made from what the devices last said of themselves."""
+"""The fleet as a balancing strategy sees it: values, made from the records and loads of devices."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 from sutra_tasks import keys
-from sutra_tasks.membership.devices import serves
-from sutra_tasks.routing.balancing import Device, Fleet
+from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.health.states import DeviceState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from sutra_tasks.membership.devices import Sighting
+    from sutra_tasks.membership.fleet import FleetMember
 
-__all__ = ["fleet_of"]
+__all__ = ["UNLIMITED", "Device", "Fleet", "fleet_of"]
+
+UNLIMITED: Final = 2**63
+
+PREFERRED_STATES: Final = (
+    (DeviceState.HEALTHY, DeviceState.DEGRADED),
+    (DeviceState.PROBING,),
+    (DeviceState.UNHEALTHY,),
+)
 
 
-def fleet_of(seen: Sequence[Sighting], ttl_s: float) -> Fleet:
-    """Reduce what was seen to what a strategy needs: the live devices that serve."""
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A live device that takes work; tokens are estimated ones, as in ``Demand.tokens``."""
+
+    id: str
+    queue: str
+    state: DeviceState = DeviceState.HEALTHY
+    backlog_tokens: int = 0
+    """Forwarded to it and not finished."""
+
+    backlog_messages: int = 0
+    credit_used: int = 0
+    """Its backlog in tokens, where each message counts ``MOST_CREDIT`` at most."""
+
+    credit_tokens: int = UNLIMITED
+    """With so much credit used it gets no more messages while another device has credit."""
+
+    tokens_per_s: float | None = None
+    """Speed while it computes; None here and below: never measured."""
+
+    latency_s: float | None = None
+    """Mean time to compute one call."""
+
+    latency_per_token_s: float | None = None
+    models: tuple[str, ...] = ()
+    """Models in its memory; it would have to load any other."""
+
+    space: str = ""
+    """Embedding space of its default model; empty: not known."""
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether it has credit for one more message."""
+        return self.credit_used < self.credit_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """A snapshot of the fleet.
+
+    Attributes:
+        devices: the live devices that take work, in order of their ids.
+        known: how many devices are registered, dead ones included.
+        oldest_heartbeat_s: age of the oldest heartbeat among them.
+    """
+
+    devices: tuple[Device, ...] = ()
+    known: int = 0
+    oldest_heartbeat_s: float | None = None
+
+    @property
+    def eligible(self) -> list[Device]:
+        """The devices that may get messages: those in the best state that any device is in.
+
+        Healthy and degraded ones; without any, probing ones; else unhealthy ones.
+        """
+        for states in PREFERRED_STATES:
+            if found := [device for device in self.devices if device.state in states]:
+                return found
+        return []
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether an eligible device has credit; without one, messages wait."""
+        return any(device.has_credit for device in self.eligible)
+
+    def after_sending(self, device: Device, tokens: int) -> Fleet:
+        """Return the snapshot with one more message for ``device``."""
+        for at, one in enumerate(self.devices):
+            if one.id == device.id:
+                loaded = replace(
+                    one,
+                    backlog_tokens=one.backlog_tokens + tokens,
+                    backlog_messages=one.backlog_messages + 1,
+                    credit_used=one.credit_used + min(tokens, MOST_CREDIT),
+                )
+                return replace(self, devices=(*self.devices[:at], loaded, *self.devices[at + 1 :]))
+        return self
+
+    def after_finishing(self, device_id: str, tokens: int) -> Fleet:
+        """Return the snapshot with one message less for a device."""
+        return replace(
+            self,
+            devices=tuple(
+                one
+                if one.id != device_id
+                else replace(
+                    one,
+                    backlog_tokens=max(0, one.backlog_tokens - tokens),
+                    backlog_messages=max(0, one.backlog_messages - 1),
+                    credit_used=max(0, one.credit_used - min(tokens, MOST_CREDIT)),
+                )
+                for one in self.devices
+            ),
+        )
+
+
+def fleet_of(members: Sequence[FleetMember], ttl_s: float) -> Fleet:
+    """Return the snapshot of a fleet.
+
+    Args:
+        members: every registered device.
+        ttl_s: seconds since its last heartbeat for which a device is live.
+    """
     return Fleet(
-        devices=tuple(_device(one) for one in seen if one.heartbeat_age_s <= ttl_s and serves(one)),
-        known=len(seen),
-        oldest_heartbeat_s=max((one.heartbeat_age_s for one in seen), default=None),
+        devices=tuple(
+            _device(one) for one in members if one.heartbeat_age_s <= ttl_s and one.takes_work
+        ),
+        known=len(members),
+        oldest_heartbeat_s=max((one.heartbeat_age_s for one in members), default=None),
     )
 
 
-def _device(seen: Sighting) -> Device:
-    record, queue = seen.record, keys.device_queue(seen.id)
-    if record is None:  # of another version: it serves, and that is all one knows
-        return Device(seen.id, queue)
+def _device(member: FleetMember) -> Device:
+    record, queue = member.record, keys.device_queue(member.id)
+    if record is None:  # of another version of this package: it takes work, and no more is known
+        return Device(member.id, queue)
     return Device(
-        seen.id,
+        member.id,
         queue,
         state=record.state,
-        backlog_tokens=seen.backlog_tokens,
-        backlog_messages=seen.backlog_messages,
-        credit_used=seen.credit_used,
+        backlog_tokens=member.backlog_tokens,
+        backlog_messages=member.backlog_messages,
+        credit_used=member.credit_used,
         models=record.models,
         space=record.space,
         credit_tokens=record.credit_tokens,

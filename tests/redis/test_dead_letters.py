@@ -14,7 +14,7 @@ from sutra_tasks.broker.dead_letters import DeadLetter, bury, dead_letters, drop
 from sutra_tasks.broker.queues import lane
 from sutra_tasks.broker.requeue import ATTEMPTS, attempts_of
 from sutra_tasks.errors import PoisonMessageError
-from sutra_tasks.membership.reaper import rescue
+from sutra_tasks.membership.reaper import reap
 from tests.redis.flow import Worker, message, numbers, send
 from tests.redis.peers import waiting
 
@@ -78,7 +78,7 @@ def test_a_message_sent_again_is_the_same_but_for_its_attempts(client: redis.Red
     died = Worker(client, "gpu0")
     died.queue = keys.EMBED_QUEUE
     [sent] = died.take()
-    rescue(client, client, died.incarnation)
+    reap(client, client, died.incarnation)
     [raw] = waiting(client, keys.EMBED_QUEUE)
     assert attempts_of(json.loads(raw)["headers"]) == 1
     client.delete(lane(keys.EMBED_QUEUE, 6))

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sutra_tasks import keys
-from sutra_tasks.broker.queues import MOST_CREDIT, lane
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import Sighting, beat, leave, queue_lengths, sightings
-from sutra_tasks.routing.balancing import Device, Fleet
-from sutra_tasks.routing.snapshot import fleet_of
+from sutra_tasks.broker.queues import MOST_CREDIT, lane, queue_lengths
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.fleet import FleetMember, beat, fleet_members, leave
+from sutra_tasks.routing.snapshot import Device, Fleet, fleet_of
 from tests.conftest import wait_until
 from tests.records import RECORD
 from tests.redis.peers import full_memory
@@ -36,33 +35,33 @@ def seen_ago(client: redis.Redis, device_id: str, seconds: float) -> None:
 
 
 def ages(client: redis.Redis) -> dict[str, float]:
-    return {one.id: one.heartbeat_age_s for one in sightings(client)}
+    return {one.id: one.heartbeat_age_s for one in fleet_members(client)}
 
 
 def test_a_fleet_nobody_joined_is_empty(client: redis.Redis, leaves: set[str]) -> None:
     leaves.clear()
-    assert sightings(client) == []
+    assert fleet_members(client) == []
     assert fleet_of([], 6.0) == Fleet()
 
 
 def test_a_device_lives_from_its_first_heartbeat(client: redis.Redis) -> None:
     beat(client, RECORD)
-    [seen] = sightings(client)
-    assert seen == Sighting("gpu0", seen.heartbeat_age_s, RECORD)
+    [seen] = fleet_members(client)
+    assert seen == FleetMember("gpu0", seen.heartbeat_age_s, RECORD)
     assert 0 <= seen.heartbeat_age_s < 5
-    [device] = fleet_of(sightings(client), 6.0).devices
+    [device] = fleet_of(fleet_members(client), 6.0).devices
     assert (device.id, device.queue) == ("gpu0", "sutra.device.gpu0")
 
 
 def test_a_device_dies_without_heartbeats_and_lives_with_the_next(client: redis.Redis) -> None:
     beat(client, RECORD)
-    wait_until(lambda: not fleet_of(sightings(client), 0.1).devices)
-    dead = fleet_of(sightings(client), 0.1)
+    wait_until(lambda: not fleet_of(fleet_members(client), 0.1).devices)
+    dead = fleet_of(fleet_members(client), 0.1)
     assert dead.known == 1
     assert dead.oldest_heartbeat_s is not None
     assert dead.oldest_heartbeat_s > 0.1
     beat(client, RECORD)
-    assert fleet_of(sightings(client), 6.0).devices
+    assert fleet_of(fleet_members(client), 6.0).devices
 
 
 def test_beats_are_counted_for_each_start_of_a_worker(client: redis.Redis) -> None:
@@ -109,8 +108,8 @@ def test_a_record_lasts_as_long_as_its_device_is_remembered(client: redis.Redis)
 def test_devices_are_seen_in_order_of_their_ids(client: redis.Redis) -> None:
     for name in ("gpu2", "gpu0", "gpu1"):
         beat(client, replace(RECORD, id=name))
-    assert [seen.id for seen in sightings(client)] == ["gpu0", "gpu1", "gpu2"]
-    assert [d.id for d in fleet_of(sightings(client), 6.0).devices] == ["gpu0", "gpu1", "gpu2"]
+    assert [seen.id for seen in fleet_members(client)] == ["gpu0", "gpu1", "gpu2"]
+    assert [d.id for d in fleet_of(fleet_members(client), 6.0).devices] == ["gpu0", "gpu1", "gpu2"]
 
 
 @pytest.mark.parametrize("stored", [json.dumps({"v": 1, "id": "gpu0"}), None])
@@ -122,7 +121,7 @@ def test_a_device_whose_record_cannot_be_read_is_still_seen_and_serves(
         client.delete(keys.device("gpu0"))
     else:
         client.set(keys.device("gpu0"), stored, ex=60)
-    [seen] = sightings(client)
+    [seen] = fleet_members(client)
     assert (seen.id, seen.record) == ("gpu0", None)
     [device] = fleet_of([seen], 6.0).devices
     assert device == Device("gpu0", "sutra.device.gpu0")
@@ -134,7 +133,7 @@ def test_who_leaves_is_gone_at_once_and_others_stay(client: redis.Redis) -> None
         beat(client, replace(RECORD, id=name))
     leave(client, "gpu0", RECORD.incarnation)
     leave(client, "gpu0", RECORD.incarnation)
-    assert [seen.id for seen in sightings(client)] == ["gpu1"]
+    assert [seen.id for seen in fleet_members(client)] == ["gpu1"]
     assert not client.exists(keys.device("gpu0"))
 
 
@@ -143,7 +142,7 @@ def test_who_leaves_takes_no_other_start_of_its_device_along(client: redis.Redis
     beat(client, RECORD)
     beat(client, successor)
     leave(client, "gpu0", RECORD.incarnation)
-    assert [seen.record for seen in sightings(client)] == [successor]
+    assert [seen.record for seen in fleet_members(client)] == [successor]
 
 
 def test_a_device_whose_record_is_gone_can_leave(client: redis.Redis, leaves: set[str]) -> None:
@@ -151,7 +150,7 @@ def test_a_device_whose_record_is_gone_can_leave(client: redis.Redis, leaves: se
     beat(client, RECORD)
     client.delete(keys.device("gpu0"))
     leave(client, "gpu0", RECORD.incarnation)
-    assert sightings(client) == []
+    assert fleet_members(client) == []
 
 
 # --- what a strategy is told ---------------------------------------------------------------------
@@ -164,13 +163,13 @@ def load(client: redis.Redis, device_id: str, **counts: int) -> None:
 
 
 def test_a_strategy_is_told_what_a_device_says_and_what_it_was_sent(client: redis.Redis) -> None:
-    beat(client, replace(RECORD, state=State.DEGRADED))
+    beat(client, replace(RECORD, state=DeviceState.DEGRADED))
     load(client, "gpu0", messages=3, credit=1500, tokens_dispatched=9000, tokens_completed=2000)
-    [device] = fleet_of(sightings(client), 6.0).devices
+    [device] = fleet_of(fleet_members(client), 6.0).devices
     assert device == Device(
         "gpu0",
         "sutra.device.gpu0",
-        state=State.DEGRADED,
+        state=DeviceState.DEGRADED,
         backlog_tokens=7000,
         backlog_messages=3,
         credit_used=1500,
@@ -184,7 +183,7 @@ def test_a_strategy_is_told_what_a_device_says_and_what_it_was_sent(client: redi
 
 def test_a_device_nothing_was_sent_to_has_no_load(client: redis.Redis) -> None:
     beat(client, RECORD)
-    [seen] = sightings(client)
+    [seen] = fleet_members(client)
     assert (seen.backlog_messages, seen.backlog_tokens, seen.credit_used) == (0, 0, 0)
 
 
@@ -192,7 +191,7 @@ def test_a_load_is_never_less_than_nothing(client: redis.Redis) -> None:
     # Whoever counted: an older version, say.
     beat(client, RECORD)
     load(client, "gpu0", messages=-2, credit=-5, tokens_dispatched=5, tokens_completed=9)
-    [seen] = sightings(client)
+    [seen] = fleet_members(client)
     assert (seen.backlog_messages, seen.backlog_tokens, seen.credit_used) == (0, 0, 0)
 
 
@@ -204,7 +203,7 @@ def test_work_that_came_past_the_router_is_part_of_a_backlog_and_uses_bounded_cr
 ) -> None:
     beat(client, replace(RECORD, uncounted_messages=messages, uncounted_tokens=tokens))
     load(client, "gpu0", messages=1, credit=10, tokens_dispatched=30, tokens_completed=20)
-    [seen] = sightings(client)
+    [seen] = fleet_members(client)
     assert (seen.backlog_messages, seen.backlog_tokens) == (1 + messages, 10 + tokens)
     assert seen.credit_used == 10 + credit
 
@@ -231,7 +230,7 @@ def test_a_device_with_work_keeps_its_load_for_as_long_as_its_record(
     client.lpush(where, "a message")
     leaves.add(where)
     beat(client, RECORD)
-    [seen] = sightings(client)
+    [seen] = fleet_members(client)
     assert (seen.backlog_messages, seen.backlog_tokens, seen.credit_used) == (1, 10, 10)
     assert keys.FORGET_AFTER_S - 30 < client.ttl(keys.load("gpu0")) <= keys.FORGET_AFTER_S
 
@@ -239,9 +238,9 @@ def test_a_device_with_work_keeps_its_load_for_as_long_as_its_record(
 def test_a_full_server_still_hears_heartbeats(client: redis.Redis, leaves: set[str]) -> None:
     with full_memory(client):
         assert beat(client, RECORD) == 1
-        assert fleet_of(sightings(client), 6.0).devices
+        assert fleet_of(fleet_members(client), 6.0).devices
         leave(client, "gpu0", RECORD.incarnation)
-        assert sightings(client) == []
+        assert fleet_members(client) == []
     leaves.discard(keys.FLEET)
 
 

@@ -36,8 +36,8 @@ from sutra_tasks.fanout.long_texts import LongTexts
 from sutra_tasks.fanout.overdue import DOCUMENTS_AT_ONCE, MOST_RESENDS, overdue_after_s, resend_overdue
 from sutra_tasks.fanout.sender import PARTS_AT_ONCE, Sender
 from sutra_tasks.fanout.store import DocumentStore, NewDocument
-from sutra_tasks.membership.reaper import rescue_queues
-from sutra_tasks.routing.balancing import Device, Fleet
+from sutra_tasks.membership.reaper import requeue_waiting
+from sutra_tasks.routing.snapshot import Device, Fleet
 from sutra_tasks.settings import Settings
 from sutra_tasks.vectors import Embeddings, Floats, Vectors
 from tests.conftest import disconnect
@@ -744,7 +744,7 @@ def test_parts_of_a_device_that_is_gone_end_as_the_load_of_another(
 ) -> None:
     begin(documents, 1, 2, 1, 30, devices=["g0", "g0", "g0"])
     client.zadd(keys.QUEUES, {"g0": 1})
-    assert rescue_queues(client, only="g0") == 3
+    assert requeue_waiting(client, "g0") == 3
     assert settled(client, "g0")
     if resent:
         make_overdue(results, "1")

@@ -14,7 +14,7 @@ from celery.exceptions import Reject
 
 from sutra_tasks.broker.result_backend import LeaseEnded, NotStored, ResultBackend
 from sutra_tasks.errors import EncodingError
-from sutra_tasks.membership.reaper import rescue
+from sutra_tasks.membership.reaper import reap
 from tests.conftest import disconnect
 from tests.redis.peers import absent_server, full_memory
 
@@ -85,7 +85,7 @@ def fail_unheard(backend: Any, part: Context) -> None:
 def test_a_process_whose_lease_ended_stores_no_error_and_tells_no_chord(
     client: redis.Redis, backend: Any, part: Context, tell: Tell
 ) -> None:
-    rescue(client, client, OURS)
+    reap(client, client, OURS)
     with pytest.raises(LeaseEnded):
         tell(backend, part)
     assert stored(client) is None
@@ -100,14 +100,14 @@ def test_a_process_stores_errors_whoever_elses_lease_ended(
     tell: Tell,
     expected: str,
 ) -> None:
-    rescue(client, client, OTHERS)
+    reap(client, client, OTHERS)
     tell(backend, part)
     assert stored(client) == expected
     assert touched(client)
 
 
 def test_a_process_whose_lease_ended_stores_vectors(client: redis.Redis, backend: Any) -> None:
-    rescue(client, client, OURS)
+    reap(client, client, OURS)
     backend.mark_as_done("t", [1.0], request=Context(id="t", delivery_info={}))
     assert stored(client) == "SUCCESS"
 
@@ -115,7 +115,7 @@ def test_a_process_whose_lease_ended_stores_vectors(client: redis.Redis, backend
 def test_a_late_error_comes_neither_before_nor_after_the_second_run(
     client: redis.Redis, backend: Any, part: Context
 ) -> None:
-    rescue(client, client, OURS)
+    reap(client, client, OURS)
     with pytest.raises(LeaseEnded):
         fail(backend, part)
     client.set("celery-task-meta-t", '{"status": "SUCCESS"}', ex=60)  # the second run's
@@ -127,7 +127,7 @@ def test_a_late_error_comes_neither_before_nor_after_the_second_run(
 def test_a_lease_that_ends_between_two_questions_is_seen_where_the_error_is_stored(
     client: redis.Redis, backend: Any, part: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rescue(client, client, OURS)
+    reap(client, client, OURS)
     monkeypatch.setattr(backend.client, "exists", lambda _: 0)  # a moment before
     with pytest.raises(LeaseEnded):
         fail(backend, part)
@@ -137,7 +137,7 @@ def test_a_lease_that_ends_between_two_questions_is_seen_where_the_error_is_stor
 
 def test_a_client_has_no_lease_that_could_end(client: redis.Redis, url: str, part: Context) -> None:
     app = celery.Celery("client", broker=url, set_as_current=False)
-    rescue(client, client, OURS)
+    reap(client, client, OURS)
     backend = ResultBackend(app=app, url=url)
     fail(backend, part)
     disconnect(backend)

@@ -17,14 +17,14 @@ from redis.retry import Retry
 
 from sutra_tasks import keys
 from sutra_tasks.host.embedded_server import embedded_server, free_port
-from sutra_tasks.membership.devices import beat, sightings
+from sutra_tasks.membership.fleet import beat, fleet_members
 from sutra_tasks.membership.heartbeat import Heartbeat
 from tests.conftest import wait_until
 from tests.records import RECORD, record
 from tests.redis.peers import full_memory
 
 if TYPE_CHECKING:
-    from sutra_tasks.membership.devices import DeviceRecord
+    from sutra_tasks.membership.device_record import DeviceRecord
 
 Start = Callable[..., Heartbeat]
 
@@ -88,7 +88,7 @@ def beaten(client: redis.Redis, times: int) -> bool:
 
 
 def records(client: redis.Redis) -> list[DeviceRecord | None]:
-    return [seen.record for seen in sightings(client)]
+    return [seen.record for seen in fleet_members(client)]
 
 
 def test_a_heartbeat_registers_at_once(client: redis.Redis, start: Start) -> None:

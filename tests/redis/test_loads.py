@@ -15,8 +15,8 @@ from sutra_tasks import keys
 from sutra_tasks.broker.in_flight import held_by
 from sutra_tasks.broker.queues import MOST_CREDIT, lanes, new_incarnation
 from sutra_tasks.broker.requeue import weight_of
-from sutra_tasks.membership.devices import beat, leave
-from sutra_tasks.membership.reaper import rescue, rescue_queues
+from sutra_tasks.membership.fleet import beat, leave
+from sutra_tasks.membership.reaper import reap, requeue_waiting
 from tests.records import record
 from tests.redis.flow import Worker, given, load, message, numbers, send
 from tests.redis.peers import Receiver, waiting
@@ -130,7 +130,7 @@ class Walk:
     def end(self, worker: Worker) -> None:
         """Rescue a worker that died, or that is only paused."""
         for _ in range(self.draw.choice([1, 1, 2])):
-            rescue(self.client, self.client, worker.incarnation)
+            reap(self.client, self.client, worker.incarnation)
         if self.draw.random() < 0.5:
             self.zombies.append(worker)
 
@@ -171,7 +171,7 @@ class Walk:
         assert device.device is not None
         if self.draw.random() < 0.5:
             leave(self.client, device.device, device.incarnation)
-        rescue_queues(self.client, only=device.device)
+        requeue_waiting(self.client, device.device)
 
     def work_off(self) -> None:
         """Do all that is left to do."""
@@ -357,7 +357,7 @@ def test_what_is_finished_after_its_load_was_forgotten_begins_no_other(client: r
     client.delete(keys.load("gpu0"))
     device.finish(finished)
     device.tell()
-    rescue(client, client, device.incarnation)
+    reap(client, client, device.incarnation)
     assert load(client, "gpu0") == {}
 
 

@@ -17,10 +17,10 @@ from sutra_tasks.health.monitor import (
     CHECK_EVERY_S,
     MEMORY_EVERY_S,
     PROBE_EVERY_S,
-    UNASKED_S,
+    UNASKED,
     Monitor,
 )
-from sutra_tasks.health.states import Measurements, State
+from sutra_tasks.health.states import DeviceState, HealthMeasurements
 from sutra_tasks.settings import Settings
 from tests.conftest import wait_until
 from tests.redis.peers import full_memory
@@ -36,9 +36,9 @@ WRONG = GoldenVectors(GOLDEN.space, np.roll(GOLDEN.vectors, 1, axis=0))
 LEASE_S = 12
 IDLE_S = 30.0
 
-WELL = Measurements(0.01, 0.01, 1000, 0, None)
-SLOW = Measurements(0.05, 0.01, 1000, 0, None)
-FAILING = Measurements(0.01, 0.01, 1000, 500, None)
+WELL = HealthMeasurements(0.01, 0.01, 1000, 0, None)
+SLOW = HealthMeasurements(0.05, 0.01, 1000, 0, None)
+FAILING = HealthMeasurements(0.01, 0.01, 1000, 500, None)
 
 
 class Device:
@@ -62,7 +62,7 @@ class Device:
         )
         self.golden = golden
 
-    def measurements(self, memory_share: float | None) -> Measurements:
+    def measurements(self, memory_share: float | None) -> HealthMeasurements:
         self.evaluated.append(memory_share)
         return self.measured
 
@@ -78,11 +78,11 @@ class Device:
         self.monitor.loaded(self.golden, self.exercise)
         return self
 
-    def step(self, after_s: float = 0.0) -> State:
+    def step(self, after_s: float = 0.0) -> DeviceState:
         self.now += after_s
         return self.monitor.step().state
 
-    def steps(self, for_s: float, *, busy: bool = False) -> State:
+    def steps(self, for_s: float, *, busy: bool = False) -> DeviceState:
         """Take a step each second for so long."""
         until = self.now + for_s
         while self.now < until:
@@ -90,7 +90,7 @@ class Device:
             state = self.step(1.0)
         return state
 
-    def answer(self, golden: GoldenVectors = GOLDEN) -> State:
+    def answer(self, golden: GoldenVectors = GOLDEN) -> DeviceState:
         """Have the model end its exercise, and let that be heard."""
         self.exercised[-1].set_result(golden)
         return self.step()
@@ -126,8 +126,8 @@ def device(start: Callable[..., Device]) -> Device:
 
 def test_a_device_takes_no_work_before_its_model_is_loaded(client: redis.Redis) -> None:
     device = Device(client)
-    assert device.steps(100) is State.STARTING
-    assert not device.monitor.serves
+    assert device.steps(100) is DeviceState.STARTING
+    assert not device.monitor.takes_work
     assert not device.monitor.agrees(GOLDEN)
     assert device.monitor.exercise() is None
     assert client.keys() == []
@@ -137,8 +137,8 @@ def test_the_first_device_says_what_its_fleet_computes(
     client: redis.Redis, start: Callable[..., Device]
 ) -> None:
     device = start()
-    assert device.monitor.serves
-    assert device.monitor.verdict.state is State.HEALTHY
+    assert device.monitor.takes_work
+    assert device.monitor.verdict.state is DeviceState.HEALTHY
     stored: Any = client.get(keys.GOLDEN)
     assert GoldenVectors.from_json(stored).disagreement(GOLDEN) is None
     assert LEASE_S - 5 < client.ttl(keys.GOLDEN) <= LEASE_S
@@ -146,7 +146,7 @@ def test_the_first_device_says_what_its_fleet_computes(
 
 def test_who_computes_the_same_joins(start: Callable[..., Device]) -> None:
     start()
-    assert start().monitor.verdict.state is State.HEALTHY
+    assert start().monitor.verdict.state is DeviceState.HEALTHY
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_who_computes_something_else_is_refused_and_says_why(
     start()
     before = client.get(keys.GOLDEN)
     refused = start(golden)
-    assert refused.steps(100) is State.REFUSED
-    assert not refused.monitor.serves
+    assert refused.steps(100) is DeviceState.REFUSED
+    assert not refused.monitor.takes_work
     assert refused.reason.startswith(expected)
     assert client.get(keys.GOLDEN) == before
     assert not refused.evaluated
@@ -177,7 +177,7 @@ def test_who_computes_no_directions_is_refused_even_alone(
     vectors = GOLDEN.vectors.copy()
     vectors[2] = value
     refused = start(GoldenVectors(GOLDEN.space, vectors))
-    assert refused.monitor.verdict.state is State.REFUSED
+    assert refused.monitor.verdict.state is DeviceState.REFUSED
     assert refused.reason == "its vectors are no directions: not a number, infinite or zero"
     assert not client.exists(keys.GOLDEN)
 
@@ -188,7 +188,7 @@ def test_who_cannot_read_what_its_fleet_computes_is_refused(
 ) -> None:
     client.set(keys.GOLDEN, stored, ex=60)
     refused = start()
-    assert refused.monitor.verdict.state is State.REFUSED
+    assert refused.monitor.verdict.state is DeviceState.REFUSED
     assert "golden vectors" in refused.reason
 
 
@@ -199,7 +199,7 @@ def test_who_was_refused_joins_once_nobody_serves_the_other_vectors(
     refused = start(OTHER)
     client.pexpire(keys.GOLDEN, 1)  # the time of those that agreed ran out
     wait_until(lambda: not client.exists(keys.GOLDEN))
-    assert refused.step() is State.HEALTHY
+    assert refused.step() is DeviceState.HEALTHY
     assert refused.reason == ""
     stored: Any = client.get(keys.GOLDEN)
     assert GoldenVectors.from_json(stored).space == OTHER.space
@@ -210,9 +210,9 @@ def test_who_was_refused_joins_once_its_fleet_computes_the_same_again(
 ) -> None:
     client.set(keys.GOLDEN, OTHER.to_json(), ex=60)
     refused = start()
-    assert refused.step() is State.REFUSED
+    assert refused.step() is DeviceState.REFUSED
     client.set(keys.GOLDEN, GOLDEN.to_json(), ex=60)
-    assert refused.step() is State.HEALTHY
+    assert refused.step() is DeviceState.HEALTHY
 
 
 def test_only_who_serves_keeps_alive_what_the_fleet_computes(
@@ -239,9 +239,9 @@ def test_a_full_server_keeps_nobody_from_joining_and_staying(
 ) -> None:
     with full_memory(client):
         one, two = start(), start()
-        assert (one.step(), two.step()) == (State.HEALTHY, State.HEALTHY)
+        assert (one.step(), two.step()) == (DeviceState.HEALTHY, DeviceState.HEALTHY)
         client.delete(keys.GOLDEN)
-        assert one.step() is State.HEALTHY
+        assert one.step() is DeviceState.HEALTHY
         assert client.exists(keys.GOLDEN)
 
 
@@ -259,11 +259,11 @@ def test_a_device_evaluates_itself_when_it_is_asked(device: Device) -> None:
 
 
 def test_a_device_nobody_asks_evaluates_itself_now_and_then(device: Device) -> None:
-    device.steps(UNASKED_S * CHECK_EVERY_S - 1, busy=True)
+    device.steps(UNASKED * CHECK_EVERY_S - 1, busy=True)
     assert not device.evaluated
     device.steps(1, busy=True)
     assert len(device.evaluated) == 1
-    device.steps(UNASKED_S * CHECK_EVERY_S, busy=True)
+    device.steps(UNASKED * CHECK_EVERY_S, busy=True)
     assert len(device.evaluated) == 2
 
 
@@ -287,7 +287,7 @@ def test_memory_is_looked_at_first_then_when_asked_and_then_now_and_then(
     device.step(1.0)
     assert device.looked_at_memory == 2
     assert device.evaluated == [0.6]
-    device.steps(UNASKED_S * MEMORY_EVERY_S - 1, busy=True)
+    device.steps(UNASKED * MEMORY_EVERY_S - 1, busy=True)
     assert device.looked_at_memory == 2
     device.steps(1, busy=True)
     assert device.looked_at_memory == 3
@@ -303,13 +303,13 @@ def test_who_is_asked_twice_before_it_looks_forgets_neither_question(device: Dev
 def test_a_slow_device_is_degraded_until_it_is_not(device: Device) -> None:
     device.measured = SLOW
     device.monitor.ask(memory=False)
-    assert device.step(1.0) is State.DEGRADED
+    assert device.step(1.0) is DeviceState.DEGRADED
     assert device.reason.startswith("Latency degradation detected")
-    assert device.monitor.serves
+    assert device.monitor.takes_work
     device.measured = WELL
-    assert device.step(1.0) is State.DEGRADED  # until it looks again
+    assert device.step(1.0) is DeviceState.DEGRADED  # until it looks again
     device.monitor.ask(memory=False)
-    assert device.step(1.0) is State.HEALTHY
+    assert device.step(1.0) is DeviceState.HEALTHY
     assert device.reason == ""
 
 
@@ -341,7 +341,7 @@ def test_an_idle_device_checks_itself(device: Device) -> None:
     assert len(device.exercised) == 1
     device.steps(2 * IDLE_S)  # a model that is busy is asked once
     assert len(device.exercised) == 1
-    assert device.answer() is State.HEALTHY
+    assert device.answer() is DeviceState.HEALTHY
     device.steps(IDLE_S - 1)
     assert len(device.exercised) == 1
     device.steps(1)
@@ -363,16 +363,16 @@ def test_a_device_that_fails_its_check_is_unhealthy(device: Device, how: str) ->
         state = device.step()
     else:
         state = device.answer(WRONG)
-    assert state is State.UNHEALTHY
+    assert state is DeviceState.UNHEALTHY
     assert device.reason == "its vectors of known texts changed"
-    assert device.monitor.serves  # work goes there only while nobody else stands
+    assert device.monitor.takes_work  # work goes there only while nobody else stands
 
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_an_unhealthy_device_comes_back_over_two_checks(device: Device, busy: bool) -> None:
     device.steps(IDLE_S)
     device.answer(WRONG)
-    for turn, expected in ((2, State.PROBING), (3, State.HEALTHY)):
+    for turn, expected in ((2, DeviceState.PROBING), (3, DeviceState.HEALTHY)):
         device.steps(PROBE_EVERY_S - 1, busy=busy)
         assert len(device.exercised) == turn - 1
         device.steps(1, busy=busy)
@@ -386,56 +386,56 @@ def test_an_unhealthy_device_does_not_come_back_without_a_check(device: Device) 
     device.answer(WRONG)
     for _ in range(5):
         device.monitor.ask(memory=False)
-        assert device.step() is State.UNHEALTHY
+        assert device.step() is DeviceState.UNHEALTHY
 
 
 def test_a_probed_device_that_fails_again_is_unhealthy_again(device: Device) -> None:
     device.steps(IDLE_S)
     device.answer(WRONG)
     device.steps(PROBE_EVERY_S)
-    assert device.answer() is State.PROBING
+    assert device.answer() is DeviceState.PROBING
     device.steps(PROBE_EVERY_S)
-    assert device.answer(WRONG) is State.UNHEALTHY
+    assert device.answer(WRONG) is DeviceState.UNHEALTHY
 
 
 def test_a_device_whose_texts_fail_is_unhealthy_until_they_do_not(device: Device) -> None:
     device.measured = FAILING
     device.monitor.ask(memory=False)
-    assert device.step(1.0) is State.UNHEALTHY
+    assert device.step(1.0) is DeviceState.UNHEALTHY
     assert device.reason.startswith("High error rate detected")
     device.steps(PROBE_EVERY_S)
-    assert device.answer() is State.UNHEALTHY  # known texts are not all there is
+    assert device.answer() is DeviceState.UNHEALTHY  # known texts are not all there is
     device.measured = WELL
     device.steps(PROBE_EVERY_S)
-    assert device.answer() is State.PROBING
+    assert device.answer() is DeviceState.PROBING
 
 
 def test_what_failed_on_known_texts_is_unhealthy_at_the_next_step(device: Device) -> None:
     device.monitor.suspect()
-    assert device.step() is State.UNHEALTHY
+    assert device.step() is DeviceState.UNHEALTHY
     assert device.reason == "its vectors of known texts changed"
     device.steps(PROBE_EVERY_S)
-    assert device.answer() is State.PROBING
+    assert device.answer() is DeviceState.PROBING
 
 
 def test_a_suspicion_outweighs_a_check_that_passed_before_it(device: Device) -> None:
     device.steps(IDLE_S)
     device.monitor.suspect()
-    assert device.answer() is State.UNHEALTHY
+    assert device.answer() is DeviceState.UNHEALTHY
 
 
 def test_a_suspicion_while_it_evaluates_is_not_forgotten(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # It comes from the model's thread.
-    def measurements(_: float | None) -> Measurements:
+    def measurements(_: float | None) -> HealthMeasurements:
         device.monitor.suspect()
         return WELL
 
     monkeypatch.setattr(device, "measurements", measurements)
     device.monitor.ask(memory=False)
     device.step()
-    assert device.step() is State.UNHEALTHY
+    assert device.step() is DeviceState.UNHEALTHY
 
 
 def test_a_model_agrees_with_itself_only(device: Device) -> None:

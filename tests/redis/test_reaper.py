@@ -20,16 +20,23 @@ from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.fanout.overdue import resend_overdue
 from sutra_tasks.fanout.sender import Sender
 from sutra_tasks.fanout.store import DocumentStore
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.membership import reaper as module
-from sutra_tasks.membership.devices import beat, sightings
-from sutra_tasks.membership.reaper import INTERRUPTED_S, Reaper, end_if_replaced, rescue, rescue_queues
+from sutra_tasks.membership.fleet import beat, fleet_members
+from sutra_tasks.membership.leases import INTERRUPTED_S
+from sutra_tasks.membership.reaper import (
+    Reaper,
+    end_if_replaced,
+    reap,
+    requeue_absent_devices,
+    requeue_waiting,
+)
 from tests.records import record
 from tests.redis.flow import Worker, given, load, message, numbers, send
 from tests.redis.peers import full_memory, waiting
 
 if TYPE_CHECKING:
-    from sutra_tasks.membership.devices import DeviceRecord
+    from sutra_tasks.membership.device_record import DeviceRecord
 
 PRIORITIES = (0, 3, 6, 9)
 TTL_S = 6.0
@@ -91,7 +98,7 @@ def test_what_a_worker_held_and_what_waited_for_it_is_next_in_its_order(
     waited = message(99)
     send(client, waited)
     had = waiting(client, dead.queue)
-    assert rescue(client, results, dead.incarnation) == 10
+    assert reap(client, results, dead.incarnation) == 10
     assert rest(client) == {keys.EMBED_QUEUE: [*range(10), 99]}
     # What nobody had taken is as it came.
     assert waiting(client, keys.EMBED_QUEUE)[4:] == [*had, waited]
@@ -105,7 +112,7 @@ def test_every_lane_goes_back_to_its_own(client: redis.Redis, results: redis.Red
     dead = Worker(client, "gpu0")
     for name in lanes(dead.queue):  # something of each lane is held, something waits
         client.lmove(name, dead.held.key, "RIGHT", "LEFT")
-    assert rescue(client, results, dead.incarnation) == len(messages)
+    assert reap(client, results, dead.incarnation) == len(messages)
     assert rest(client) == {
         lane(keys.EMBED_QUEUE, 0): [0, 10, 1, 11, 2, 12, 3, 13],
         lane(keys.EMBED_QUEUE, 3): [30, 31, 32, 33],
@@ -117,7 +124,7 @@ def test_every_lane_goes_back_to_its_own(client: redis.Redis, results: redis.Red
 def test_a_worker_that_dies_counts_one_attempt_of_each_message_it_held(
     client: redis.Redis, results: redis.Redis
 ) -> None:
-    rescue(client, results, at_work(client, messages=3, taken=2).incarnation)
+    reap(client, results, at_work(client, messages=3, taken=2).incarnation)
     assert attempts(client) == {0: 1, 1: 1, 2: 0}
     again = Worker(client, "gpu1")
     router = Worker(client)
@@ -125,7 +132,7 @@ def test_a_worker_that_dies_counts_one_attempt_of_each_message_it_held(
         router.forward(raw, "gpu1")
     router.tell()
     again.take()
-    rescue(client, results, again.incarnation)
+    reap(client, results, again.incarnation)
     assert attempts(client) == {0: 2, 1: 2, 2: 1}
 
 
@@ -133,14 +140,14 @@ def test_a_router_that_dies_counts_no_attempt(client: redis.Redis, results: redi
     send(client, message(0), message(1))
     dead = Worker(client)
     dead.take()
-    assert rescue(client, results, dead.incarnation) == 2
+    assert reap(client, results, dead.incarnation) == 2
     assert rest(client) == {keys.EMBED_QUEUE: [0, 1]}
     assert attempts(client) == {0: 0, 1: 0}
     assert not client.keys(keys.load("*"))  # nor is it in anybody's load
 
 
 def test_a_worker_that_was_stopped_counts_no_attempt(client: redis.Redis, results: redis.Redis) -> None:
-    rescue(client, results, at_work(client, messages=3, taken=2).incarnation, died=False)
+    reap(client, results, at_work(client, messages=3, taken=2).incarnation, died=False)
     assert attempts(client) == {0: 0, 1: 0, 2: 0}
 
 
@@ -150,7 +157,7 @@ def test_only_a_named_suspect_is_to_blame(
 ) -> None:
     dead = at_work(client, messages=3, taken=3)
     client.set(keys.suspect(dead.incarnation), suspect, ex=60)
-    rescue(client, results, dead.incarnation)
+    reap(client, results, dead.incarnation)
     assert attempts(client) == expected
     assert not client.exists(keys.suspect(dead.incarnation))
 
@@ -158,7 +165,7 @@ def test_only_a_named_suspect_is_to_blame(
 def test_a_suspect_of_another_worker_takes_no_blame(client: redis.Redis, results: redis.Redis) -> None:
     dead = at_work(client, messages=2, taken=2)
     client.set(keys.suspect("gpu1.1"), "1", ex=60)
-    rescue(client, results, dead.incarnation)
+    reap(client, results, dead.incarnation)
     assert attempts(client) == {0: 1, 1: 1}
     assert client.exists(keys.suspect("gpu1.1"))
 
@@ -168,8 +175,8 @@ def test_nothing_of_a_worker_stays_but_the_mark_that_its_lease_ended(
 ) -> None:
     dead = at_work(client)
     client.set(keys.suspect(dead.incarnation), "1", ex=60)
-    rescue(client, results, dead.incarnation)
-    assert sightings(client) == []
+    reap(client, results, dead.incarnation)
+    assert fleet_members(client) == []
     assert {name.decode() for name in client.scan_iter()} == {
         keys.EMBED_QUEUE,
         keys.QUEUES,  # until its queue is known to be empty for good
@@ -181,34 +188,34 @@ def test_nothing_of_a_worker_stays_but_the_mark_that_its_lease_ended(
     assert keys.REAPED_S - 60 < results.ttl(keys.reaped(dead.incarnation)) <= keys.REAPED_S
 
 
-def test_rescuing_again_changes_nothing(client: redis.Redis, results: redis.Redis) -> None:
+def test_reaping_again_changes_nothing(client: redis.Redis, results: redis.Redis) -> None:
     dead = at_work(client)
-    rescue(client, results, dead.incarnation)
+    reap(client, results, dead.incarnation)
     before = waiting(client, keys.EMBED_QUEUE)
-    assert rescue(client, results, dead.incarnation) == 0
+    assert reap(client, results, dead.incarnation) == 0
     assert waiting(client, keys.EMBED_QUEUE) == before
 
 
-def test_who_never_was_can_be_rescued(client: redis.Redis, results: redis.Redis) -> None:
-    assert rescue(client, results, "never.12345678") == 0
+def test_a_worker_that_never_was_can_be_reaped(client: redis.Redis, results: redis.Redis) -> None:
+    assert reap(client, results, "never.12345678") == 0
     assert client.keys() == []
 
 
-def test_a_full_server_still_rescues(client: redis.Redis, results: redis.Redis) -> None:
+def test_a_full_server_still_reaps(client: redis.Redis, results: redis.Redis) -> None:
     dead = at_work(client)
     with full_memory(client):
-        assert rescue(client, results, dead.incarnation) == 10
+        assert reap(client, results, dead.incarnation) == 10
     assert rest(client) == {keys.EMBED_QUEUE: list(range(10))}
 
 
-def test_any_number_may_rescue_at_once(client: redis.Redis, results: redis.Redis, url: str) -> None:
+def test_any_number_may_reap_at_once(client: redis.Redis, results: redis.Redis, url: str) -> None:
     dead = at_work(client, messages=300, taken=150)
     start, moved = threading.Barrier(4), []
 
     def run() -> None:
         with redis.Redis.from_url(url) as own:
             start.wait()
-            moved.append(rescue(own, results, dead.incarnation))
+            moved.append(reap(own, results, dead.incarnation))
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -233,7 +240,7 @@ class DiesAfter(redis.Redis):
         return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
-def test_a_rescue_is_taken_up_wherever_another_died_in_it(
+def test_a_reap_is_taken_up_wherever_another_died_in_it(
     client: redis.Redis, results: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(returning, "AT_ONCE", 2)
@@ -244,7 +251,7 @@ def test_a_rescue_is_taken_up_wherever_another_died_in_it(
             dying.left = survived
             assert sum(map(len, rest(client).values())) == 10
             try:
-                rescue(dying, results, dead.incarnation)
+                reap(dying, results, dead.incarnation)
             except KeyboardInterrupt:
                 died += 1
                 # Whoever looks next finds that there is something to do.
@@ -258,7 +265,7 @@ def test_a_rescue_is_taken_up_wherever_another_died_in_it(
 
 
 @pytest.mark.parametrize("survived", range(12))
-def test_a_rescue_that_died_anywhere_is_finished_by_the_next(
+def test_a_reap_that_died_anywhere_is_finished_by_the_next(
     client: redis.Redis,
     results: redis.Redis,
     url: str,
@@ -271,8 +278,8 @@ def test_a_rescue_that_died_anywhere_is_finished_by_the_next(
     with DiesAfter.from_url(url) as dying:
         dying.left = survived
         with pytest.raises(KeyboardInterrupt):
-            rescue(dying, results, dead.incarnation)
-    rescue(client, results, dead.incarnation)
+            reap(dying, results, dead.incarnation)
+    reap(client, results, dead.incarnation)
     assert rest(client) == {keys.EMBED_QUEUE: list(range(10))}
     assert attempts(client) == {n: int(n == 2) for n in range(10)}
     counted = load(client, "gpu0")
@@ -291,7 +298,7 @@ def test_nothing_goes_back_before_the_worker_is_kept_from_storing_errors(
             raise redis.ConnectionError
 
     with pytest.raises(redis.ConnectionError):
-        rescue(client, Away(), dead.incarnation)
+        reap(client, Away(), dead.incarnation)
     assert rest(client) == before
     assert client.hexists(keys.LEASES, dead.incarnation)
 
@@ -307,13 +314,13 @@ def test_a_successor_that_serves_keeps_its_place_its_queue_and_its_work(
     said = record("gpu0", successor.incarnation.rpartition(".")[2])
     beat(client, said)
     successor.take(2)
-    assert rescue(client, results, dead.incarnation) == 2
+    assert reap(client, results, dead.incarnation) == 2
     assert rest(client) == {
         keys.EMBED_QUEUE: [0, 1],
         successor.queue: [4, 5],
         successor.held.key: [2, 3],
     }
-    assert [one.record for one in sightings(client)] == [said]
+    assert [one.record for one in fleet_members(client)] == [said]
     assert client.hexists(keys.LEASES, successor.incarnation)
     assert load(client, "gpu0")["messages"] == 4
 
@@ -322,11 +329,11 @@ def test_what_waits_for_a_successor_that_does_not_serve_yet_goes_back(
     client: redis.Redis, results: redis.Redis
 ) -> None:
     dead = at_work(client, messages=6, taken=2)
-    said = record("gpu0", "later", state=State.STARTING)
+    said = record("gpu0", "later", state=DeviceState.STARTING)
     beat(client, said)
-    assert rescue(client, results, dead.incarnation) == 6
+    assert reap(client, results, dead.incarnation) == 6
     assert rest(client) == {keys.EMBED_QUEUE: list(range(6))}
-    assert [one.record for one in sightings(client)] == [said]
+    assert [one.record for one in fleet_members(client)] == [said]
 
 
 def test_other_devices_are_left_alone(client: redis.Redis, results: redis.Redis) -> None:
@@ -335,7 +342,7 @@ def test_other_devices_are_left_alone(client: redis.Redis, results: redis.Redis)
     silent = keys.device_queue("gpu2")
     client.zadd(keys.QUEUES, {"gpu2": 0})
     send(client, message(7), queue=silent)
-    rescue(client, results, dead.incarnation)
+    reap(client, results, dead.incarnation)
     assert rest(client) == {
         keys.EMBED_QUEUE: [0, 1],
         other.queue: [1],
@@ -352,7 +359,7 @@ def test_what_a_paused_worker_acknowledges_stays_with_its_second_taker(
 ) -> None:
     paused = at_work(client, messages=1, taken=1)
     [mine] = paused.has
-    rescue(client, results, paused.incarnation)
+    reap(client, results, paused.incarnation)
     router = Worker(client)
     [again] = router.take()
     router.forward(again, "gpu0")
@@ -372,7 +379,7 @@ def test_what_a_paused_router_forwards_stays_with_its_second_taker(
     send(client, message(0))
     paused = Worker(client)
     [mine] = paused.take()
-    rescue(client, results, paused.incarnation)
+    reap(client, results, paused.incarnation)
     second = Worker(client)
     second.take()
     paused.forward(mine, "gpu0")
@@ -386,8 +393,8 @@ def test_a_process_ends_if_others_do_its_work(
     results: redis.Redis, client: redis.Redis, killed: list[int], replaced: bool
 ) -> None:
     if replaced:
-        rescue(client, results, "gpu0.1")
-    rescue(client, results, "gpu0.2")
+        reap(client, results, "gpu0.1")
+    reap(client, results, "gpu0.2")
     end_if_replaced(results, "gpu0.1")
     assert killed == [signal.SIGTERM] * replaced
 
@@ -406,24 +413,24 @@ def silent_for(client: redis.Redis, said: DeviceRecord, seconds: float) -> None:
 @pytest.mark.parametrize(
     ("state", "silent_s", "expected"),
     [
-        (State.HEALTHY, 0.0, 0),
-        (State.HEALTHY, TTL_S - 3, 0),
-        (State.HEALTHY, TTL_S + 1, 5),
-        (State.DEGRADED, 0.0, 0),
-        (State.UNHEALTHY, 0.0, 0),
-        (State.PROBING, 0.0, 0),
-        (State.STARTING, 0.0, 5),
-        (State.REFUSED, 0.0, 5),
+        (DeviceState.HEALTHY, 0.0, 0),
+        (DeviceState.HEALTHY, TTL_S - 3, 0),
+        (DeviceState.HEALTHY, TTL_S + 1, 5),
+        (DeviceState.DEGRADED, 0.0, 0),
+        (DeviceState.UNHEALTHY, 0.0, 0),
+        (DeviceState.PROBING, 0.0, 0),
+        (DeviceState.STARTING, 0.0, 5),
+        (DeviceState.REFUSED, 0.0, 5),
     ],
 )
 def test_what_waits_for_a_device_that_takes_no_work_goes_back(
-    client: redis.Redis, state: State, silent_s: float, expected: int
+    client: redis.Redis, state: DeviceState, silent_s: float, expected: int
 ) -> None:
     given(client, "gpu0", [message(n) for n in range(5)])
     given(client, "gpu1", [message(9)])
     silent_for(client, record("gpu0", state=state), silent_s)
     beat(client, record("gpu1"))
-    assert rescue_queues(client, ttl_s=TTL_S) == expected
+    assert requeue_absent_devices(client, TTL_S) == expected
     queue = keys.EMBED_QUEUE if expected else keys.device_queue("gpu0")
     assert rest(client) == {queue: list(range(5)), keys.device_queue("gpu1"): [9]}
     if expected:
@@ -434,7 +441,7 @@ def test_what_waits_for_a_device_of_another_version_stays(client: redis.Redis) -
     given(client, "gpu0", [message(0)])
     beat(client, record("gpu0"))
     client.set(keys.device("gpu0"), json.dumps({"v": 1}), ex=60)
-    assert rescue_queues(client, ttl_s=TTL_S) == 0
+    assert requeue_absent_devices(client, TTL_S) == 0
 
 
 def test_what_waits_goes_back_as_it_came_in_every_lane(client: redis.Redis) -> None:
@@ -442,7 +449,7 @@ def test_what_waits_goes_back_as_it_came_in_every_lane(client: redis.Redis) -> N
     given(client, "gpu0", messages)
     silent_for(client, record("gpu0"), TTL_S + 1)
     before = waiting(client, keys.device_queue("gpu0"))
-    assert rescue_queues(client, ttl_s=TTL_S) == 12
+    assert requeue_absent_devices(client, TTL_S) == 12
     assert waiting(client, keys.EMBED_QUEUE) == before
     assert sorted(before) == sorted(messages)
 
@@ -452,9 +459,9 @@ def test_a_device_alone_is_served_by_whoever_registered_it_however_long_ago(
 ) -> None:
     given(client, "gpu0", [message(0)])
     silent_for(client, record("gpu0"), 1000)
-    assert rescue_queues(client, only="gpu0") == 0
+    assert requeue_waiting(client, "gpu0") == 0
     client.zrem(keys.FLEET, "gpu0")
-    assert rescue_queues(client, only="gpu0") == 1
+    assert requeue_waiting(client, "gpu0") == 1
 
 
 @pytest.mark.parametrize(("silent_s", "kept"), [(keys.FORGET_AFTER_S - 60, True), (9000.0, False)])
@@ -462,7 +469,7 @@ def test_a_queue_is_looked_after_until_its_device_is_forgotten(
     client: redis.Redis, silent_s: float, kept: bool
 ) -> None:
     silent_for(client, record("gpu0"), silent_s)
-    assert rescue_queues(client, ttl_s=TTL_S) == 0
+    assert requeue_absent_devices(client, TTL_S) == 0
     assert (client.zscore(keys.QUEUES, "gpu0") is not None) == kept
 
 
@@ -470,10 +477,10 @@ def test_a_queue_with_messages_is_not_forgotten(client: redis.Redis) -> None:
     # Whatever put them there after its device was gone.
     silent_for(client, record("gpu0"), 2 * keys.FORGET_AFTER_S)
     send(client, message(0), queue=keys.device_queue("gpu0"))
-    assert rescue_queues(client, ttl_s=TTL_S) == 1
+    assert requeue_absent_devices(client, TTL_S) == 1
     assert rest(client) == {keys.EMBED_QUEUE: [0]}
     assert client.zscore(keys.QUEUES, "gpu0") is not None
-    assert rescue_queues(client, ttl_s=TTL_S) == 0
+    assert requeue_absent_devices(client, TTL_S) == 0
     assert client.zscore(keys.QUEUES, "gpu0") is None
 
 
@@ -495,11 +502,11 @@ def clock() -> Time:
     return Time()
 
 
-OpenReaper = Callable[..., Reaper]
+MakeReaper = Callable[..., Reaper]
 
 
 @pytest.fixture
-def reap(client: redis.Redis, results: redis.Redis, clock: Time) -> OpenReaper:
+def make_reaper(client: redis.Redis, results: redis.Redis, clock: Time) -> MakeReaper:
     """Open a reaper of a router of its own."""
 
     def open_reaper(client: redis.Redis = client, name: str = "~.1") -> Reaper:
@@ -527,10 +534,10 @@ def look(reaper: Reaper, clock: Time, *, for_s: float, every_s: float = 1.0) -> 
 
 
 def test_a_lease_ends_once_it_stands_still_for_long_enough(
-    client: redis.Redis, clock: Time, reap: OpenReaper
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper
 ) -> None:
     dead = at_work(client)
-    reaper = reap()
+    reaper = make_reaper()
     reaper.step()
     look(reaper, clock, for_s=LEASE_S - 1)
     assert client.hexists(keys.LEASES, dead.incarnation)
@@ -541,9 +548,9 @@ def test_a_lease_ends_once_it_stands_still_for_long_enough(
     assert attempts(client) == {n: int(n < 4) for n in range(10)}
 
 
-def test_who_beats_keeps_its_lease(client: redis.Redis, clock: Time, reap: OpenReaper) -> None:
+def test_who_beats_keeps_its_lease(client: redis.Redis, clock: Time, make_reaper: MakeReaper) -> None:
     lives = at_work(client)
-    reaper = reap()
+    reaper = make_reaper()
     reaper.step()
     for _ in range(4):
         look(reaper, clock, for_s=LEASE_S - 1)
@@ -553,10 +560,10 @@ def test_who_beats_keeps_its_lease(client: redis.Redis, clock: Time, reap: OpenR
 
 
 def test_a_reaper_that_could_not_look_begins_anew(
-    client: redis.Redis, clock: Time, reap: OpenReaper
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper
 ) -> None:
     worker = at_work(client)
-    reaper = reap()
+    reaper = make_reaper()
     reaper.step()
     for _ in range(3):
         look(reaper, clock, for_s=LEASE_S - 1)
@@ -581,12 +588,12 @@ class Slow(redis.Redis):
 
 
 def test_a_server_that_pauses_ends_nobodys_lease(
-    client: redis.Redis, clock: Time, reap: OpenReaper, url: str
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper, url: str
 ) -> None:
     worker = at_work(client)
     with Slow.from_url(url) as slow:
         slow.clock = clock
-        reaper = reap(slow)
+        reaper = make_reaper(slow)
         reaper.step()
         look(reaper, clock, for_s=LEASE_S - 2)
         slow.seconds = 3 * LEASE_S
@@ -595,15 +602,17 @@ def test_a_server_that_pauses_ends_nobodys_lease(
 
 
 def test_a_reaper_keeps_the_lease_of_its_own_process(
-    client: redis.Redis, clock: Time, reap: OpenReaper
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper
 ) -> None:
-    reaper = reap()
+    reaper = make_reaper()
     look(reaper, clock, for_s=3 * LEASE_S)
     assert client.hgetall(keys.LEASES) == {b"~.1": b"36"}
 
 
-def test_a_full_server_ends_no_routers_lease(client: redis.Redis, clock: Time, reap: OpenReaper) -> None:
-    reaper = reap()
+def test_a_full_server_ends_no_routers_lease(
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper
+) -> None:
+    reaper = make_reaper()
     reaper.step()
     with full_memory(client):
         look(reaper, clock, for_s=3 * LEASE_S)
@@ -611,12 +620,12 @@ def test_a_full_server_ends_no_routers_lease(client: redis.Redis, clock: Time, r
 
 
 def test_reapers_end_the_leases_of_each_other(
-    client: redis.Redis, clock: Time, reap: OpenReaper, results: redis.Redis
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper, results: redis.Redis
 ) -> None:
     send(client, message(0))
     silent = Worker(client)
     silent.take()
-    one, two = reap(), reap(name="~.2")
+    one, two = make_reaper(), make_reaper(name="~.2")
     one.step()
     two.step()
     look(two, clock, for_s=LEASE_S)
@@ -628,25 +637,25 @@ def test_reapers_end_the_leases_of_each_other(
 def test_a_router_that_was_silent_for_too_long_ends(
     client: redis.Redis,
     clock: Time,
-    reap: OpenReaper,
+    make_reaper: MakeReaper,
     results: redis.Redis,
     killed: list[int],
 ) -> None:
     # It could store no error, and would drop the tasks that fail.
-    reaper = reap()
+    reaper = make_reaper()
     look(reaper, clock, for_s=3)
     assert not killed
-    rescue(client, results, "~.1")
+    reap(client, results, "~.1")
     look(reaper, clock, for_s=3)
     assert killed == [signal.SIGTERM]
 
 
-def test_a_rescue_that_failed_is_repeated_at_the_next_look(
-    client: redis.Redis, clock: Time, reap: OpenReaper, url: str
+def test_a_reap_that_failed_is_repeated_at_the_next_look(
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper, url: str
 ) -> None:
     dead = at_work(client)
     with DiesAfter.from_url(url) as own:
-        reaper = reap(own)
+        reaper = make_reaper(own)
         own.left = 1000
         reaper.step()
         look(reaper, clock, for_s=LEASE_S - 1)
@@ -660,12 +669,12 @@ def test_a_rescue_that_failed_is_repeated_at_the_next_look(
 
 
 def test_a_reaper_looks_after_queues_at_once_but_not_after_an_interruption(
-    client: redis.Redis, clock: Time, reap: OpenReaper
+    client: redis.Redis, clock: Time, make_reaper: MakeReaper
 ) -> None:
     # Of who could beat while the server was away, nothing is known yet.
     given(client, "gpu0", [message(0)])
     silent_for(client, record("gpu0"), TTL_S + 1)
-    reaper = reap()
+    reaper = make_reaper()
     reaper.step()
     assert rest(client) == {keys.device_queue("gpu0"): [0]}
     clock.now += INTERRUPTED_S + 0.1
@@ -676,9 +685,9 @@ def test_a_reaper_looks_after_queues_at_once_but_not_after_an_interruption(
 
 
 def test_a_reaper_goes_on_after_any_error(
-    clock: Time, reap: OpenReaper, monkeypatch: pytest.MonkeyPatch
+    clock: Time, make_reaper: MakeReaper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reaper = reap()
+    reaper = make_reaper()
     looked: list[int] = []
 
     def step() -> float:
@@ -705,7 +714,7 @@ def test_one_message_of_any_size_uses_a_bounded_credit(
     }
     dead = Worker(client, "gpu0")
     dead.take(1)
-    rescue(client, results, dead.incarnation)
+    reap(client, results, dead.incarnation)
     assert load(client, "gpu0") == {
         "messages": 0,
         "credit": 0,

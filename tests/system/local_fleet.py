@@ -17,7 +17,7 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.cli.status import DeviceStatus, FleetStatus, read
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.host.hardware import plan_devices
 from sutra_tasks.host.supervisor import Supervisor, WorkerSpec, worker_specs
 from sutra_tasks.settings import Settings
@@ -59,7 +59,7 @@ class LocalFleet:
     def is_whole(self) -> bool:
         """Say whether everybody runs and serves; one that was just killed may still count."""
         status = self.status()
-        serving = {d.id for d in status.devices if d.live and d.state is State.HEALTHY}
+        serving = {d.id for d in status.devices if d.live and d.state is DeviceState.HEALTHY}
         routing = {router["name"] for router in status.routers}
         return serving >= set(self.device_ids) and routing >= set(self.router_names)
 

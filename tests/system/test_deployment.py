@@ -13,7 +13,7 @@ import yaml
 from sutra_tasks import embed
 from sutra_tasks.host.embedded_server import find_binary, free_port
 from sutra_tasks.host.processes import spawn, stop
-from sutra_tasks.membership.devices import sightings
+from sutra_tasks.membership.fleet import fleet_members
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -82,10 +82,10 @@ def test_nothing_is_published_beyond_loopback():
 def test_the_services_commands_serve_together(service, client, wait_until):
     services = [name for name in SERVICES if name not in ("redis", "flower")]
     running = {name: service(name, OMP_NUM_THREADS="1") for name in services}
-    wait_until(lambda: len(sightings(client)) >= 4, within_s=60)  # gpu0, gpu1, and two of this host
+    wait_until(lambda: len(fleet_members(client)) >= 4, within_s=60)  # gpu0, gpu1, and two of this host
     assert embed.delay(["a", "b"]).get(timeout=30).shape == (2, 384)
     assert {name: process.poll() for name, process in running.items()} == dict.fromkeys(services)
-    assert {s.id for s in sightings(client)} >= {"gpu0", "gpu1"}
+    assert {s.id for s in fleet_members(client)} >= {"gpu0", "gpu1"}
 
 
 def test_flower_shows_the_fleets_workers_and_tasks(service, client, wait_until):

@@ -4,7 +4,7 @@ import pytest
 
 from sutra_tasks import EncodingError, PoisonMessageError
 from sutra_tasks.broker.dead_letters import dead_letters, drop
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from tests.system.work import LOADED, Work
 
 
@@ -22,7 +22,7 @@ def test_a_text_that_cannot_be_embedded_fails_alone(start_fleet, client, faults)
         work.fill(fleet)
         work.send((f"!raise {n}" for n in range(10, 20)), error=EncodingError)
         work.check()
-        assert {device.state for device in fleet.status().devices} == {State.HEALTHY}
+        assert {device.state for device in fleet.status().devices} == {DeviceState.HEALTHY}
         assert fleet.reports == []
 
 
@@ -32,8 +32,8 @@ def test_a_device_that_begins_to_give_no_numbers_gets_no_work(start_fleet, clien
         work.fill(fleet)
         work.send(["!once-nan it goes wrong here"])
         work.check()
-        wait_until(lambda: State.UNHEALTHY in {device.state for device in fleet.status().devices})
-        broken = next(one for one in fleet.status().devices if one.state is State.UNHEALTHY)
+        wait_until(lambda: DeviceState.UNHEALTHY in {device.state for device in fleet.status().devices})
+        broken = next(one for one in fleet.status().devices if one.state is DeviceState.UNHEALTHY)
         assert "known texts" in broken.record.reason
         assert broken.record.tasks < len(work.sent)
         before = broken.record.tasks

@@ -17,7 +17,7 @@ from sutra_tasks.errors import (
     PromotionRefusedError,
     SpaceUnavailableError,
 )
-from sutra_tasks.membership.devices import sightings
+from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.models.rollout.gate import Thresholds
 from sutra_tasks.models.rollout.promotion import promote, wait_until_served
@@ -96,7 +96,7 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
         for thread in threads:
             thread.join(30)
         assert len(devices) == 2
-        assert {one.record.model for one in sightings(client) if one.record} == {"search@2"}
+        assert {one.record.model for one in fleet_members(client) if one.record} == {"search@2"}
         assert errors == []
         assert set(spaces) <= {space_of("search@1"), space_of("search@2")}
         assert {asked("a text").space for _ in range(10)} == {space_of("search@2")}
@@ -145,7 +145,7 @@ def test_while_the_registry_is_away_what_is_in_memory_serves(
         assert asked("a text", model="search@2").model == "search@2"
         (tmp_path / "models").rename(tmp_path / "away")
         wait_until(lambda: "which version serves cannot be read" in fleet.log.read_text())
-        (seen,) = sightings(client)
+        (seen,) = fleet_members(client)
         assert seen.record is not None
         started, beats = (
             seen.record.incarnation,

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.consumer import BROKEN_S
 from sutra_tasks.streaming.producer import StreamProducer
@@ -171,8 +171,8 @@ def test_a_device_that_begins_to_give_no_numbers_takes_no_entries(start_fleet, s
         stream.add(["!once-nan it goes wrong here"])
         stream.add(f"after {n}" for n in range(1000))
         stream.check()
-        wait_until(lambda: State.UNHEALTHY in {device.state for device in fleet.status().devices})
-        broken = next(one for one in fleet.status().devices if one.state is State.UNHEALTHY)
+        wait_until(lambda: DeviceState.UNHEALTHY in {device.state for device in fleet.status().devices})
+        broken = next(one for one in fleet.status().devices if one.state is DeviceState.UNHEALTHY)
         before = broken.record.batches
         ends_at = time.monotonic() + 1.5 * BROKEN_S  # by then it would have begun again
         while time.monotonic() < ends_at:

@@ -12,7 +12,7 @@ from celery.exceptions import TaskRevokedError
 
 from sutra_tasks import FleetSaturated, embed, keys
 from sutra_tasks.app import app
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from tests.system.conftest import environment
 from tests.system.faulty_device import COMPUTED
 from tests.system.work import Work
@@ -104,7 +104,7 @@ def test_a_device_with_another_model_is_refused_and_shown(start_fleet, client, s
     ):
         (stranger,) = others.device_ids
         wait_until(
-            lambda: State.REFUSED in {d.state for d in fleet.status().devices if d.id == stranger}
+            lambda: DeviceState.REFUSED in {d.state for d in fleet.status().devices if d.id == stranger}
         )
         work = Work(client)
         work.send(f"text {n}" for n in range(500))

@@ -20,7 +20,7 @@ from sutra_tasks.engines.attention import (
     implementation_for_padding,
 )
 from sutra_tasks.engines.capability import GPUInfo, Hardware, detect
-from sutra_tasks.health.states import State
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.settings import ATTENTIONS, DTYPES
 from tests.records import record
 
@@ -345,8 +345,8 @@ def test_the_first_that_holds_is_chosen(
 def test_a_status_names_devices_that_compute_alike_together() -> None:
     def device(name: str, **facts: str) -> DeviceStatus:
         said = record(name, attention_reason="", **facts)
-        return DeviceStatus(name, live=True, state=State.HEALTHY, heartbeat_age_s=0, queued=0, held=0,
-                            backlog_tokens=0, record=said)  # fmt: skip
+        return DeviceStatus(name, live=True, state=DeviceState.HEALTHY, heartbeat_age_s=0, queued=0,
+                            held=0, backlog_tokens=0, record=said)  # fmt: skip
 
     gpus = [device(f"gpu{n}", attention="sdpa_flash", dtype="bfloat16") for n in range(5)]
     devices = [*gpus, device("cpu0"), device("sim0", attention="none", dtype="")]

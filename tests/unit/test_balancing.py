@@ -15,11 +15,11 @@ from sutra_tasks.broker.queues import MOST_CREDIT
 from sutra_tasks.client import call as calls
 from sutra_tasks.client.call import Demand, check_strategy
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import Sighting
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.fleet import FleetMember
 from sutra_tasks.routing import balancing
-from sutra_tasks.routing.balancing import TIE, TRIAL, Device, Fleet, choose
-from sutra_tasks.routing.snapshot import fleet_of
+from sutra_tasks.routing.balancing import TIE, TRIAL, choose
+from sutra_tasks.routing.snapshot import UNLIMITED, Device, Fleet, fleet_of
 from sutra_tasks.settings import STRATEGIES
 
 PENALTY_S = 0.01
@@ -41,7 +41,7 @@ def fleets(**facts: st.SearchStrategy[object]) -> st.SearchStrategy[Fleet]:
         Device,
         id=st.just(""),
         queue=st.just(""),
-        state=facts.pop("state", st.just(State.HEALTHY)),
+        state=facts.pop("state", st.just(DeviceState.HEALTHY)),
         backlog_tokens=st.integers(0, 10**6),
         backlog_messages=st.integers(0, 50),
         **facts,
@@ -78,14 +78,19 @@ def shares(found: Fleet, name: str, *, tickets: int = SHARES) -> Counter[str]:
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
 
 FUZZED = fleets(
-    state=st.sampled_from(State),
+    state=st.sampled_from(DeviceState),
     credit_used=st.integers(0, 10**5),
-    credit_tokens=st.sampled_from([0, 10**4, balancing.UNLIMITED]),
+    credit_tokens=st.sampled_from([0, 10**4, UNLIMITED]),
     tokens_per_s=ANY_NUMBER,
     latency_s=ANY_NUMBER,
     latency_per_token_s=ANY_NUMBER,
 )
-RANKS = {State.HEALTHY: 0, State.DEGRADED: 0, State.PROBING: 1, State.UNHEALTHY: 2}
+RANKS = {
+    DeviceState.HEALTHY: 0,
+    DeviceState.DEGRADED: 0,
+    DeviceState.PROBING: 1,
+    DeviceState.UNHEALTHY: 2,
+}
 
 
 # Who may get a message.
@@ -103,14 +108,14 @@ def test_work_goes_to_the_healthiest_that_stand_and_to_idle_ones_on_probation(
         return
     device = chosen(found, name, ticket)
     assert device in found.devices
-    on_probation = device.state is State.PROBING and device.backlog_messages == 0
+    on_probation = device.state is DeviceState.PROBING and device.backlog_messages == 0
     assert RANKS[device.state] == min(ranks) or on_probation
 
 
 @laws(max_examples=40, deadline=None)
 @given(found=FUZZED, ticket=TICKETS, name=st.sampled_from(STRATEGIES))
 def test_credit_is_kept_where_there_is_any(found: Fleet, ticket: int, name: str) -> None:
-    standing = [one for one in found.devices if one in found.standing]
+    standing = [one for one in found.devices if one in found.eligible]
     credit = [one.credit_used < one.credit_tokens for one in standing]
     assert found.has_credit == any(credit)
     if found.has_credit:
@@ -135,14 +140,14 @@ def test_without_credit_anywhere_all_are_candidates_again(name: str) -> None:
     ],
 )
 def test_the_last_ones_standing_are_kept(states: str, standing: str) -> None:
-    found = Fleet(tuple(Device(name, "", State(name)) for name in states.split()))
-    assert [device.id for device in found.standing] == standing.split()
+    found = Fleet(tuple(Device(name, "", DeviceState(name)) for name in states.split()))
+    assert [device.id for device in found.eligible] == standing.split()
 
 
 @every_strategy
 @pytest.mark.parametrize("size", [2, 16])
 def test_an_idle_device_on_probation_gets_a_small_share_of_a_fair_one(name: str, size: int) -> None:
-    found = with_first(fleet(size, **MEASURING.get(name, {})), state=State.PROBING)
+    found = with_first(fleet(size, **MEASURING.get(name, {})), state=DeviceState.PROBING)
     share = shares(found, name)["gpu00"] / SHARES
     assert share * size == pytest.approx(1 / TRIAL, rel=0.2)
     for busy in ({"backlog_messages": 1}, {"credit_tokens": 0}):
@@ -151,7 +156,7 @@ def test_an_idle_device_on_probation_gets_a_small_share_of_a_fair_one(name: str,
 
 @every_strategy
 def test_trials_are_at_nobodys_expense_in_particular(name: str) -> None:
-    found = with_first(fleet(6, **MEASURING.get(name, {})), state=State.PROBING)
+    found = with_first(fleet(6, **MEASURING.get(name, {})), state=DeviceState.PROBING)
     sent = shares(found, name)
     others = [sent[one.id] for one in found.devices[1:]]
     assert min(others) > 0.9 * max(others)
@@ -160,16 +165,16 @@ def test_trials_are_at_nobodys_expense_in_particular(name: str) -> None:
 @every_strategy
 @pytest.mark.parametrize("state", ["unhealthy", "starting", "refused", "dead"])
 def test_no_other_state_is_tried(name: str, state: str) -> None:
-    assert shares(with_first(fleet(3), state=State(state)), name)["gpu00"] == 0
+    assert shares(with_first(fleet(3), state=DeviceState(state)), name)["gpu00"] == 0
 
 
 @every_strategy
 def test_a_degraded_device_gets_less_than_a_healthy_one_and_more_than_none(name: str) -> None:
-    idle = with_first(fleet(4, **MEASURING.get(name, {})), state=State.DEGRADED)
+    idle = with_first(fleet(4, **MEASURING.get(name, {})), state=DeviceState.DEGRADED)
     filled, under_load = idle, Counter[str]()
     for ticket in range(400):
         device = chosen(filled, name, ticket)
-        filled = filled.sent(device, PLAIN.tokens)
+        filled = filled.after_sending(device, PLAIN.tokens)
         under_load[device.id] += 1
     for sent in (shares(idle, name), under_load):
         assert 0 < sent["gpu00"] < 0.75 * min(sent[one.id] for one in idle.devices[1:])
@@ -197,7 +202,7 @@ def test_an_idle_device_without_a_measurement_gets_work_to_be_measured(
 
 
 @laws(max_examples=25, deadline=None)
-@given(found=FUZZED.filter(lambda found: found.standing), ticket=TICKETS)
+@given(found=FUZZED.filter(lambda found: found.eligible), ticket=TICKETS)
 def test_the_same_snapshot_and_ticket_give_the_same_device(found: Fleet, ticket: int) -> None:
     for name in STRATEGIES:
         assert chosen(found, name, ticket) is chosen(found, name, ticket)
@@ -211,10 +216,10 @@ def test_the_same_snapshot_and_ticket_give_the_same_device(found: Fleet, ticket:
 def test_round_robin_gives_each_the_same_share_and_a_degraded_one_half(
     healthy: int, degraded: int, start: int, rounds: int
 ) -> None:
-    devices = fleet(healthy).devices + fleet(degraded, state=State.DEGRADED).devices
+    devices = fleet(healthy).devices + fleet(degraded, state=DeviceState.DEGRADED).devices
     tickets = range(start, start + rounds * (2 * healthy + degraded))
     sent = Counter(strategy("round_robin")(devices, ticket) for ticket in tickets)
-    assert sent == {one: rounds * (2 if one.state is State.HEALTHY else 1) for one in devices}
+    assert sent == {one: rounds * (2 if one.state is DeviceState.HEALTHY else 1) for one in devices}
 
 
 def test_round_robin_needs_no_measurements_and_tries_none() -> None:
@@ -222,7 +227,7 @@ def test_round_robin_needs_no_measurements_and_tries_none() -> None:
 
 
 def test_random_draws_evenly_and_a_degraded_device_half_as_often() -> None:
-    devices = with_first(fleet(4), state=State.DEGRADED).devices
+    devices = with_first(fleet(4), state=DeviceState.DEGRADED).devices
     sent = Counter(strategy("random")(devices, ticket).id for ticket in range(SHARES))
     full = SHARES / 3.5
     assert sent["gpu00"] == pytest.approx(full / 2, rel=0.1)
@@ -292,7 +297,7 @@ def test_shortest_finish_counts_the_message_itself() -> None:
 def test_shortest_finish_fills_each_device_by_its_speed(speeds: list[float]) -> None:
     found = Fleet(tuple(Device(f"gpu{n}", "", tokens_per_s=v) for n, v in enumerate(speeds)))
     for ticket in range(300):
-        found = found.sent(chosen(found, "shortest_finish", ticket), PLAIN.tokens)
+        found = found.after_sending(chosen(found, "shortest_finish", ticket), PLAIN.tokens)
     ahead_s = [finish_s(device) for device in found.devices]
     one_message_s = PLAIN.tokens / min(speeds)
     assert max(ahead_s) <= (min(ahead_s) + one_message_s) * (1 + TIE)
@@ -345,7 +350,7 @@ def test_an_unmeasured_device_counts_as_the_median(
 @pytest.mark.parametrize("name", BY_COST)
 def test_a_degraded_device_costs_double(name: str) -> None:
     facts = {"tokens_per_s": 1e4, "latency_s": 0.1, "backlog_messages": 1, "backlog_tokens": 102}
-    devices = with_first(fleet(2, **facts), state=State.DEGRADED).devices
+    devices = with_first(fleet(2, **facts), state=DeviceState.DEGRADED).devices
     twice = replace(
         devices[1], backlog_messages=3, backlog_tokens=306, latency_s=0.2 - 0.01, tokens_per_s=1e4
     )
@@ -361,7 +366,7 @@ def test_a_degraded_device_costs_double(name: str) -> None:
 @given(found=FUZZED, data=st.data(), tokens=st.integers(1, 10**6))
 def test_a_dispatch_is_seen_on_its_device_alone(found: Fleet, data: st.DataObject, tokens: int) -> None:
     device = data.draw(st.sampled_from(found.devices))
-    after = found.sent(device, tokens)
+    after = found.after_sending(device, tokens)
     for one, before in zip(after.devices, found.devices, strict=True):
         if before is device:
             more = replace(
@@ -378,8 +383,8 @@ def test_a_dispatch_is_seen_on_its_device_alone(found: Fleet, data: st.DataObjec
 
 def test_a_dispatch_from_an_older_snapshot_counts_on_the_device_of_that_name() -> None:
     before, now = fleet(3), fleet(2, backlog_tokens=7)
-    assert now.sent(before.devices[1], 5).devices[1].backlog_tokens == 12
-    assert now.sent(before.devices[2], 5) == now  # gone meanwhile
+    assert now.after_sending(before.devices[1], 5).devices[1].backlog_tokens == 12
+    assert now.after_sending(before.devices[2], 5) == now  # gone meanwhile
 
 
 # Refusals, and the router's way in.
@@ -428,7 +433,7 @@ def test_every_strategy_that_may_be_asked_for_is_there() -> None:
 @laws(max_examples=25, deadline=None)
 @given(ages=AGES, ttl_s=st.floats(0, 100))
 def test_a_device_lives_while_its_heartbeat_is_young(ages: dict[str, float], ttl_s: float) -> None:
-    found = fleet_of([Sighting(name, age, None) for name, age in sorted(ages.items())], ttl_s)
+    found = fleet_of([FleetMember(name, age, None) for name, age in sorted(ages.items())], ttl_s)
     ids = [device.id for device in found.devices]
     assert ids == sorted(name for name, age in ages.items() if age <= ttl_s)
     assert [device.queue for device in found.devices] == [f"sutra.device.{name}" for name in ids]

@@ -10,7 +10,7 @@ from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.health.memory import UNKNOWN
 from sutra_tasks.health.monitor import Monitor
-from sutra_tasks.health.states import Measurements, State
+from sutra_tasks.health.states import DeviceState, HealthMeasurements
 from sutra_tasks.settings import Settings
 
 OLD, NEW = (GoldenVectors.of(SimulatedEncoder(model=name, width=4)) for name in ("old", "new"))
@@ -23,7 +23,7 @@ class Server:
         self.kept: str | None = None
         self.before: Callable[[], None] = lambda: None
 
-    def eval(self, _: str, __: int, ___: str, said: str, ____: str) -> str | None:
+    def evalsha(self, _: str, __: int, ___: str, said: str, ____: int) -> str | None:
         found = self.kept
         self.kept = self.kept or said
         self.before()
@@ -41,8 +41,8 @@ class Server:
 class Idle:
     batches = 0
 
-    def measurements(self, _: float | None) -> Measurements:
-        return Measurements(0.01, 0.01, 1000, 0, None)
+    def measurements(self, _: float | None) -> HealthMeasurements:
+        return HealthMeasurements(0.01, 0.01, 1000, 0, None)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_a_device_that_goes_on_with_another_model_tells_its_vectors(
 ) -> None:
     for golden in (OLD, NEW, OLD):
         monitor.loaded(golden, exercise)
-        assert monitor.step().state is State.HEALTHY
+        assert monitor.step().state is DeviceState.HEALTHY
         assert server.kept == golden.to_json()
 
 

@@ -9,22 +9,24 @@ from hypothesis import strategies as st
 
 from sutra_tasks.health.states import (
     LEAST_TEXTS,
+    DeviceState,
+    HealthMeasurements,
     HealthStatus,
-    Measurements,
-    State,
     Thresholds,
     assess,
     next_state,
 )
 
 THRESHOLDS = Thresholds(latency_multiplier=2.0, error_rate=0.1, memory_share=0.92)
-GOOD = Measurements(0.018, 0.018, 1000, 0, 0.5)
-SLOW = Measurements(0.041, 0.018, 1000, 0, 0.5)
-FULL = Measurements(0.018, 0.018, 1000, 0, 0.95)
-FAILING = Measurements(0.018, 0.018, 60, 12, 0.5)
-NOTHING = Measurements()
+GOOD = HealthMeasurements(0.018, 0.018, 1000, 0, 0.5)
+SLOW = HealthMeasurements(0.041, 0.018, 1000, 0, 0.5)
+FULL = HealthMeasurements(0.018, 0.018, 1000, 0, 0.95)
+FAILING = HealthMeasurements(0.018, 0.018, 60, 12, 0.5)
+NOTHING = HealthMeasurements()
 
-STATES = st.sampled_from([state for state in State if state not in (State.REFUSED, State.DEAD)])
+STATES = st.sampled_from(
+    [state for state in DeviceState if state not in (DeviceState.REFUSED, DeviceState.DEAD)]
+)
 CHECKS = st.sampled_from([True, False, None])
 ANY_THRESHOLDS = st.builds(
     Thresholds,
@@ -36,7 +38,7 @@ TEXTS_AND_ERRORS = st.integers(0, 200).flatmap(
     lambda texts: st.tuples(st.just(texts), st.integers(0, texts))
 )
 MEASURED = st.builds(
-    lambda recent_s, usual_s, counts, share: Measurements(
+    lambda recent_s, usual_s, counts, share: HealthMeasurements(
         recent_s, usual_s, counts[0], counts[1], share
     ),
     st.none() | st.floats(0.001, 10),
@@ -46,17 +48,17 @@ MEASURED = st.builds(
 )
 
 EDGES = {
-    (State.STARTING, State.HEALTHY),
-    (State.STARTING, State.DEGRADED),
-    (State.STARTING, State.UNHEALTHY),
-    (State.HEALTHY, State.DEGRADED),
-    (State.HEALTHY, State.UNHEALTHY),
-    (State.DEGRADED, State.HEALTHY),
-    (State.DEGRADED, State.UNHEALTHY),
-    (State.UNHEALTHY, State.PROBING),
-    (State.PROBING, State.HEALTHY),
-    (State.PROBING, State.DEGRADED),
-    (State.PROBING, State.UNHEALTHY),
+    (DeviceState.STARTING, DeviceState.HEALTHY),
+    (DeviceState.STARTING, DeviceState.DEGRADED),
+    (DeviceState.STARTING, DeviceState.UNHEALTHY),
+    (DeviceState.HEALTHY, DeviceState.DEGRADED),
+    (DeviceState.HEALTHY, DeviceState.UNHEALTHY),
+    (DeviceState.DEGRADED, DeviceState.HEALTHY),
+    (DeviceState.DEGRADED, DeviceState.UNHEALTHY),
+    (DeviceState.UNHEALTHY, DeviceState.PROBING),
+    (DeviceState.PROBING, DeviceState.HEALTHY),
+    (DeviceState.PROBING, DeviceState.DEGRADED),
+    (DeviceState.PROBING, DeviceState.UNHEALTHY),
 }
 """The ways that docs/fleet.md draws; a starting device is judged like a healthy one."""
 
@@ -86,14 +88,14 @@ EDGES = {
         ),
     ],
 )
-def test_what_is_wrong_is_said(measured: Measurements, expected: HealthStatus) -> None:
+def test_what_is_wrong_is_said(measured: HealthMeasurements, expected: HealthStatus) -> None:
     status = assess(measured, THRESHOLDS)
     assert status == expected
     assert status.is_healthy == (not expected.warnings)
 
 
 def test_everything_that_is_wrong_is_said_at_once() -> None:
-    status = assess(Measurements(0.9, 0.1, 100, 50, 1.0), THRESHOLDS)
+    status = assess(HealthMeasurements(0.9, 0.1, 100, 50, 1.0), THRESHOLDS)
     assert (status.performance_degraded, status.high_error_rate, status.memory_pressure) == (True,) * 3
     assert len(status.warnings) == 3
 
@@ -101,17 +103,20 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
 @pytest.mark.parametrize(
     ("at", "over"),
     [
-        (Measurements(2.0, 1.0), Measurements(2.01, 1.0)),
-        (Measurements(recent_texts=50, recent_errors=5), Measurements(recent_texts=50, recent_errors=6)),
-        (Measurements(memory_share=0.92), Measurements(memory_share=0.921)),
+        (HealthMeasurements(2.0, 1.0), HealthMeasurements(2.01, 1.0)),
+        (
+            HealthMeasurements(recent_texts=50, recent_errors=5),
+            HealthMeasurements(recent_texts=50, recent_errors=6),
+        ),
+        (HealthMeasurements(memory_share=0.92), HealthMeasurements(memory_share=0.921)),
         # Too few texts to tell:
         (
-            Measurements(recent_texts=LEAST_TEXTS - 1, recent_errors=LEAST_TEXTS - 1),
-            Measurements(recent_texts=LEAST_TEXTS, recent_errors=LEAST_TEXTS - 1),
+            HealthMeasurements(recent_texts=LEAST_TEXTS - 1, recent_errors=LEAST_TEXTS - 1),
+            HealthMeasurements(recent_texts=LEAST_TEXTS, recent_errors=LEAST_TEXTS - 1),
         ),
     ],
 )
-def test_a_threshold_counts_when_it_is_passed(at: Measurements, over: Measurements) -> None:
+def test_a_threshold_counts_when_it_is_passed(at: HealthMeasurements, over: HealthMeasurements) -> None:
     assert assess(at, THRESHOLDS).is_healthy
     assert not assess(over, THRESHOLDS).is_healthy
 
@@ -124,25 +129,25 @@ def test_a_threshold_counts_when_it_is_passed(at: Measurements, over: Measuremen
     check=st.sampled_from([True, None]),
 )
 def test_what_is_not_known_degrades_nobody(
-    seconds: float, thresholds: Thresholds, state: State, check: bool | None
+    seconds: float, thresholds: Thresholds, state: DeviceState, check: bool | None
 ) -> None:
-    for measured in (Measurements(seconds, None), Measurements(None, seconds), NOTHING):
+    for measured in (HealthMeasurements(seconds, None), HealthMeasurements(None, seconds), NOTHING):
         assert assess(measured, thresholds).is_healthy
         after = next_state(state, measured, thresholds, check_passed=check)
-        assert after is State.HEALTHY or state in (State.UNHEALTHY, State.PROBING)
+        assert after is DeviceState.HEALTHY or state in (DeviceState.UNHEALTHY, DeviceState.PROBING)
 
 
 @laws(max_examples=100, deadline=None)
 @given(
     measured=MEASURED,
     thresholds=ANY_THRESHOLDS,
-    state=st.sampled_from([State.STARTING, State.HEALTHY, State.DEGRADED]),
+    state=st.sampled_from([DeviceState.STARTING, DeviceState.HEALTHY, DeviceState.DEGRADED]),
     check=st.sampled_from([True, None]),
 )
 def test_slowness_and_a_full_memory_alone_make_no_device_leave(
-    measured: Measurements, thresholds: Thresholds, state: State, check: bool | None
+    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState, check: bool | None
 ) -> None:
-    well = Measurements(
+    well = HealthMeasurements(
         measured.recent_latency_s,
         measured.baseline_latency_s,
         measured.recent_texts,
@@ -150,32 +155,32 @@ def test_slowness_and_a_full_memory_alone_make_no_device_leave(
         measured.memory_share,
     )
     after = next_state(state, well, thresholds, check_passed=check)
-    assert after in (State.HEALTHY, State.DEGRADED)
+    assert after in (DeviceState.HEALTHY, DeviceState.DEGRADED)
 
 
 @laws(max_examples=100, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES)
 def test_a_device_that_computes_wrong_vectors_leaves_whatever_else_is_so(
-    measured: Measurements, thresholds: Thresholds, state: State
+    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState
 ) -> None:
-    assert next_state(state, measured, thresholds, check_passed=False) is State.UNHEALTHY
+    assert next_state(state, measured, thresholds, check_passed=False) is DeviceState.UNHEALTHY
 
 
 @laws(max_examples=100, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES, check=st.sampled_from([True, None]))
 def test_a_device_that_fails_too_many_texts_leaves(
-    measured: Measurements, thresholds: Thresholds, state: State, check: bool | None
+    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState, check: bool | None
 ) -> None:
     if assess(measured, thresholds).high_error_rate:
-        assert next_state(state, measured, thresholds, check_passed=check) is State.UNHEALTHY
+        assert next_state(state, measured, thresholds, check_passed=check) is DeviceState.UNHEALTHY
 
 
 @laws(max_examples=60, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, check=CHECKS)
 def test_who_was_refused_or_is_dead_stays_so(
-    measured: Measurements, thresholds: Thresholds, check: bool | None
+    measured: HealthMeasurements, thresholds: Thresholds, check: bool | None
 ) -> None:
-    for state in (State.REFUSED, State.DEAD):
+    for state in (DeviceState.REFUSED, DeviceState.DEAD):
         assert next_state(state, measured, thresholds, check_passed=check) is state
 
 
@@ -183,7 +188,7 @@ def test_the_ways_that_are_drawn_are_the_ways_that_are() -> None:
     measured = [GOOD, SLOW, FULL, FAILING, NOTHING]
     found = {
         (state, next_state(state, one, THRESHOLDS, check_passed=check))
-        for state, one, check in product(State, measured, [True, False, None])
+        for state, one, check in product(DeviceState, measured, [True, False, None])
     }
     assert {(one, other) for one, other in found if one is not other} == EDGES
 
@@ -191,7 +196,7 @@ def test_the_ways_that_are_drawn_are_the_ways_that_are() -> None:
 @laws(max_examples=100, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES, check=CHECKS)
 def test_while_nothing_changes_a_device_comes_to_rest(
-    measured: Measurements, thresholds: Thresholds, state: State, check: bool | None
+    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState, check: bool | None
 ) -> None:
     way = [state]
     for _ in range(4):
@@ -204,42 +209,42 @@ def test_while_nothing_changes_a_device_comes_to_rest(
 @pytest.mark.parametrize(
     ("under", "over"),
     [
-        (Measurements(1.51, 1.0), Measurements(2.01, 1.0)),
-        (Measurements(memory_share=0.88), Measurements(memory_share=0.93)),
+        (HealthMeasurements(1.51, 1.0), HealthMeasurements(2.01, 1.0)),
+        (HealthMeasurements(memory_share=0.88), HealthMeasurements(memory_share=0.93)),
     ],
 )
-def test_a_device_at_the_edge_does_not_flap(under: Measurements, over: Measurements) -> None:
-    state, way = State.HEALTHY, []
+def test_a_device_at_the_edge_does_not_flap(under: HealthMeasurements, over: HealthMeasurements) -> None:
+    state, way = DeviceState.HEALTHY, []
     for measured in (under, over, under, over, under):
         state = next_state(state, measured, THRESHOLDS, check_passed=None)
         way.append(state)
-    assert way == [State.HEALTHY, *[State.DEGRADED] * 4]
+    assert way == [DeviceState.HEALTHY, *[DeviceState.DEGRADED] * 4]
 
 
 @laws(max_examples=60, deadline=None)
 @given(thresholds=ANY_THRESHOLDS)
 def test_a_degraded_device_that_is_as_usual_recovers(thresholds: Thresholds) -> None:
-    usual = Measurements(1.0, 1.0, 1000, 0, 0.0)
-    after = next_state(State.DEGRADED, usual, thresholds, check_passed=None)
-    assert after is State.HEALTHY
+    usual = HealthMeasurements(1.0, 1.0, 1000, 0, 0.0)
+    after = next_state(DeviceState.DEGRADED, usual, thresholds, check_passed=None)
+    assert after is DeviceState.HEALTHY
 
 
 def test_an_unhealthy_device_returns_by_two_checks_and_a_clean_trial() -> None:
-    few_errors = Measurements(recent_texts=5, recent_errors=1)
-    state = State.HEALTHY
+    few_errors = HealthMeasurements(recent_texts=5, recent_errors=1)
+    state = DeviceState.HEALTHY
     for measured, check, expected in [
-        (FAILING, None, State.UNHEALTHY),
-        (NOTHING, None, State.UNHEALTHY),  # nobody looked
-        (FAILING, True, State.UNHEALTHY),  # its errors are still recent
-        (NOTHING, True, State.PROBING),
-        (GOOD, None, State.PROBING),
-        (few_errors, True, State.UNHEALTHY),  # on trial, one of five is too many
-        (NOTHING, True, State.PROBING),
-        (GOOD, True, State.HEALTHY),
+        (FAILING, None, DeviceState.UNHEALTHY),
+        (NOTHING, None, DeviceState.UNHEALTHY),  # nobody looked
+        (FAILING, True, DeviceState.UNHEALTHY),  # its errors are still recent
+        (NOTHING, True, DeviceState.PROBING),
+        (GOOD, None, DeviceState.PROBING),
+        (few_errors, True, DeviceState.UNHEALTHY),  # on trial, one of five is too many
+        (NOTHING, True, DeviceState.PROBING),
+        (GOOD, True, DeviceState.HEALTHY),
     ]:
         state = next_state(state, measured, THRESHOLDS, check_passed=check)
         assert state is expected
 
 
 def test_a_device_that_returns_slow_is_degraded() -> None:
-    assert next_state(State.PROBING, SLOW, THRESHOLDS, check_passed=True) is State.DEGRADED
+    assert next_state(DeviceState.PROBING, SLOW, THRESHOLDS, check_passed=True) is DeviceState.DEGRADED

@@ -4,15 +4,14 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.membership.heartbeat import Lease
-from sutra_tasks.membership.reaper import INTERRUPTED_S, Leases
+from sutra_tasks.membership.leases import INTERRUPTED_S, LeaseLossDetector, LeaseObservations
 
 LEASE_S = 12.0
 
 
-def seen(*looks: tuple[float, dict[str, int]]) -> Leases:
+def seen(*looks: tuple[float, dict[str, int]]) -> LeaseObservations:
     """Return what is known after looks at these times."""
-    leases = Leases()
+    leases = LeaseObservations()
     for now, beats in looks:
         leases = leases.after(beats, now)
     return leases
@@ -24,7 +23,7 @@ def still(until: int, *, beats: int = 7, since: int = 0) -> list[tuple[float, di
 
 
 def test_who_has_not_looked_ends_no_lease() -> None:
-    assert Leases().ended(LEASE_S) == []
+    assert LeaseObservations().ended(LEASE_S) == []
 
 
 def test_a_lease_ends_exactly_when_it_stood_still_for_so_long() -> None:
@@ -47,7 +46,7 @@ def test_a_lease_that_was_taken_out_anew_has_beaten() -> None:
 def test_who_left_is_not_remembered() -> None:
     looks = [*still(11), (12.0, {}), (13.0, {"a": 7})]
     assert seen(*looks).ended(LEASE_S) == []
-    assert seen(*looks[:-1]).still == {}
+    assert seen(*looks[:-1]).unchanged == {}
 
 
 def test_each_lease_stands_for_itself() -> None:
@@ -63,9 +62,9 @@ def test_an_interrupted_look_proves_nothing() -> None:
 
 def test_one_look_follows_another_unless_something_came_between() -> None:
     first = seen((5.0, {}))
-    assert first.after({}, 5.0 + INTERRUPTED_S).follows(first)
-    assert not first.after({}, 5.1 + INTERRUPTED_S).follows(first)
-    assert not first.follows(Leases())
+    assert first.after({}, 5.0 + INTERRUPTED_S).is_uninterrupted_since(first)
+    assert not first.after({}, 5.1 + INTERRUPTED_S).is_uninterrupted_since(first)
+    assert not first.is_uninterrupted_since(LeaseObservations())
 
 
 GAPS = st.lists(
@@ -78,7 +77,7 @@ GAPS = st.lists(
 def test_a_lease_is_over_if_and_only_if_an_unbroken_look_saw_no_beat(
     looks: list[tuple[float, bool]],
 ) -> None:
-    leases, now, beats, quiet_since = Leases().after({"a": 0}, 0.0), 0.0, 0, 0.0
+    leases, now, beats, quiet_since = LeaseObservations().after({"a": 0}, 0.0), 0.0, 0, 0.0
     for gap, beat in looks:
         now, beats = now + gap, beats + beat
         leases = leases.after({"a": beats}, now)
@@ -91,21 +90,22 @@ def test_a_lease_is_over_if_and_only_if_an_unbroken_look_saw_no_beat(
 @given(rises=st.lists(st.integers(1, 3), min_size=1, max_size=20))
 def test_a_lease_whose_beats_rise_is_not_lost(rises: list[int]) -> None:
     # By more than one if an answer was lost.
-    lost: list[int] = []
-    lease, beats = Lease(lambda: lost.append(1)), 0
+    lease, beats = LeaseLossDetector(), 0
     for rise in rises:
         beats += rise
-        lease.counted(beats)
-    assert not lost
+        lease.observe(beats)
+        assert not lease.is_lost
 
 
 @laws(max_examples=100, deadline=None)
 @given(before=st.integers(1, 50), after=st.integers(1, 50))
 def test_a_lease_whose_beats_are_counted_anew_is_lost(before: int, after: int) -> None:
-    lost: list[int] = []
-    lease = Lease(lambda: lost.append(1))
-    lease.counted(before)
-    lease.counted(min(before, after))
-    assert lost == [1]
-    lease.counted(min(before, after) + 1)
-    assert lost == [1]
+    lease = LeaseLossDetector()
+    lease.observe(before)
+    lease.observe(min(before, after))
+    assert lease.is_lost
+    lease.observe(min(before, after) + 1)
+    assert lease.is_lost  # until somebody has acted on it
+    lease.is_lost = False
+    lease.observe(min(before, after) + 2)
+    assert not lease.is_lost

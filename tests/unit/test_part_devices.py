@@ -14,9 +14,8 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError
 from sutra_tasks.fanout.long_texts import LongTexts
 from sutra_tasks.fanout.store import NewDocument
-from sutra_tasks.membership.devices import Sighting
-from sutra_tasks.routing.balancing import Device, Fleet
-from sutra_tasks.routing.snapshot import fleet_of
+from sutra_tasks.membership.fleet import FleetMember
+from sutra_tasks.routing.snapshot import Device, Fleet, fleet_of
 from sutra_tasks.settings import Settings
 from tests.records import record
 
@@ -66,7 +65,7 @@ def test_parts_are_as_many_as_the_devices_that_have_the_model_need() -> None:
 
 
 def test_a_device_says_of_which_space_its_default_is() -> None:
-    (found,) = fleet_of([Sighting("g0", 0.0, record("g0", space="s:4"))], 6.0).devices
+    (found,) = fleet_of([FleetMember("g0", 0.0, record("g0", space="s:4"))], 6.0).devices
     assert found.space == "s:4"
 
 

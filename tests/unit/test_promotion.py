@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sutra_tasks.errors import PromotionRefusedError, SutraError
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import DeviceRecord, Sighting
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.device_record import DeviceRecord
+from sutra_tasks.membership.fleet import FleetMember
 from sutra_tasks.models.rollout import promotion as module
 from sutra_tasks.models.rollout.gate import Thresholds
 from sutra_tasks.models.rollout.promotion import Promotion, is_affected, promote, wait_until_served
@@ -36,9 +37,9 @@ class World:
     def eval(self, *_: object) -> None:
         self.announced = None
 
-    def sightings(self, _: object) -> list[Sighting]:
+    def fleet_members(self, _: object) -> list[FleetMember]:
         promotion = "" if self.announced is None else self.announced.id
-        return [Sighting(one.id, 0.0, one) for one in self.said(promotion, self.now)]
+        return [FleetMember(one.id, 0.0, one) for one in self.said(promotion, self.now)]
 
     def verify(self, name: str, version: int) -> Manifest:
         return Manifest(name, version)
@@ -59,7 +60,7 @@ class World:
 def promoted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Said], list[str]]:
     def run(said: Said) -> list[str]:
         world: Any = World(said)
-        monkeypatch.setattr(module, "sightings", world.sightings)
+        monkeypatch.setattr(module, "fleet_members", world.fleet_members)
         return promote(
             world, world, "search", 2, floor=Thresholds(), options=Settings(),
             clock=lambda: world.now, sleep=world.sleep,
@@ -104,7 +105,9 @@ def test_who_dies_is_waited_for_beside_others_that_are_ready(
 
 def test_who_starts_with_the_model_is_waited_for(promoted: Callable[[Said], list[str]]) -> None:
     def said(promotion: str, now: float) -> list[DeviceRecord]:
-        starting = record("gpu0", follows="search", model="search", models=(), state=State.STARTING)
+        starting = record(
+            "gpu0", follows="search", model="search", models=(), state=DeviceState.STARTING
+        )
         return [starting if now < 100 else moved(promotion, now, "gpu0")]
 
     assert promoted(said) == ["gpu0"]
@@ -120,12 +123,12 @@ def test_who_is_pinned_to_a_version_is_not_waited_for(promoted: Callable[[Said],
 def test_only_those_that_follow_have_to_serve_it(monkeypatch: pytest.MonkeyPatch) -> None:
     records = [
         record("pinned", **PINNED),
-        record("starting", **FOLLOWING, state=State.STARTING),
+        record("starting", **FOLLOWING, state=DeviceState.STARTING),
         record("other", follows="docs", model="docs@1", models=("docs", "docs@1", "search@1")),
     ]
     world: Any = World(lambda *_: records)
     world.serves = 2
-    monkeypatch.setattr(module, "sightings", world.sightings)
+    monkeypatch.setattr(module, "fleet_members", world.fleet_members)
     how: dict[str, Any] = {"clock": lambda: world.now, "sleep": world.sleep}
     wait_until_served(world, world, "search", Settings(), **how)
     records.append(record("behind", **FOLLOWING))

@@ -8,10 +8,17 @@ import pytest
 from kombu.transport.redis import Channel as KombuChannel
 
 from sutra_tasks import keys
-from sutra_tasks.broker.queues import NO_DEVICE, device_of, home, lane, lanes, new_incarnation
+from sutra_tasks.broker.queues import (
+    NO_DEVICE,
+    device_of,
+    home,
+    lane,
+    lanes,
+    new_incarnation,
+    queue_lengths,
+)
 from sutra_tasks.broker.requeue import load_of
 from sutra_tasks.errors import SettingsError
-from sutra_tasks.membership.devices import queue_lengths
 from sutra_tasks.settings import Settings
 
 Channel: Any = KombuChannel  # untyped

@@ -19,8 +19,8 @@ from sutra_tasks.client.call import demand_of
 from sutra_tasks.client.embed_task import embed
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import CorruptResultError, SettingsError
-from sutra_tasks.membership.devices import Sighting
-from sutra_tasks.routing import router as module
+from sutra_tasks.membership.fleet import FleetMember
+from sutra_tasks.routing import fleet_view
 from sutra_tasks.routing.router import Router
 from sutra_tasks.settings import Settings, settings
 from sutra_tasks.testing import local_fleet, vectors_of
@@ -81,27 +81,27 @@ class Message:
 @pytest.mark.parametrize(
     ("headers", "fails"),
     [
-        ({"expires": "tomorrow"}, False),  # ValueError in _expired
-        ({"expires": 1700000000.0}, False),  # TypeError in _expired
+        ({"expires": "tomorrow"}, False),  # ValueError in _is_expired
+        ({"expires": 1700000000.0}, False),  # TypeError in _is_expired
         ({"sutra": {"v": 1, "sent_at": -(10**400)}}, False),  # OverflowError in waited_s
-        ({}, True),  # sightings() raises: the server is busy, the router's client has no connection
+        ({}, True),  # fleet_members raises: the server is busy, the router's client has no connection
     ],
 )
 def test_a_tick_that_fails_forgets_no_message(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, Any], fails: bool
 ) -> None:
     # tick() empties self._waiting before it looks at it; kombu's timer logs the error and goes on,
-    # and every message that waited stays held and untold until the connection is lost.
+    # and every message that waited stays in flight and untold until the connection is lost.
     now = [START]
-    found: list[Sighting] = []
+    found: list[FleetMember] = []
     failing = False
 
-    def look(_: object) -> list[Sighting]:
+    def look(_: object) -> list[FleetMember]:
         if failing:
             raise redis.ResponseError("BUSY")
         return found
 
-    monkeypatch.setattr(module, "sightings", look)
+    monkeypatch.setattr(fleet_view, "fleet_members", look)
     client = fakeredis.FakeRedis(server=fakeredis.FakeServer())
     router = Router(
         Settings(), client, "r", incarnation="~.1", now=lambda: now[0], monotonic=lambda: now[0]
@@ -118,7 +118,7 @@ def test_a_tick_that_fails_forgets_no_message(
         with suppress(Exception):  # as kombu's timer does
             router.tick()
         failing = False
-        found[:] = [Sighting("a", 0.0, None)]
+        found[:] = [FleetMember("a", 0.0, None)]
     assert good in forwarded
 
 

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import fakeredis
@@ -17,19 +17,22 @@ from sutra_tasks.broker.dead_letters import dead_letters
 from sutra_tasks.broker.queues import lane
 from sutra_tasks.broker.result_backend import NotStored
 from sutra_tasks.client.admission import Backlog
-from sutra_tasks.client.call import Demand
 from sutra_tasks.errors import (
     InvalidOptionError,
     NoHealthyWorkersError,
     PoisonMessageError,
     UnsupportedVersionError,
 )
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import DeviceRecord, Sighting
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.fleet import FleetMember
+from sutra_tasks.routing import fleet_view
 from sutra_tasks.routing import router as module
-from sutra_tasks.routing.router import Router, waited_s
+from sutra_tasks.routing.router import Router
 from sutra_tasks.settings import Settings
 from tests.records import record
+
+if TYPE_CHECKING:
+    from sutra_tasks.membership.device_record import DeviceRecord
 
 START = 2_000_000_000.0  # later than any real clock, so that what expires "now" has expired
 LONG_AGO = "2001-09-09T01:46:40+00:00"
@@ -92,9 +95,9 @@ class World:
             ),
         }
 
-    def seen(self) -> list[Sighting]:
+    def seen(self) -> list[FleetMember]:
         return [
-            Sighting(name, age, self.said.get(name), *self.loads.get(name, ()))
+            FleetMember(name, age, self.said.get(name), *self.loads.get(name, ()))
             for name, age in sorted(self.ages.items())
         ]
 
@@ -126,7 +129,7 @@ def make_world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
 
     def make(**options: Any) -> World:
         world = World(**options)
-        monkeypatch.setattr(module, "sightings", lambda _: world.seen())
+        monkeypatch.setattr(fleet_view, "fleet_members", lambda _: world.seen())
         return world
 
     return make
@@ -135,23 +138,6 @@ def make_world(monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
 @pytest.fixture
 def world(make_world: Callable[..., World]) -> World:
     return make_world()
-
-
-@pytest.mark.parametrize(
-    ("sent_at", "seen_at", "now", "expected"),
-    [
-        (None, 100, 103, 3),
-        (90, 100, 103, 13),
-        (100, 100, 100, 0),
-        (200, 100, 103, 3),  # the sender's clock runs ahead
-        (None, 100, 90, 0),
-    ],
-)
-def test_a_wait_begins_when_the_message_was_sent(
-    sent_at: float | None, seen_at: float, now: float, expected: float
-) -> None:
-    demand = Demand(texts=1, bytes=1, sent_at=sent_at, strategy=None)
-    assert waited_s(demand, seen_at=seen_at, now=now) == expected
 
 
 def test_messages_are_dealt_to_live_devices_in_turn(world: World) -> None:
@@ -268,11 +254,11 @@ def test_a_new_connection_begins_with_nothing_waiting(world: World) -> None:
 def test_the_fleet_is_read_once_in_a_while(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
 
-    def read(client: object) -> list[Sighting]:
+    def read(client: object) -> list[FleetMember]:
         reads.append(client)
-        return [Sighting("a", 0.0, None)]
+        return [FleetMember("a", 0.0, None)]
 
-    monkeypatch.setattr(module, "sightings", read)
+    monkeypatch.setattr(fleet_view, "fleet_members", read)
     world.route(*(Message(world) for _ in range(100)))
     assert len(reads) == 1
     world.now += 0.125
@@ -428,14 +414,14 @@ FULL = (1, 1000, 1000)
         ({"a": {"load": (1, 999, 999)}}, True),
         ({"a": {"load": FULL}, "b": {"load": FULL}}, False),
         ({"a": {"load": FULL}, "b": {}}, True),
-        ({"a": {"load": FULL}, "b": {"state": State.DEGRADED}}, True),
+        ({"a": {"load": FULL}, "b": {"state": DeviceState.DEGRADED}}, True),
         # Who is unhealthy gets no work while others stand.
-        ({"a": {"load": FULL}, "b": {"state": State.UNHEALTHY}}, False),
-        ({"a": {"load": FULL}, "b": {"state": State.PROBING}}, False),
-        ({"a": {"state": State.UNHEALTHY}}, True),
-        ({"a": {"state": State.UNHEALTHY, "load": FULL}}, False),
-        ({"a": {"state": State.STARTING, "load": FULL}}, True),
-        ({"a": {"state": State.REFUSED, "load": FULL}}, True),
+        ({"a": {"load": FULL}, "b": {"state": DeviceState.UNHEALTHY}}, False),
+        ({"a": {"load": FULL}, "b": {"state": DeviceState.PROBING}}, False),
+        ({"a": {"state": DeviceState.UNHEALTHY}}, True),
+        ({"a": {"state": DeviceState.UNHEALTHY, "load": FULL}}, False),
+        ({"a": {"state": DeviceState.STARTING, "load": FULL}}, True),
+        ({"a": {"state": DeviceState.REFUSED, "load": FULL}}, True),
     ],
 )
 def test_texts_are_taken_unless_every_device_that_stands_has_enough(
@@ -470,10 +456,10 @@ def test_what_was_sent_since_the_last_look_counts_against_credit(world: World) -
 
 
 def test_without_a_server_to_ask_texts_are_taken(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> list[Sighting]:
+    def fail(_: object) -> list[FleetMember]:
         raise redis.ConnectionError
 
-    monkeypatch.setattr(module, "sightings", fail)
+    monkeypatch.setattr(fleet_view, "fleet_members", fail)
     assert world.router.may_take(keys.EMBED_QUEUE)
 
 
@@ -493,7 +479,7 @@ def backlog(world: World) -> Backlog | None:
 def test_a_router_tells_clients_what_waits_and_how_fast_it_is_worked_off(world: World) -> None:
     world.add("a", load=(3, 300, 300), tokens_per_s=1000.0)
     world.add("b", load=(1, 50, 50), tokens_per_s=None)
-    world.add("c", load=(1, 7000, 1024), tokens_per_s=9000.0, state=State.UNHEALTHY)
+    world.add("c", load=(1, 7000, 1024), tokens_per_s=9000.0, state=DeviceState.UNHEALTHY)
     world.route(*(sized(world, 100) for _ in range(3)))
     world.now += 0.125
     world.router.may_take(keys.EMBED_QUEUE)

@@ -10,17 +10,15 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.batching.batcher import Batch
-from sutra_tasks.health.states import Measurements
+from sutra_tasks.health.baseline import BLOCK, FORGET_S, BaselineBatchTimes
+from sutra_tasks.health.states import HealthMeasurements
 from sutra_tasks.health.statistics import (
     ANSWERS_KEPT,
-    BLOCK,
-    FORGET_S,
     LEAST_BATCHES,
     SLOT_S,
     SPEED_BATCHES,
     WINDOW_S,
     Statistics,
-    Usual,
 )
 
 MINUTES = 60.0
@@ -60,7 +58,7 @@ class Device:
         return self.statistics.summary()
 
     @property
-    def measured(self) -> Measurements:
+    def measured(self) -> HealthMeasurements:
         return self.statistics.measurements(None)
 
     @property
@@ -91,7 +89,7 @@ def test_a_worker_that_did_nothing_knows_nothing(device: Device) -> None:
         "latency_s": None,
         "latency_per_token_s": None,
     }
-    assert device.measured == Measurements()
+    assert device.measured == HealthMeasurements()
 
 
 def test_totals_count_from_the_start(device: Device) -> None:
@@ -218,7 +216,7 @@ def test_the_window_ends(device: Device) -> None:
     device.clock.now += WINDOW_S - SLOT_S
     assert device.measured.recent_errors == 40
     device.clock.now += SLOT_S + 0.1
-    assert device.measured == Measurements()
+    assert device.measured == HealthMeasurements()
 
 
 @laws(max_examples=30, deadline=None)
@@ -250,11 +248,11 @@ def test_a_change_in_the_size_of_batches_is_no_slowness(
 def test_within_a_size_the_usual_time_is_off_by_a_root_of_two_at_most(
     octave: int, where: tuple[float, float], fixed_s: float, per_token_s: float
 ) -> None:
-    usual = Usual()
+    baseline = BaselineBatchTimes()
     seen, asked = (2**octave + int(share * (2**octave - 1)) for share in where)
     for _ in range(BLOCK):
-        usual.learn(seen, fixed_s + per_token_s * seen, 0.0)
-    found = usual.seconds(asked)
+        baseline.learn(seen, fixed_s + per_token_s * seen, 0.0)
+    found = baseline.seconds(asked)
     assert found is not None
     assert 1 / 1.415 < (fixed_s + per_token_s * asked) / found < 1.415
 
@@ -271,32 +269,32 @@ def test_within_a_size_the_usual_time_is_off_by_a_root_of_two_at_most(
 def test_what_is_usual_rises_in_days_and_falls_in_minutes(
     compute_s: float, hours: float, least: float, most: float
 ) -> None:
-    usual = Usual()
+    baseline = BaselineBatchTimes()
     for _ in range(BLOCK):
-        usual.learn(1000, 0.02, 0.0)
+        baseline.learn(1000, 0.02, 0.0)
     blocks = 50
     for block in range(1, blocks + 1):
         for _ in range(BLOCK):
-            usual.learn(1000, compute_s, block / blocks * hours * 60 * MINUTES)
-    found = usual.seconds(1000)
+            baseline.learn(1000, compute_s, block / blocks * hours * 60 * MINUTES)
+    found = baseline.seconds(1000)
     assert found is not None
     assert least <= compute_s / found <= most
 
 
 def test_a_stall_is_not_learned() -> None:
-    usual = Usual()
+    baseline = BaselineBatchTimes()
     for block in range(100):
         for batch in range(BLOCK):
-            usual.learn(1000, 9.0 if batch % 3 == 0 else 0.02, float(block))
-    assert usual.seconds(1000) == pytest.approx(0.02)
+            baseline.learn(1000, 9.0 if batch % 3 == 0 else 0.02, float(block))
+    assert baseline.seconds(1000) == pytest.approx(0.02)
 
 
 def test_a_rest_of_days_does_not_overshoot() -> None:
-    usual = Usual()
+    baseline = BaselineBatchTimes()
     for now, compute_s in [(0.0, 0.02), (10 * FORGET_S, 0.05)]:
         for _ in range(BLOCK):
-            usual.learn(1000, compute_s, now)
-    assert usual.seconds(1000) == pytest.approx(0.05)
+            baseline.learn(1000, compute_s, now)
+    assert baseline.seconds(1000) == pytest.approx(0.05)
 
 
 def test_batches_with_errors_are_not_timed(device: Device) -> None:

@@ -32,7 +32,7 @@ from sutra_tasks.distillation.worker.run_monitor import RunCancelled, RunMonitor
 from sutra_tasks.distillation.worker.run_sample import RunSample
 from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.host.hardware import count_cores
-from sutra_tasks.membership.devices import serves, sightings
+from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.models.registry.resolve import open_registry
 from sutra_tasks.settings import settings
 
@@ -144,9 +144,9 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         able = any(
             one.record is not None
             and one.heartbeat_age_s <= ttl_s
-            and serves(one)
+            and one.takes_work
             and teacher in one.record.models
-            for one in sightings(self._client)
+            for one in fleet_members(self._client)
         )
         if not able:
             return None

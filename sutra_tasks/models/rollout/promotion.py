@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sutra_tasks import keys
 from sutra_tasks.errors import PromotionRefusedError, SutraError
-from sutra_tasks.health.states import State
-from sutra_tasks.membership.devices import serves, sightings
+from sutra_tasks.health.states import DeviceState
+from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.models.registry.names import bare_name, is_model_name
 from sutra_tasks.models.rollout.gate import DeviceReadiness, decide
 
 if TYPE_CHECKING:
     import redis
 
-    from sutra_tasks.membership.devices import DeviceRecord, Sighting
+    from sutra_tasks.membership.device_record import DeviceRecord
+    from sutra_tasks.membership.fleet import FleetMember
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.models.rollout.gate import Thresholds
     from sutra_tasks.settings import Settings
@@ -174,7 +175,7 @@ def wait_until_served(
         behind = [
             record.id
             for seen, record in _live(client, options)
-            if record.follows == name and record.model != reference and serves(seen)
+            if record.follows == name and record.model != reference and seen.takes_work
         ]
         if not behind:
             return
@@ -186,8 +187,8 @@ def wait_until_served(
         sleep(LOOK_S)
 
 
-def _live(client: redis.Redis, options: Settings) -> Iterator[tuple[Sighting, DeviceRecord]]:
-    for one in sightings(client):
+def _live(client: redis.Redis, options: Settings) -> Iterator[tuple[FleetMember, DeviceRecord]]:
+    for one in fleet_members(client):
         if one.record is not None and one.heartbeat_age_s <= options.device_ttl_s:
             yield one, one.record
 
@@ -197,7 +198,7 @@ def _concerned(client: redis.Redis, name: str, options: Settings) -> list[Device
     return [
         record
         for seen, record in _live(client, options)
-        if (serves(seen) or record.state is State.STARTING)
+        if (seen.takes_work or record.state is DeviceState.STARTING)
         and is_affected(name, follows=record.follows, serves=record.model, models=record.models)
     ]
 
