@@ -51,18 +51,21 @@ key                             type    lifetime
 ``sutra:stream:<s>:closed``     stream  what waits meanwhile; renamed back once it has become less
 ``sutra:stream:<s>:out``        stream  vectors and errors nobody has read; never expires (it is work)
 ``sutra:stream:<s>:dead``       stream  entries given up; never expires (it is work)
-``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, and how far idle texts
-                                        were looked through, :data:`STATE_S`
+``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, and up to when idle
+                                        texts were looked at, :data:`STATE_S`
 ``sutra:stream:<s>:totals``     hash    counters since the stream began, :data:`REMEMBER_S`
-``sutra:stream:<s>:ticked``     string  whose turn it was to look after the stream, a blink
+``sutra:stream:<s>:upkeep``     string  lease: the device that does the stream's upkeep this time;
+                                        150 ms
 ``sutra:stream:<s>:by:<p>``     string  last batch of one producer, :data:`FORGET_AFTER_S`
-``sutra:stream:<s>:texts``      zset    key of a text that is being written -> when it last grew (ms);
-                                        members leave with the text, or when they are abandoned
-``sutra:stream:<s>:ready``      zset    key of a text -> when a worker may take it up (ms)
-``sutra:stream:<s>:text:<k>``   hash    what is not committed of one text, and how far it is
-``sutra:stream:<s>:more:<k>``   list    what was written to it since
-``sutra:stream:<s>:buffered``   string  bytes in all of them
-``sutra:stream-loads``          hash    incarnation -> its machine's load and when it said so (ms),
+``sutra:stream:<s>:texts``      zset    key of an open text -> when it last grew (ms); members leave when
+                                        the text has ended or is abandoned
+``sutra:stream:<s>:takeable``   zset    key of an open text -> when a device may take it (ms); members
+                                        leave with the text
+``sutra:stream:<s>:text:<k>``   hash    one open text: its buffer and how much of it is in chunks; gone
+                                        when it has ended (fields: ``streaming/store.py``)
+``sutra:stream:<s>:pieces:<k>`` list    pieces of an open text that are not in its buffer yet
+``sutra:stream:<s>:buffered``   string  bytes of all open texts; gone when there are none
+``sutra:stream-loads``          hash    incarnation -> its machine's load and when it was reported (ms),
                                         :data:`STATE_S`
 ``sutra:stream-consumer:<i>``   string  JSON: what one device has measured, :data:`STATE_S`
 ==============================  ======  =====================================================
@@ -172,7 +175,7 @@ DOCUMENT_S: Final = 7 * 24 * 3600
 """Seconds the parts of a long text are kept while a fleet does not get to them."""
 
 STATE_S: Final = 10
-"""Seconds what devices last said of a stream is believed."""
+"""Seconds for which reports of devices about a stream count."""
 
 BACKLOG_S: Final = 5
 """Seconds clients believe what a router last said of the backlog."""
@@ -237,7 +240,7 @@ def stream(name: str, part: str) -> str:
 
 
 def stream_consumer(incarnation: str) -> str:
-    """What one worker process has measured of the streams."""
+    """Measurements of the streams by one worker process."""
     return f"sutra:stream-consumer:{incarnation}"
 
 

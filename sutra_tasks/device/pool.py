@@ -57,7 +57,8 @@ from sutra_tasks.routing.snapshot import fleet_of
 from sutra_tasks.settings import settings
 from sutra_tasks.streaming.consumer import StreamConsumer
 from sutra_tasks.streaming.machine_load import machine_load
-from sutra_tasks.streaming.store import Server
+from sutra_tasks.streaming.store import StreamStore
+from sutra_tasks.streaming.upkeep_store import UpkeepStore
 
 if TYPE_CHECKING:
     from sutra_tasks.client.call import Call
@@ -145,11 +146,12 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         )
         parts.serve(self._long_texts)
         self._streams = StreamConsumer(
-            Server(self._stream_client, self._incarnation),
+            StreamStore(self._stream_client, self._incarnation),
+            UpkeepStore(self._stream_client, self._incarnation),
             lambda: self._models.default.encoder,
             batcher,
-            options,
-            self._device_id,
+            options=options,
+            device_id=self._device_id,
             seat=self._floor,
             # A router prefers others to one that is unhealthy; who pulls must hold back by itself.
             serves=lambda: (

@@ -28,7 +28,7 @@ from sutra_tasks.documents.chunking import MOST_OVERLAP, boundary, is_word_start
 if TYPE_CHECKING:
     from sutra_tasks.engines.offsets import Integers, Offsets
 
-__all__ = ["Chunk", "Ending", "OverlapChunker", "Progress", "Unfinished"]
+__all__ = ["Chunk", "Ending", "OverlapChunker", "TextProgress", "Unfinished"]
 
 Ending = Literal["end", "idle", "abandoned"]
 
@@ -69,7 +69,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TextProgress:
     """How far a text is cut: what has to be kept beside the characters from ``position`` on.
 
     Attributes:
@@ -87,7 +87,7 @@ class Progress:
 class Unfinished:
     """What is left of a text after its chunks: ``missing`` characters, at least, until the next."""
 
-    progress: Progress
+    progress: TextProgress
     missing: int
 
 
@@ -139,7 +139,7 @@ class OverlapChunker:
         return found
 
     def chunks(
-        self, text: str, progress: Progress, ending: Ending | None = None
+        self, text: str, progress: TextProgress, ending: Ending | None = None
     ) -> tuple[list[Chunk], Unfinished]:
         """Return the chunks that are certain, and what is left.
 
@@ -174,7 +174,7 @@ class OverlapChunker:
                     flushed="idle" if cut.is_rest and ending != "end" else None,
                 )
             )
-            progress = Progress(
+            progress = TextProgress(
                 progress.position + cut.resume, progress.number + 1, progress.position + cut.end
             )
             if cut.is_rest:

@@ -25,7 +25,7 @@ from sutra_tasks.streaming import producer as module
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.entries import LOW_PRIORITY, StreamEntry
 from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
-from sutra_tasks.streaming.store import Server, StreamState
+from sutra_tasks.streaming.upkeep_store import StreamState, UpkeepStore
 from tests.conftest import wait_until
 from tests.redis.peers import full_memory
 
@@ -106,7 +106,9 @@ def named(*numbers: int) -> list[str]:
 
 def publish(client: redis.Redis, level: Level, capacity: int = CAPACITY, per_s: float = 0.0) -> None:
     """Say what devices would."""
-    Server(client, "x").publish(S, level, level, capacity=capacity, load=0.0, per_s=per_s)
+    UpkeepStore(client, "x").publish_backpressure(
+        S, level, level, capacity=capacity, load=0.0, per_s=per_s
+    )
 
 
 def totals(client: redis.Redis) -> dict[str, int]:
@@ -250,13 +252,13 @@ def test_a_closed_stream_takes_nothing(
 ) -> None:
     for number in range(2):
         client.xadd(IN, {"text": number})
-    server = Server(client, "x")
-    server.guard(S, StreamState(2, False, 0, Level.NORMAL, {}), 1)
+    server = UpkeepStore(client, "x")
+    server.enforce_hard_limit(S, StreamState(2, False, 0, Level.NORMAL, {}), 1)
     with pytest.raises(BackpressureSignal) as told:
         open_producer(wait=False).send("x")
     assert told.value.size == 2
     assert client.xlen(CLOSED) == 2
-    server.guard(S, StreamState(2, True, 0, Level.NORMAL, {}), 4)
+    server.enforce_hard_limit(S, StreamState(2, True, 0, Level.NORMAL, {}), 4)
     open_producer(wait=False).send("x")
     assert waiting(client) == ["0", "1", "x"]
 

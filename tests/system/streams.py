@@ -9,9 +9,8 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
-from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, Progress
+from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, TextProgress
 from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, parse_output
-from sutra_tasks.streaming.scripts import GROUP
 from tests.conftest import wait_until
 from tests.system.work import LEAST_COSINE, WIDTH
 
@@ -66,7 +65,9 @@ class Stream:
     def pending(self, consumer: str | None = None) -> list[dict[str, Any]]:
         """Return what was read and is not committed, by one consumer or by all."""
         try:
-            found: Any = self.client.xpending_range(self.key("in"), GROUP, "-", "+", 10_000, consumer)
+            found: Any = self.client.xpending_range(
+                self.key("in"), keys.DEVICES_GROUP, "-", "+", 10_000, consumer
+            )
         except redis.ResponseError:  # nobody has read yet
             return []
         return list(found)
@@ -147,4 +148,4 @@ def chunks_of(text: str, *, block: int = 512, overlap: int = 50) -> list[Chunk]:
     chunker = OverlapChunker(
         block - special, overlap, lambda one: encoder.offsets(encoder.tokenize([one], None)[0])
     )
-    return chunker.chunks(text, Progress(), "end")[0]
+    return chunker.chunks(text, TextProgress(), "end")[0]

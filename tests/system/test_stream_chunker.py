@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
-from sutra_tasks.streaming.chunker import OverlapChunker, Progress
+from sutra_tasks.streaming.chunker import OverlapChunker, TextProgress
 from tests.system.tiny_models import FOREIGN, KINDS, PROSE, token_ids
 
 BOOK = "\n".join(topics.values())
@@ -43,7 +43,7 @@ def tokens_of(name):
 
 
 def arriving(chunker, pieces):
-    kept, progress, found = "", Progress(), []
+    kept, progress, found = "", TextProgress(), []
     for at, piece in enumerate(pieces):
         kept += piece
         chunks, left = chunker.chunks(kept, progress, "end" if at == len(pieces) - 1 else None)

@@ -11,8 +11,8 @@ import pytest
 
 from sutra_tasks.health.states import DeviceState
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming.consumer import BROKEN_S
 from sutra_tasks.streaming.producer import StreamProducer
+from sutra_tasks.streaming.shared_state import BROKEN_S
 from tests.conftest import wait_until
 from tests.system.conftest import BRISK, streamed
 from tests.system.local_fleet import LocalFleet, frozen, local_fleet
@@ -42,7 +42,7 @@ def seized(fleet: LocalFleet, stream: Stream, victim: str) -> Iterator[None]:
     pid, incarnation = fleet.pid(victim), fleet.incarnation(victim)
 
     def has_some() -> bool:
-        taken = any(stream.client.hexists(stream.key(f"text:{key}"), "takes") for key in KEYS)
+        taken = any(stream.client.hexists(stream.key(f"text:{key}"), "token") for key in KEYS)
         return taken and bool(stream.pending(incarnation))
 
     with ExitStack() as others, ExitStack() as its_own:

@@ -1,4 +1,4 @@
-"""A server of streams in memory, whose failures are chosen, and consumers that run on it."""
+"""A store of streams in memory, whose failures are chosen, and consumers that run on it."""
 
 import threading
 from collections import Counter, defaultdict, deque
@@ -16,7 +16,8 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.consumer import StreamConsumer
-from sutra_tasks.streaming.store import Claimed, OpenText, RawEntry, Read, Stored, StreamState
+from sutra_tasks.streaming.store import ClaimedEntries, CommitResult, OpenText, RawEntry, ReadEntries
+from sutra_tasks.streaming.upkeep_store import StreamState
 
 WITHIN_S = 10
 AWAY = redis.ConnectionError("the server is away")
@@ -27,12 +28,12 @@ def entry(number: int, text: str = "", **fields: str) -> RawEntry:
     return f"{number}-0".encode(), [one.encode() for pair in found.items() for one in pair]
 
 
-class FakeServer:
-    """One stream ``s``; what is claimed or taken is put there by the test."""
+class FakeStore:
+    """Both stores of one stream ``s``; what is claimed or taken is put there by the test."""
 
     def __init__(self) -> None:
         self.waiting: deque[RawEntry] = deque()
-        self.claims: deque[Claimed] = deque()
+        self.claims: deque[ClaimedEntries] = deque()
         self.texts: deque[OpenText] = deque()
         self.state = StreamState(0, closed=False, unread=0, level=Level.NORMAL, loads={"me": 0.0})
         self.marked: str | None = None
@@ -40,7 +41,7 @@ class FakeServer:
         self.failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
         self.committed: dict[str, str] = {}
         """What became of each entry or text: ``response``, or the name of an error."""
-        self.given_back: dict[bytes, int] = {}
+        self.requeued: dict[bytes, int] = {}
         self.refreshed: Counter[bytes] = Counter()
         self.published: list[dict[str, Any]] = []
         self.reports: list[Mapping[str, Any]] = []
@@ -54,76 +55,76 @@ class FakeServer:
     def streams(self) -> list[str]:
         return ["s"]
 
-    def read(self, _: str, most: int, **__: Any) -> Read:
+    def read(self, _: str, most: int, **__: Any) -> ReadEntries:
         self._does("read")
         some = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
-        return Read(some, len(self.texts), None if some else b"0-0")
+        return ReadEntries(some, len(self.texts), None if some else b"0-0")
 
     def await_entries(self, *_: Any) -> None:
         threading.Event().wait(0.001)
 
-    def take(self, *_: Any, **__: Any) -> list[OpenText]:
+    def take_texts(self, *_: Any, **__: Any) -> list[OpenText]:
         return [self.texts.popleft()] if self.texts else []
 
-    def claim(self, *_: Any) -> Claimed:
-        return self.claims.popleft() if self.claims else Claimed(0, [])
+    def claim(self, *_: Any) -> ClaimedEntries:
+        return self.claims.popleft() if self.claims else ClaimedEntries(0, [])
 
-    def commit(self, _: str, response: Sequence[Any], entries: Sequence[Any]) -> Stored:
+    def commit(self, _: str, response: Sequence[Any], entries: Sequence[Any]) -> CommitResult:
         self._does("commit")
         for entry_id, _chunks, _rows in entries:
             self.committed[entry_id.decode()] = _kind(response)
-        return Stored(0.0, len(entries))
+        return CommitResult(0.0, len(entries))
 
-    def commit_text(self, _: str, text: OpenText, *, response: Sequence[Any], **__: Any) -> Stored:
+    def commit_text(self, _: str, text: OpenText, *, response: Sequence[Any], **__: Any) -> CommitResult:
         self._does("commit")
         self.committed[text.key.decode()] = _kind(response)
-        return Stored(0.0, 1)
+        return CommitResult(0.0, 1)
 
     def refresh(self, _: str, entries: Sequence[bytes], texts: Sequence[OpenText], __: float) -> None:
         self.refreshed.update(entries)
         self.refreshed.update(text.key for text in texts)
 
-    def give_back(self, _: str, entries: Sequence[bytes], __: Any, deliveries: int) -> None:
-        self.given_back.update(dict.fromkeys(entries, deliveries))
+    def requeue(self, _: str, entries: Sequence[bytes], __: Any, deliveries: int) -> None:
+        self.requeued.update(dict.fromkeys(entries, deliveries))
 
-    def give_up(self, _: str, one: RawEntry, *__: Any) -> None:
-        self.committed[one[0].decode()] = "given up"
+    def dead_letter(self, _: str, one: RawEntry, *__: Any) -> None:
+        self.committed[one[0].decode()] = "dead letter"
 
-    def bury(self, *_: Any) -> None:
-        self._does("bury")
+    def dead_letter_text(self, *_: Any) -> None:
+        self._does("dead_letter_text")
 
-    def mark(self, name: str) -> None:
-        self._does("mark")
+    def mark_suspect(self, name: str) -> None:
+        self._does("mark_suspect")
         self.marked = name
 
-    def unmark(self) -> None:
-        self._does("unmark")
+    def unmark_suspect(self) -> None:
+        self._does("unmark_suspect")
         self.marked = None
 
-    def turn(self, name: str, _: float) -> StreamState:
+    def lease(self, name: str, _: float) -> StreamState:
         return replace(self.state, size=self.sizes.get(name, self.state.size))
 
-    def say_load(self, _: float) -> None:
-        self._does("say_load")
+    def report_load(self, _: float) -> None:
+        self._does("report_load")
 
-    def publish(self, _: str, level: Level, before: Level, **said: Any) -> None:
+    def publish_backpressure(self, _: str, level: Level, before: Level, **said: Any) -> None:
         self.published.append({"level": level, "before": before, **said})
         self.state = replace(self.state, level=level)
 
-    def guard(self, *_: Any) -> None:
-        self._does("guard")
+    def enforce_hard_limit(self, *_: Any) -> None:
+        self._does("enforce_hard_limit")
 
-    def rest(self, *_: Any) -> None:
-        self._does("rest")
+    def flush_texts(self, *_: Any) -> None:
+        self._does("flush_texts")
 
-    def tidy(self, *_: Any) -> None:
-        self._does("tidy")
+    def remove_silent_consumers(self, *_: Any) -> None:
+        self._does("remove_silent_consumers")
 
-    def report(self, measured: Mapping[str, Any]) -> None:
+    def report_metrics(self, measured: Mapping[str, Any]) -> None:
         self.reports.append(measured)
 
-    def leave(self) -> None:
-        self._does("leave")
+    def remove_reports(self) -> None:
+        self._does("remove_reports")
 
 
 def _kind(response: Sequence[Any]) -> str:
@@ -131,25 +132,31 @@ def _kind(response: Sequence[Any]) -> str:
     return str(said["error"] if said["kind"] == "error" else said["kind"])
 
 
+def new_batcher(self_check: Callable[[], bool] | None = None) -> Batcher:
+    return Batcher(Limits(8192, 128, 0), self_check=self_check)
+
+
 @contextmanager
 def consuming(
-    server: FakeServer,
+    store: FakeStore,
     encoder: SimulatedEncoder | None = None,
     *,
-    self_check: Callable[[], bool] | None = None,
+    batcher: Batcher | None = None,
     floor: Floor | None = None,
     **options: Any,
 ) -> Iterator[StreamConsumer]:
     """Run a consumer, and see its threads end."""
     encoder = encoder or SimulatedEncoder(width=4)
-    batcher = Batcher(Limits(8192, 128, 0), self_check=self_check)
+    batcher = batcher or new_batcher()
     batcher.start()
+    fake: Any = store
     consumer = StreamConsumer(
-        server,  # type: ignore[arg-type]
+        fake,
+        fake,
         lambda: encoder,
         batcher,
-        replace(Settings(stream_claim_s=0.5), **options),
-        "d",
+        options=replace(Settings(stream_claim_s=0.5), **options),
+        device_id="d",
         seat=floor or Floor(),
         serves=lambda: True,
         load=lambda: 0.0,

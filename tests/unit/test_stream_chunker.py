@@ -13,7 +13,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.engines.offsets import Offsets
-from sutra_tasks.streaming.chunker import Chunk, Ending, OverlapChunker, Progress
+from sutra_tasks.streaming.chunker import Chunk, Ending, OverlapChunker, TextProgress
 
 Tokenize = Callable[[str], Offsets]
 
@@ -117,7 +117,7 @@ class Writer:
     """A text that arrives, and what is kept of it, as a device does."""
 
     def __init__(self, chunker: OverlapChunker) -> None:
-        self.chunker, self.kept, self.progress, self.missing = chunker, "", Progress(), 0
+        self.chunker, self.kept, self.progress, self.missing = chunker, "", TextProgress(), 0
         self.chunks: list[Chunk] = []
 
     def add(self, piece: str, ending: Ending | None = None) -> list[Chunk]:
@@ -134,7 +134,7 @@ def split(text: str, cuts: list[int]) -> list[str]:
 
 
 def chunks_of(chunker: OverlapChunker, text: str) -> list[Chunk]:
-    return chunker.chunks(text, Progress(), "end")[0]
+    return chunker.chunks(text, TextProgress(), "end")[0]
 
 
 def check_laws(chunker: OverlapChunker, text: str, chunks: list[Chunk]) -> None:
@@ -327,7 +327,7 @@ def test_what_there_is_becomes_a_chunk_when_a_text_stands_still() -> None:
 def test_a_text_that_stands_still_before_it_begins_has_no_chunk() -> None:
     writer = Writer(OverlapChunker(4, 2, words))
     assert writer.add("", "idle") == []
-    assert writer.progress == Progress()
+    assert writer.progress == TextProgress()
 
 
 def test_a_flushed_chunk_within_the_overlap_is_whole_in_the_next() -> None:

@@ -1,0 +1,16 @@
+--- Renew the leases of open texts.
+---
+--- @flags    allow-oom   workers free memory: a full server must not refuse them
+--- @key      takeable    sorted set: key of an open text -> when it may be taken, ms
+--- @keys     texts       hashes: the texts
+--- @arg      lease_ms    milliseconds until another consumer may take them
+--- @args     names       the keys of the texts
+--- @args     tokens      the tokens with which they were taken; others have been taken since
+--- @include  streaming/lua/clock
+
+local now = now_ms()
+for i, text in ipairs(texts) do
+  if redis.call('HGET', text, 'token') == tokens[i] then
+    redis.call('ZADD', takeable, 'XX', now + lease_ms, names[i])
+  end
+end
