@@ -1,14 +1,20 @@
-"""Files of a run: written whole or not at all, whoever else writes them at the same time."""
+"""Atomic writes of files and folders: a reader finds the old content or the new, never half of it.
+
+A writer creates a temporary file beside the final one, flushes it to disk, renames it, and flushes the
+folder that holds the name. Any number of processes may write the same file. A writer that is killed
+leaves only its temporary file, which :func:`sweep` deletes later.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import time
 import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,51 +23,85 @@ import numpy as np
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
 
-__all__ = ["WRITING", "read_array", "read_json", "sweep", "write_array", "write_json", "write_whole"]
+__all__ = [
+    "flush",
+    "read_array",
+    "read_json",
+    "replacing",
+    "sweep",
+    "write_array",
+    "write_json",
+    "write_whole",
+]
 
-WRITING: Final = ".writing"
-"""The end of the name under which a file is written before it is renamed."""
+TEMPORARY: Final = ".writing"
+"""The suffix of temporary files and folders; their names begin with a dot."""
 ABANDONED_S: Final = 3600.0
-"""Seconds after which nobody writes a file any more."""
+"""Age in seconds at which a temporary file has lost its writer."""
 
 
-def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Write a file to disk for good, over one that is there.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; what the block creates there becomes ``path``.
+
+    The block creates a file, or a folder whose files it flushes itself. If it raises, the temporary
+    file is deleted and ``path`` stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    try:
+        yield temporary
+        flush(temporary)  # or a power cut leaves a name without its content
+        if path.is_dir():  # a rename replaces files and empty folders only
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except BaseException:
+        _delete(temporary)
+        raise
+    flush(path.parent)
+
+
+def write_whole(path: Path, content: bytes, *, mode: int | None = None) -> None:
+    """Write a file, in place of one that exists.
 
     Args:
-        path: where.
-        content: of it.
-        mode: who may read and write it, less the umask.
+        path: of the file.
+        content: all of it.
+        mode: its permissions, whatever the umask is; None: those that the umask leaves.
     """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}{WRITING}")
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    with replacing(path) as temporary:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with os.fdopen(os.open(temporary, flags, 0o666 if mode is None else mode), "wb") as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut leaves a name without its content
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+
+
+def flush(path: Path) -> None:
+    """Flush a file's content, or the names in a folder, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
-    """Delete what writers that were killed left in a folder."""
-    for path in folder.glob(f".*{WRITING}"):
-        with suppress(FileNotFoundError):  # its writer has renamed it
-            if path.is_file() and time.time() - path.stat().st_mtime > ABANDONED_S:
-                path.unlink()
+    """Delete the temporary files and folders that killed writers left in a folder."""
+    for path in folder.glob(f".*{TEMPORARY}"):
+        with suppress(FileNotFoundError):  # its writer has just renamed it
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                _delete(path)
 
 
 def write_array(path: Path, array: Floats) -> None:
     """Write an array in float32."""
-    held = io.BytesIO()
-    np.save(held, array.astype(np.float32), allow_pickle=False)
-    write_whole(path, held.getvalue())
+    buffer = io.BytesIO()
+    np.save(buffer, array.astype(np.float32), allow_pickle=False)
+    write_whole(path, buffer.getvalue())
 
 
 def read_array(path: Path) -> Floats | None:
-    """Return the array in a file; None if there is none, or it is damaged."""
+    """Return the array in a file; None if the file is missing or damaged."""
     try:
         found: Floats = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -70,14 +110,21 @@ def read_array(path: Path) -> Floats | None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write an object."""
+    """Write an object as JSON."""
     write_whole(path, json.dumps(value).encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one if there is none, or it is damaged."""
+    """Return the JSON object in a file; an empty one if the file is missing or damaged."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

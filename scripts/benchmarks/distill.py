@@ -276,7 +276,7 @@ class Loaded:
 def _expected(options: Settings, reference: str, texts: list[str]) -> Floats:
     """Return the vectors a version gives by itself, computed here: devices have not seen it yet."""
     from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415
-    from sutra_tasks.models.loaded.model_cache import load_version  # noqa: PLC0415
+    from sutra_tasks.models.loaded.loading import load_version  # noqa: PLC0415
 
     return embed_locally(load_version(options, open_registry(options), reference), texts)
 

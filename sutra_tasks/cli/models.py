@@ -17,7 +17,6 @@ from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError, SettingsError, SutraError
 from sutra_tasks.models.registry.manifest import VersionFacts
 from sutra_tasks.models.registry.resolve import open_registry
-from sutra_tasks.models.registry.version_history import read_history
 from sutra_tasks.models.rollout.gate import Thresholds
 from sutra_tasks.models.rollout.promotion import promote, wait_until_served
 
@@ -27,30 +26,30 @@ if TYPE_CHECKING:
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["run_add", "run_list", "run_promote", "run_rollback", "store_of"]
+__all__ = ["required_registry", "run_add", "run_list", "run_promote", "run_rollback"]
 
 MB = 1_000_000
 
 
-def store_of(options: Settings) -> ModelRegistry:
+def required_registry(options: Settings) -> ModelRegistry:
     """Return the registry.
 
     Raises:
         SettingsError: ``SUTRA_MODELS_DIR`` is not set.
     """
-    store = open_registry(options)
-    if store is None:
+    registry = open_registry(options)
+    if registry is None:
         raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder with the registry of models")
-    return store
+    return registry
 
 
 def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
     """Print models and versions, the newest first."""
-    store = store_of(options)
-    names = store.names() if name is None else [name]
-    rows = [(one, manifest) for one in names for manifest in reversed(store.versions(one))]
+    registry = required_registry(options)
+    names = registry.names() if name is None else [name]
+    rows = [(one, manifest) for one in names for manifest in reversed(registry.versions(one))]
     if as_json:
-        facts = [{**_facts(m), "serves": store.current(one) == m.version} for one, m in rows]
+        facts = [{**_facts(m), "serves": registry.current(one) == m.version} for one, m in rows]
         print(json.dumps(facts, indent=2))  # noqa: T201 - this is the output
         return
     if not rows:
@@ -68,7 +67,7 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
         metrics = manifest.metrics
         drawn.add_row(
             f"{one}@{manifest.version}",
-            "[green]yes[/]" if store.current(one) == manifest.version else "",
+            "[green]yes[/]" if registry.current(one) == manifest.version else "",
             datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d"),
             str(manifest.width),
             f"{manifest.bytes / MB:,.1f}",
@@ -86,14 +85,14 @@ def run_add(options: Settings, name: str, model: str) -> None:
     from sutra_tasks.engines.golden import GoldenVectors
     from sutra_tasks.engines.load import load_engine
 
-    store, folder = store_of(options), Path(locate(model))
+    registry, folder = required_registry(options), Path(locate(model))
     if not folder.is_dir():
         raise ModelError(model, "is no folder on this machine; download it first, and give its folder")
     # A fleet may be simulated; what the registry says of a model is not.
     encoder = load_engine(replace(options, engine="torch"), model, folder)
     golden = GoldenVectors.of(encoder).to_json()
     facts = VersionFacts(space=encoder.info.space, width=encoder.info.width, golden=golden, metrics={})
-    manifest = store.add(name, folder, facts)
+    manifest = registry.add(name, folder, facts)
     version = manifest.version
     Console().print(f"{name}@{version} is there. Have it serve: sutra models promote {name} {version}")
 
@@ -108,13 +107,15 @@ def run_promote(
     ndcg: float | None,
 ) -> None:
     """Have a version serve, and say who does."""
-    store = store_of(options)
-    floor = Thresholds(cosine=cosine, spearman=spearman, ndcg=ndcg)
+    registry = required_registry(options)
+    thresholds = Thresholds(cosine=cosine, spearman=spearman, ndcg=ndcg)
     console = Console()
     if options.broker_url is None:
         raise SettingsError("SUTRA_BROKER_URL", "", "not set: which fleet is to serve it?")
     with console.status(f"devices load {name}@{version} aside ..."):
-        devices = promote(connected(options), store, name, version, floor=floor, options=options)
+        devices = promote(
+            connected(options), registry, name, version, thresholds=thresholds, options=options
+        )
     if devices:
         console.print(f"{name}@{version} serves on {', '.join(devices)}")
     else:
@@ -123,34 +124,20 @@ def run_promote(
 
 def run_rollback(options: Settings, name: str) -> None:
     """Have the version before serve again; its files are checked here, its vectors by the devices."""
-    store = store_of(options)
+    registry = required_registry(options)
     client: redis.Redis = connected(options)
-    store.verify(name, _served_before(store, options, name))
-    version = store.rollback(name)
+    registry.verify(name, registry.previous(name))
+    version = registry.rollback(name)
     console = Console()
     try:
         with console.status(f"devices go back to {name}@{version} ..."):
-            wait_until_served(client, store, name, options)
+            wait_until_served(client, registry, name, options)
     except (SutraError, RedisError) as error:
         raise SutraError(
             f"the registry went back: {name}@{version} is what devices are to serve, and what those "
             f"that start load. But not all of them were seen to: {error}"
         ) from None
     console.print(f"{name}@{version} serves again")
-
-
-def _served_before(store: ModelRegistry, options: Settings, name: str) -> int:
-    """Return the version to which a rollback goes.
-
-    Raises:
-        ModelError: there is none.
-    """
-    present = {manifest.version for manifest in store.versions(name)}
-    history = read_history(name, Path(options.models_dir or "").expanduser() / name)
-    before = [one for one in history if one != history[-1] and one in present]
-    if not before:
-        raise ModelError(name, "no version of it served before the one that does now")
-    return before[-1]
 
 
 def _facts(manifest: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ from sutra_tasks.streaming.upkeep_store import UpkeepStore
 if TYPE_CHECKING:
     from sutra_tasks.client.call import Call
     from sutra_tasks.engines.encoder import Encoder
-    from sutra_tasks.models.loaded.model_cache import LoadedModel
+    from sutra_tasks.models.loaded.loading import LoadedModel
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["DevicePool"]
@@ -114,7 +114,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         """Load and warm the model; the worker accepts no work before this returns."""
         options = self._options
         self._heartbeat.start()
-        encoder = self._models.first()
+        encoder = self._models.load_default()
         limits = Limits(options.batch_tokens, options.batch_texts, options.batch_wait_s)
         batcher = Batcher(
             limits,
@@ -123,7 +123,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             batch_timeout_s=options.batch_timeout_s,
         )
         self._batcher = batcher
-        self._now_serves(self._models.begin(encoder, self._service_of))
+        self._now_serves(self._models.start(encoder, self._service_of))
         batcher.start()
         if self._store is not None:
             self._follower = Follower(
@@ -171,7 +171,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         """Serve this model by default; between two batches, for it is on the batcher's thread."""
         batcher = self._batcher
         assert batcher is not None
-        self._models.serve_by_default(loaded)
+        self._models.set_default(loaded)
         self._serves = loaded
         self._statistics.warmed_up(*loaded.warm_up)
         self.monitor.loaded(
@@ -266,7 +266,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _service_of_part(self, model: str | None, space: str | None) -> EmbeddingService:
         # The host that begun the text may name the same weights otherwise.
-        held = self._models.of_space(space) if space is not None else None
+        held = self._models.find_by_space(space) if space is not None else None
         return (held or self._model(model, space)).service
 
     def _computed(self, compute: Callable[..., Answer], *, task_id: str | None = None) -> Answer:

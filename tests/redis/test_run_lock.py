@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 NAME = keys.distilling("small")
 
 
-def lock(client: redis.Redis, task: str, worker: str, keep_s: float = 3600.0) -> RunLock:
-    return RunLock(client, "small", task, worker, keep_s=keep_s)
+def lock(client: redis.Redis, task: str, worker: str, renew_s: float = 3600.0) -> RunLock:
+    return RunLock(client, "small", task, worker, renew_s=renew_s)
 
 
 def test_two_tasks_exclude_each_other_and_the_end_of_one_frees_the_model(client: redis.Redis) -> None:
@@ -37,7 +37,7 @@ def test_two_tasks_exclude_each_other_and_the_end_of_one_frees_the_model(client:
 
 def test_a_task_that_is_delivered_again_takes_over_from_itself_and_keeps_it(client: redis.Redis) -> None:
     with ExitStack() as ended:
-        old = ended.enter_context(lock(client, "a", "w1", keep_s=0.01))
+        old = ended.enter_context(lock(client, "a", "w1", renew_s=0.01))
         old.check()
         ended.enter_context(lock(client, "a", "w2"))
         wait_until(lambda: not old._thread.is_alive())
@@ -47,7 +47,7 @@ def test_a_task_that_is_delivered_again_takes_over_from_itself_and_keeps_it(clie
 
 
 def test_a_lock_that_expired_is_taken_again_if_nobody_has_it(client: redis.Redis) -> None:
-    with lock(client, "a", "w1", keep_s=0.01) as held:
+    with lock(client, "a", "w1", renew_s=0.01) as held:
         client.delete(NAME)
         wait_until(lambda: client.get(NAME) == b"a w1")
         held.check()

@@ -90,7 +90,7 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
         for thread in threads:
             thread.start()
         devices = promote(
-            client, store, "search", 2, floor=Thresholds(spearman=0.9), options=fleet.options
+            client, store, "search", 2, thresholds=Thresholds(spearman=0.9), options=fleet.options
         )
         stop.set()
         for thread in threads:
@@ -117,9 +117,11 @@ def test_a_version_that_devices_refuse_leaves_the_old_one_serving(
     bad = add_version(store, "search", tmp_path / "sources", changed=of_another)
     with serving(2) as fleet:
         with pytest.raises(PromotionRefusedError, match="vectors differ"):
-            promote(client, store, "search", bad, floor=Thresholds(), options=fleet.options)
+            promote(client, store, "search", bad, thresholds=Thresholds(), options=fleet.options)
         with pytest.raises(PromotionRefusedError, match=r"under the 0\.99"):
-            promote(client, store, "search", 2, floor=Thresholds(spearman=0.99), options=fleet.options)
+            promote(
+                client, store, "search", 2, thresholds=Thresholds(spearman=0.99), options=fleet.options
+            )
         assert store.current("search") == 1
         assert {asked("a text").space for _ in range(5)} == {space_of("search@1")}
 
@@ -155,7 +157,7 @@ def test_while_the_registry_is_away_what_is_in_memory_serves(
         for model, reference in ((None, "search@1"), ("search", "search@1"), ("search@2", "search@2")):
             assert asked("a text", model=model).model == reference
         (tmp_path / "away").rename(tmp_path / "models")
-        assert promote(client, store, "search", 2, floor=Thresholds(), options=fleet.options) == [
+        assert promote(client, store, "search", 2, thresholds=Thresholds(), options=fleet.options) == [
             seen.record.id
         ]
 
@@ -164,6 +166,6 @@ def test_a_device_that_is_pinned_to_a_version_stays_with_it_and_holds_up_nobody(
     serving: Fleet, store: ModelRegistry, client: redis.Redis
 ) -> None:
     with serving(1, model="search@1") as fleet:
-        assert promote(client, store, "search", 2, floor=Thresholds(), options=fleet.options) == []
+        assert promote(client, store, "search", 2, thresholds=Thresholds(), options=fleet.options) == []
         assert asked("a text").model == "search@1"
         assert asked("a text", model="search").model == "search@2"

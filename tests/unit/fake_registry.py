@@ -101,5 +101,5 @@ def models_of(
     """Return a device's models of which the first one serves."""
     monkeypatch.setattr(loading, "load_engine", lambda _, reference, folder=None: engine(reference))  # noqa: ARG005
     made = ModelCache(options, store, clock=clock)  # type: ignore[arg-type]
-    made.begin(made.first(), Service)  # type: ignore[arg-type]
+    made.start(made.load_default(), Service)  # type: ignore[arg-type]
     return made

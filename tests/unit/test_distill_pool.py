@@ -50,7 +50,7 @@ class Worker:
 
     def deliver(self, task_id: str = "task-1") -> Any:
         """Deliver a task to a worker that has just started."""
-        client: Any = SimpleNamespace(eval=self._eval, exists=self.values.__contains__)
+        client: Any = SimpleNamespace(evalsha=self._evalsha, exists=self.values.__contains__)
         pool: Any = object.__new__(DistillPool)
         pool._options, pool._client, pool._incarnation = self._options, client, "worker.1"
         pool._stopping = SimpleNamespace(is_set=lambda: False)
@@ -72,7 +72,7 @@ class Worker:
     def _a_run(self, *_: Any, **__: Any) -> Any:
         return SimpleNamespace(made=lambda: self.made, make=self.make)
 
-    def _eval(self, *_: Any) -> bytes | None:
+    def _evalsha(self, *_: Any) -> bytes | None:
         return self.values.get("lock")
 
     def _revoked(self) -> None:

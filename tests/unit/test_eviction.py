@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sutra_tasks.errors import ModelError
-from sutra_tasks.models.loaded.eviction import MB, CachedModel, leaving, models_to_evict
+from sutra_tasks.models.loaded.eviction import MB, CachedModel, least_recently_used, models_to_evict
 
 RESIDENTS = st.lists(
     st.builds(CachedModel, st.uuids().map(str), st.integers(0, 50), st.floats(0, 9)),
@@ -15,7 +15,7 @@ RESIDENTS = st.lists(
 
 @given(RESIDENTS, st.integers(-10, 200))
 def test_those_that_stay_fit_and_were_used_later(held: list[CachedModel], room: int) -> None:
-    gone = leaving(held, room)
+    gone = least_recently_used(held, room)
     stay = [one for one in held if one.reference not in gone]
     assert sum(one.size_bytes for one in stay) <= max(room, 0) or not stay
     used = {one.reference: one.used_at for one in held}
@@ -43,7 +43,7 @@ def test_a_model_that_comes_keeps_all_within_the_limit_and_takes_away_none_that_
     ]
     fixed = sum(one.size_bytes for one in held if one.stays)
     try:
-        gone = models_to_evict("new", size * MB, held, limit, at_any_price=False)
+        gone = models_to_evict("new", size * MB, held, limit, may_exceed_limit=False)
     except ModelError:
         assert fixed + size * MB > limit * MB
         return
@@ -58,11 +58,11 @@ def test_a_candidate_stays_and_keeps_no_other_out() -> None:
         CachedModel("candidate", 4 * MB, 0.0, is_candidate=True),
         CachedModel("other", MB, 1.0),
     ]
-    assert models_to_evict("new", 4 * MB, held, 10, at_any_price=False) == ["other"]
+    assert models_to_evict("new", 4 * MB, held, 10, may_exceed_limit=False) == ["other"]
 
 
-def test_a_model_without_room_comes_only_at_any_price() -> None:
+def test_a_model_without_room_comes_only_may_exceed_limit() -> None:
     held = [CachedModel("default", 8 * MB, 0.0, stays=True), CachedModel("other", MB, 0.0)]
     with pytest.raises(ModelError, match="4 MB beside 8 MB of models that stay"):
-        models_to_evict("new", 4 * MB, held, 10, at_any_price=False)
-    assert models_to_evict("new", 4 * MB, held, 10, at_any_price=True) == ["other"]
+        models_to_evict("new", 4 * MB, held, 10, may_exceed_limit=False)
+    assert models_to_evict("new", 4 * MB, held, 10, may_exceed_limit=True) == ["other"]

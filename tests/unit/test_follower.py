@@ -37,7 +37,7 @@ class Device:
             self.server,  # type: ignore[arg-type]
             self.models,
             settings,
-            swap=self.models.serve_by_default,
+            swap=self.models.set_default,
             hasten=self.hasten,
             clock=lambda: self.now,
         )

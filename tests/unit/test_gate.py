@@ -42,11 +42,11 @@ TABLE: list[tuple[Thresholds, list[DeviceReadiness], float, str, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("floor", "devices", "now", "state", "said"), TABLE)
+@pytest.mark.parametrize(("thresholds", "devices", "now", "state", "said"), TABLE)
 def test_a_version_serves_if_it_is_good_and_the_same_everywhere(
-    floor: Thresholds, devices: list[DeviceReadiness], now: float, state: str, said: list[str]
+    thresholds: Thresholds, devices: list[DeviceReadiness], now: float, state: str, said: list[str]
 ) -> None:
-    verdict = decide(MADE, floor, devices, now=now, deadline=10)
+    verdict = decide(MADE, thresholds, devices, now=now, deadline=10)
     assert verdict.state == state
     for part in said:
         assert part in verdict.reason

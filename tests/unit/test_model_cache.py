@@ -10,7 +10,8 @@ from sutra_tasks.engines.encoder import gives_space
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError, ModelError, SpaceUnavailableError
 from sutra_tasks.models.loaded import loading
-from sutra_tasks.models.loaded.model_cache import RETRY_S, SUPERSEDED_S, ModelCache
+from sutra_tasks.models.loaded.eviction import SUPERSEDED_S
+from sutra_tasks.models.loaded.model_cache import RETRY_S, ModelCache
 from tests.unit.fake_registry import OPTIONS, Service, Store, engine, models_of
 
 
@@ -64,7 +65,7 @@ def test_the_least_recently_used_leaves_and_the_default_never(
 
 
 def test_what_is_kept_for_a_promotion_stays(models: ModelCache, now: list[float]) -> None:
-    models.keep("search@2")
+    models.protect("search@2")
     models.load("search@2")
     now[0] += 1
     models.get("extra")
@@ -121,7 +122,7 @@ def test_a_version_whose_vectors_are_others_than_its_manifest_says_is_refused(
 def test_a_pinned_space_is_given_by_the_version_that_has_it(models: ModelCache, store: Store) -> None:
     old = models.default.encoder.info.space
     store.serves["search"] = 2
-    models.serve_by_default(models.load("search@2"))
+    models.set_default(models.load("search@2"))
     assert models.get(None).encoder.info.space != old
     assert models.get(None, old).reference == "search@1"
     assert models.get("search", old).reference == "search@1"
@@ -143,13 +144,13 @@ def test_a_pinned_space_counts_with_the_width_it_is_cut_to(models: ModelCache) -
 def test_a_version_that_serves_no_more_goes_when_nobody_asks_for_it(
     models: ModelCache, store: Store, now: list[float]
 ) -> None:
-    models.serve_by_default(models.load("search@2"))
+    models.set_default(models.load("search@2"))
     store.serves["search"] = 2
     models.serving.refresh()
-    models.drop_superseded()
+    models.evict_superseded()
     assert models.has("search@1")
     now[0] += SUPERSEDED_S + 1
-    models.drop_superseded()
+    models.evict_superseded()
     assert not models.has("search@1")
     assert models.has("search@2")
 
@@ -188,7 +189,7 @@ def test_what_is_in_memory_needs_no_disk(monkeypatch: pytest.MonkeyPatch, store:
     assert models.get(None, models.default.encoder.info.space) is models.default
     assert models.has("docs")
     assert models.names == ("docs", "docs@1", "extra", "search", "search@1")
-    models.drop_superseded()
+    models.evict_superseded()
     assert store.reads == []
 
 
@@ -237,12 +238,12 @@ def test_a_version_that_is_pinned_again_and_again_stays(
     old = models.default.encoder.info.space
     store.serves["search"] = 2
     models.serving.refresh()
-    models.serve_by_default(models.load("search@2"))
+    models.set_default(models.load("search@2"))
     first = models.get(None, old)
     for _ in range(3):
         now[0] += 0.7 * SUPERSEDED_S
         assert models.get(None, old) is first
-        models.drop_superseded()
+        models.evict_superseded()
 
 
 def test_for_calls_a_model_that_failed_is_not_loaded_again_for_a_while(
@@ -302,9 +303,9 @@ def test_a_candidate_and_a_new_default_come_though_there_is_no_room(
     models = models_of(monkeypatch, store, lambda: 0.0, tight)
     with pytest.raises(ModelError, match="SUTRA_MODEL_MEMORY_MB"):
         models.get("extra")
-    models.keep("search@2")
+    models.protect("search@2")
     assert models.load("search@2").reference == "search@2"
-    models.keep(None)
+    models.protect(None)
     store.serves["search"] = 3
     models.serving.refresh()
     assert models.load("search@3").reference == "search@3"
@@ -317,19 +318,19 @@ def test_the_first_model_is_held_against_its_manifest(
     other.info = replace(other.info, space=engine("search@1").info.space)
     monkeypatch.setattr(loading, "load_engine", lambda *_: other)
     models = ModelCache(OPTIONS, store)  # type: ignore[arg-type]
-    first = models.first()
+    first = models.load_default()
     with pytest.raises(ModelError, match="vectors differ"):
-        models.begin(first, Service)  # type: ignore[arg-type]
+        models.start(first, Service)  # type: ignore[arg-type]
 
 
 def test_whatever_serves_by_default_is_in_memory(models: ModelCache) -> None:
     loaded = models.load("search@2")
-    models._held.clear()
-    models.serve_by_default(loaded)
+    models._cached.clear()
+    models.set_default(loaded)
     assert models.has("search@2")
 
 
 def test_a_model_is_found_by_its_space_whatever_its_name(models: ModelCache) -> None:
     extra = models.get("extra")
-    assert models.of_space(extra.encoder.info.space) is extra
-    assert models.of_space("another:4") is None
+    assert models.find_by_space(extra.encoder.info.space) is extra
+    assert models.find_by_space("another:4") is None

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from sutra_tasks.errors import InvalidOptionError, ModelError, UnsupportedVersionError
+from sutra_tasks.models.registry.layout import ABANDONED_S
 from sutra_tasks.models.registry.manifest import Manifest, ParentModel, VersionFacts
-from sutra_tasks.models.registry.model_registry import ABANDONED_S, ModelRegistry
+from sutra_tasks.models.registry.model_registry import ModelRegistry
 
 FACTS = VersionFacts(space="abc:384", width=384, golden='{"v": 1}', metrics={"cosine_similarity": 0.9})
 NOW = 1.8e9
@@ -452,15 +453,15 @@ from sutra_tasks.models.registry import model_registry as module
 from sutra_tasks.models.registry.manifest import VersionFacts
 from sutra_tasks.models.registry.model_registry import ModelRegistry
 step = sys.argv[3]
-def die(*_): os._exit(9)
-if step == "write_file": module.write_file = die
+def die(*_, **__): os._exit(9)
+if step == "write_whole": module.write_whole = die
 elif step == "rename": Path.rename = die
 store = ModelRegistry(Path(sys.argv[1]))
 store.add("short", Path(sys.argv[2]), VersionFacts(space="a:1", width=1, golden="g", metrics={}))
 """
 
 
-@pytest.mark.parametrize("step", ["write_file", "rename"])
+@pytest.mark.parametrize("step", ["write_whole", "rename"])
 def test_a_writer_that_is_killed_leaves_nothing_that_is_seen(
     filled: ModelRegistry, source: Path, tmp_path: Path, step: str
 ) -> None:

@@ -34,7 +34,7 @@ class World:
         self.announced = Promotion.from_json(said)
         return True
 
-    def eval(self, *_: object) -> None:
+    def evalsha(self, *_: object) -> None:
         self.announced = None
 
     def fleet_members(self, _: object) -> list[FleetMember]:
@@ -62,7 +62,7 @@ def promoted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Said], list[str]]:
         world: Any = World(said)
         monkeypatch.setattr(module, "fleet_members", world.fleet_members)
         return promote(
-            world, world, "search", 2, floor=Thresholds(), options=Settings(),
+            world, world, "search", 2, thresholds=Thresholds(), options=Settings(),
             clock=lambda: world.now, sleep=world.sleep,
         )  # fmt: skip
 

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from sutra_tasks.broker.result_backend import LeaseEnded
-from sutra_tasks.distillation.worker.run_lock import LET_GO, TAKE, RunLock
+from sutra_tasks.distillation.worker.run_lock import DELETE_IF_EQUAL, TAKE_RUN_LOCK, RunLock
 from sutra_tasks.errors import DistillationUnderWayError
 
 WITHIN_S = 20
@@ -21,10 +21,10 @@ class Server:
         self.kept = threading.Event()
         self.answered = threading.Event()
 
-    def eval(self, script: str, *_: Any) -> Any:
+    def evalsha(self, script: str, *_: Any) -> Any:
         self.scripts.append(script)
         answer = self.answers.pop(0) if self.answers else None
-        if self.scripts.count(TAKE) >= 4:
+        if self.scripts.count(TAKE_RUN_LOCK.sha) >= 4:
             self.kept.set()
         if isinstance(answer, Exception):
             raise answer
@@ -33,7 +33,7 @@ class Server:
 
 def lock(server: Server) -> RunLock:
     client: Any = server
-    return RunLock(client, "small", "task-1", "worker.1", keep_s=0.001)
+    return RunLock(client, "small", "task-1", "worker.1", renew_s=0.001)
 
 
 def test_a_lock_is_renewed_while_its_run_is_silent_and_let_go_of_at_its_end() -> None:
@@ -41,8 +41,8 @@ def test_a_lock_is_renewed_while_its_run_is_silent_and_let_go_of_at_its_end() ->
     with lock(server) as held:
         assert server.kept.wait(WITHIN_S)
         held.check()
-    assert server.scripts[-1] == LET_GO
-    assert server.scripts.count(LET_GO) == 1
+    assert server.scripts[-1] == DELETE_IF_EQUAL.sha
+    assert server.scripts.count(DELETE_IF_EQUAL.sha) == 1
 
 
 def test_one_that_another_task_has_is_not_taken() -> None:
@@ -70,4 +70,4 @@ def test_a_lock_that_is_lost_is_told_and_not_taken_back(holder: bytes, error: ty
         assert not held._thread.is_alive()
         with pytest.raises(error):
             held.check()
-    assert server.scripts.count(TAKE) == 2
+    assert server.scripts.count(TAKE_RUN_LOCK.sha) == 2

@@ -15,7 +15,7 @@ from sutra_tasks.distillation.data.vector_cache import (
     count_shards,
     delete_old_runs,
 )
-from sutra_tasks.files import ABANDONED_S, WRITING, write_whole
+from sutra_tasks.files import ABANDONED_S, TEMPORARY, write_whole
 from sutra_tasks.vectors import Floats
 
 TEXTS = [str(number) for number in range(2 * SHARD + 10)]
@@ -79,12 +79,12 @@ def test_what_is_stopped_within_a_shard_leaves_the_ones_before_and_closes_its_so
 
 def test_what_a_writer_left_half_done_is_never_read_and_goes_in_time(tmp_path: Path) -> None:
     for name, age_s in (("old", 2 * ABANDONED_S), ("young", 0)):
-        path = tmp_path / f".vectors-000000.npy.{name}{WRITING}"
+        path = tmp_path / f".vectors-000000.npy.{name}{TEMPORARY}"
         path.write_bytes(b"half")
         os.utime(path, (time.time() - age_s, time.time() - age_s))
     assert cached_vectors(tmp_path, TEXTS[:5], Engine(), watch=silent).shape == (5, 2)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        f".vectors-000000.npy.young{WRITING}", "vectors-000000.npy",
+        f".vectors-000000.npy.young{TEMPORARY}", "vectors-000000.npy",
     ]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_writers_of_one_file_never_meet(tmp_path: Path, monkeypatch: pytest.Monk
 
     def late(beside: Path, target: Path) -> Path:
         monkeypatch.setattr(Path, "replace", replace)
-        assert len(flushed) == 1
+        assert len(flushed) == 1  # the file
         write_whole(path, b"other")  # all of it while the first is about to rename
         return replace(beside, target)
 
@@ -128,7 +128,7 @@ def test_writers_of_one_file_never_meet(tmp_path: Path, monkeypatch: pytest.Monk
     write_whole(path, b"one")
     assert path.read_bytes() == b"one"
     assert list(tmp_path.iterdir()) == [path]
-    assert len(flushed) == 2
+    assert len(flushed) == 4  # of each file, and the folder with its name
 
 
 def test_folders_that_nobody_wrote_to_for_a_month_go(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sutra_tasks.distillation.data.vector_cache import digest
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError
 from sutra_tasks.files import read_json, write_json
-from sutra_tasks.models.loaded.model_cache import load_version
+from sutra_tasks.models.loaded.loading import load_version
 from sutra_tasks.models.registry.names import split_reference
 from sutra_tasks.models.registry.resolve import resolve_model_name
 
@@ -31,10 +31,10 @@ ENGINES: Final = ("sutra-tasks", "torch", "transformers", "sentence-transformers
 """Packages whose releases may give the same files another space."""
 
 
-def place_of(reference: str, store: ModelRegistry) -> Path:
+def place_of(reference: str, registry: ModelRegistry) -> Path:
     """Return the folder of a model, or its name where sentence-transformers must find it."""
     if (version := split_reference(reference)) is not None:
-        return store.folder(*version)
+        return registry.folder(*version)
     return Path(locate(reference))
 
 
@@ -49,7 +49,7 @@ class Teacher:
         self,
         name: str,
         options: Settings,
-        store: ModelRegistry,
+        registry: ModelRegistry,
         runs: Path,
         *,
         load: Callable[[Settings, ModelRegistry | None, str], Encoder] = load_version,
@@ -59,20 +59,20 @@ class Teacher:
         Args:
             name: as recipes name it.
             options: of this deployment.
-            store: the registry.
+            registry: the registry.
             runs: the folder of all runs, where spaces are remembered.
             load: loads it.
 
         Raises:
             InvalidOptionError: no such model may be named.
         """
-        self._options, self._store, self._runs, self._load = options, store, runs, load
-        self.reference = resolve_model_name(name, options, store, what="teacher")
+        self._options, self._registry, self._runs, self._load = options, registry, runs, load
+        self.reference = resolve_model_name(name, options, registry, what="teacher")
 
     @cached_property
     def place(self) -> Path:
         """Its folder."""
-        return place_of(self.reference, self._store)
+        return place_of(self.reference, self._registry)
 
     @cached_property
     def space(self) -> str:
@@ -82,7 +82,7 @@ class Teacher:
             ModelError: it had to be loaded for that, and cannot be.
         """
         if (version := split_reference(self.reference)) is not None:
-            return self._store.manifest(*version).space
+            return self._registry.manifest(*version).space
         known = self._runs / f"space-{self._files()[:16]}.json"
         found = read_json(known).get("space")
         if isinstance(found, str):
@@ -108,7 +108,7 @@ class Teacher:
 
     @cached_property
     def _loaded(self) -> Encoder:
-        return self._load(self._options, self._store, self.reference)
+        return self._load(self._options, self._registry, self.reference)
 
     def _files(self) -> str:
         """Return a digest of what decides its space, by names, sizes and times, not by contents."""

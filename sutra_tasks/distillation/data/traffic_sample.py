@@ -1,13 +1,13 @@
-r"""A uniform sample of real traffic, kept on the server for a while; only where somebody asked for one.
+"""A uniform sample of the texts of real calls, kept on the server if ``SUTRA_SAMPLE_TEXTS`` is set.
 
-A text's place in the draw is a keyed hash of itself, and the ``k`` texts of least place are the sample:
-a bottom-k sketch (Cohen and Kaplan, 2007). So every distinct text is as likely to be in it, however
-often it was sent, and any number of devices fill one sample without a counter. Once it is full few texts
-cost a round trip: those that enter it, each once from each device.
+A text's priority is a keyed hash of it, and the ``k`` texts of lowest priority are the sample: a
+bottom-k sketch (Cohen and Kaplan, 2007). So every distinct text is equally likely to be in the sample,
+however often it was sent, and any number of devices fill one sample without counting. Once the sample
+is full, a device sends a text only if it enters the sample, and each text once.
 
-Texts live in one sorted set a quarter of the retention, and go with it: none is kept for longer than the
-retention, and when one goes, so do those of its quarter. On the server are at most five times ``k``
-texts.
+Texts are stored in one sorted set for each quarter of the retention, which expires as a whole: no text
+is kept for longer than the retention, and each for three quarters of it at least. The server stores at
+most five times ``k`` texts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
-from sutra_tasks import keys
+from sutra_tasks import keys, lua
 
 if TYPE_CHECKING:
     import redis
@@ -28,46 +28,38 @@ if TYPE_CHECKING:
 __all__ = ["MOST_CHARS", "PERIODS", "TrafficSample", "open_sample", "priority"]
 
 MOST_CHARS: Final = 2_000
+"""Longer texts are never sampled."""
 PERIODS: Final = 4
-"""In one retention: a text is kept for three quarters of it at the least."""
-
+"""Sorted sets in one retention."""
 OFFERED_AT_ONCE: Final = 1_000
 
-OFFER: Final = """
-for i = 3, #ARGV, 2 do redis.call('ZADD', KEYS[1], 'NX', ARGV[i], ARGV[i + 1]) end
-local over = redis.call('ZCARD', KEYS[1]) - tonumber(ARGV[1])
-if over > 0 then redis.call('ZREMRANGEBYRANK', KEYS[1], -over, -1) end
-if redis.call('TTL', KEYS[1]) < 0 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
-if over < 0 then return false end
-return redis.call('ZRANGE', KEYS[1], -1, -1, 'WITHSCORES')[2]
-"""
-"""Adds texts with their places, keeps the least, and returns the largest place kept if it is full."""
+OFFER: Final = lua.script("distillation/data/offer")
 
 
 def priority(text: str, salt: bytes) -> float:
-    """Return a text's place in a draw, at random but always the same: 0 to under 1.
+    """Return a text's priority in a draw, 0 to under 1: random, but the same for the same text.
 
     Args:
         text: valid Unicode.
-        salt: at most 64 bytes; with another, another sample is drawn.
+        salt: at most 64 bytes; another salt draws another sample.
 
     Raises:
-        UnicodeEncodeError: a lone surrogate is in it.
+        UnicodeEncodeError: the text has a lone surrogate.
     """
     drawn = blake2b(text.encode(), key=salt, digest_size=8).digest()
-    # 53 bits are what a float holds exactly, and what a sorted set's score is.
+    # A float, and so a sorted set's score, holds exactly 53 bits.
     return (int.from_bytes(drawn) >> 11) / 2**53
 
 
 class TrafficSample:
-    """Fills and reads the sample. Any thread may call it.
+    """One device's access to the sample; safe to use from many threads.
 
     Args:
         client: of the server; without ``decode_responses``.
-        texts: most that are kept of each quarter of the retention, and that :meth:`texts` returns.
-        retention_s: seconds after which a text is gone, at most.
-        key: name of the sorted set of a period, from the period's number.
-        salt: what places depend on, the same for all devices.
+        texts: most that each quarter of the retention keeps, and that :meth:`texts` returns.
+        retention_s: seconds after which a text is deleted, at most.
+        key: returns the key of a period's sorted set, given the period's number.
+        salt: decides priorities; the same on all devices.
         most_chars: longer texts are never sampled.
         clock: seconds since 1970.
     """
@@ -83,18 +75,18 @@ class TrafficSample:
         most_chars: int = MOST_CHARS,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._client, self._script = client, client.register_script(OFFER)
+        self._client = client
         self._texts, self._retention_s, self._most_chars = texts, retention_s, most_chars
         self._key, self._salt, self._clock = key, salt, clock
         self._lock = threading.Lock()
-        self._full: tuple[int, float] = (-1, 1.0)  # a period, and the place under which it takes texts
-        self._sent: set[float] = set()  # places of texts the server has been sent in this period
+        self._bound: tuple[int, float] = (-1, 1.0)  # a period, and the priority below which texts enter
+        self._sent: set[float] = set()  # priorities of texts that were sent in this period
 
     def offer(self, texts: Iterable[str]) -> int:
         """Offer texts to the sample; return how many were sent to the server, mostly none.
 
         Raises:
-            redis.RedisError: the server does not answer; nothing is lost but a sample.
+            redis.RedisError: the server does not answer; these texts are not sampled.
         """
         period = self._period()
         sent, bound = self._state(period)
@@ -103,23 +95,27 @@ class TrafficSample:
             if len(text) > self._most_chars or not text.strip():
                 continue
             try:
-                place = priority(text, self._salt)
+                drawn = priority(text, self._salt)
             except UnicodeEncodeError:
                 continue
-            if place < bound and place not in sent:
-                fresh[text] = place
-        # The least first: of more than can be sent at once, those that would stay.
+            if drawn < bound and drawn not in sent:
+                fresh[text] = drawn
+        # The lowest first: if not all can be sent at once, these are the ones that would stay.
         chosen = sorted(fresh.items(), key=lambda one: one[1])[: min(self._texts, OFFERED_AT_ONCE)]
         if chosen:
-            arguments = [part for text, place in chosen for part in (repr(place), text)]
-            said: Any = self._script(
-                keys=[self._key(period)], args=[self._texts, self._lives_s(period), *arguments]
+            highest: Any = OFFER(
+                self._client,
+                sample=self._key(period),
+                most=self._texts,
+                ttl_s=self._ttl_s(period),
+                entries=[part for text, drawn in chosen for part in (repr(drawn), text)],
             )
-            self._learn(period, 1.0 if said is None else float(said), {place for _, place in chosen})
+            bound = 1.0 if highest is None else float(highest)
+            self._note(period, bound, {drawn for _, drawn in chosen})
         return len(chosen)
 
     def texts(self) -> list[str]:
-        """Return the sample of the whole retention: at most ``texts``, in the order of their places.
+        """Return the sample of the whole retention: at most ``texts``, in the order of their priorities.
 
         Raises:
             redis.RedisError: the server does not answer.
@@ -132,14 +128,14 @@ class TrafficSample:
         return [text.decode() for text, _ in chosen]
 
     def forget(self) -> None:
-        """Delete all that was sampled.
+        """Delete the whole sample.
 
         Raises:
-            redis.RedisError: the server does not answer; texts go when their time comes.
+            redis.RedisError: the server does not answer; the texts expire with their periods.
         """
         self._client.delete(*self._names())
         with self._lock:
-            self._full, self._sent = (-1, 1.0), set()
+            self._bound, self._sent = (-1, 1.0), set()
 
     def _period_s(self) -> float:
         return self._retention_s / PERIODS
@@ -151,24 +147,24 @@ class TrafficSample:
         now = self._period()
         return [self._key(period) for period in range(now - PERIODS, now + 1)]
 
-    def _lives_s(self, period: int) -> int:
-        # From the period's start, not from now: its first text is not to outlive the retention.
+    def _ttl_s(self, period: int) -> int:
+        # Counted from the period's start: its first text must not outlive the retention.
         left_s = period * self._period_s() + self._retention_s - self._clock()
         return max(1, int(left_s))
 
     def _state(self, period: int) -> tuple[set[float], float]:
         with self._lock:
-            if self._full[0] != period:
-                self._full, self._sent = (period, 1.0), set()
-            return self._sent, self._full[1]
+            if self._bound[0] != period:
+                self._bound, self._sent = (period, 1.0), set()
+            return self._sent, self._bound[1]
 
-    def _learn(self, period: int, bound: float, places: set[float]) -> None:
+    def _note(self, period: int, bound: float, priorities: set[float]) -> None:
         with self._lock:
-            if self._full[0] != period:
+            if self._bound[0] != period:
                 return
-            self._full = (period, bound)
-            # A new set: other threads read the old one. What the sample dropped needs no memory.
-            self._sent = {place for place in self._sent | places if place <= bound}
+            self._bound = (period, bound)
+            # A new set, because other threads read the old one; texts above the bound never come back.
+            self._sent = {one for one in self._sent | priorities if one <= bound}
 
 
 def open_sample(client: redis.Redis, options: Settings) -> TrafficSample | None:

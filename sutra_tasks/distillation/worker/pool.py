@@ -96,8 +96,8 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def _run(self, config: DistillationConfig) -> dict[str, Any]:
         options, task_id = _with_threads(self._options), self._request.id
-        store = open_registry(options)
-        if store is None:
+        registry = open_registry(options)
+        if registry is None:
             raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder that gets the student")
         watch = RunMonitor(self._client, options, self._request, self._stopping)
         drawn = RunSample(runs_folder(options), task_id, options.sample_retention_s)
@@ -105,7 +105,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             watch.end_if_asked()
             with RunLock(self._client, model_name(config), task_id, self._incarnation) as lock:
                 watch.check = lock.check
-                found = self._made(config, options, store, watch, drawn)
+                found = self._made(config, options, registry, watch, drawn)
         except WorkerStopping:
             raise Reject("the worker is stopping", requeue=True) from None
         except RunCancelled:
@@ -123,7 +123,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self,
         config: DistillationConfig,
         options: Settings,
-        store: ModelRegistry,
+        registry: ModelRegistry,
         watch: RunMonitor,
         drawn: RunSample,
     ) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             texts = drawn.texts(kept.texts) if kept is not None else ()
             material = read_run_texts(config, options, texts)
             by_fleet = self._by_fleet(config.teacher)
-            run = DistillationRun(config, material, options, store, watch=watch, by_fleet=by_fleet)
+            run = DistillationRun(config, material, options, registry, watch=watch, by_fleet=by_fleet)
         if (found := run.made()) is None:
             return run.make()
         logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])

@@ -68,7 +68,7 @@ class DistillationRun:
         config: DistillationConfig,
         material: RunTexts,
         options: Settings,
-        store: ModelRegistry,
+        registry: ModelRegistry,
         *,
         watch: Watch,
         by_fleet: Callable[[Sequence[str], str], Iterable[Floats]] | None = None,
@@ -79,17 +79,17 @@ class DistillationRun:
             config: the recipe.
             material: its texts.
             options: of this deployment.
-            store: the registry that gets the result.
+            registry: the registry that gets the result.
             watch: told of progress.
             by_fleet: gives the vectors of texts by a model, if a fleet serves it; else they are computed
                 here.
         """
         # A fleet may be simulated; what is learned from is not.
         options = replace(options, engine="torch")
-        self._config, self._material, self._options, self._store = config, material, options, store
+        self._config, self._material, self._options, self._registry = config, material, options, registry
         self._watch, self._by_fleet = watch, by_fleet
         self.name, runs = model_name(config), runs_folder(options)
-        self._teacher = Teacher(config.teacher, options, store, runs)
+        self._teacher = Teacher(config.teacher, options, registry, runs)
         space = self._teacher.space
         recipe = {**config.to_json(), "name": self.name}
         self.fingerprint = digest([recipe, space, material.fingerprint])
@@ -100,7 +100,7 @@ class DistillationRun:
 
     def made(self) -> dict[str, Any] | None:
         """Return the result of an earlier run of the same recipe, texts and teacher, if one was."""
-        for manifest in reversed(self._store.versions(self.name)):
+        for manifest in reversed(self._registry.versions(self.name)):
             if manifest.fingerprint == self.fingerprint:
                 return _result(manifest, self._material, made=False)
         return None
@@ -179,7 +179,7 @@ class DistillationRun:
         named = None
         if config.student_model is not None:
             reference = resolve_model_name(
-                config.student_model, self._options, self._store, what="student_model"
+                config.student_model, self._options, self._registry, what="student_model"
             )
             named = self._modules(reference)
         student = build_student(
@@ -210,7 +210,7 @@ class DistillationRun:
         """Load a model to be taken apart, in float32."""
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
-        folder = str(place_of(reference, self._store))
+        folder = str(place_of(reference, self._registry))
         return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
 
     def _register(self, trained: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class DistillationRun:
         (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
         (folder / "report.html").write_text(render(facts), "utf-8")
         self._watch({"phase": "registering"})
-        manifest = self._store.add(
+        manifest = self._registry.add(
             self.name,
             folder,
             VersionFacts(

@@ -1,1 +1,12 @@
-"""TODO map."""
+"""The models in a device's memory.
+
+A call's model passes through:
+
+* ``model_cache``: finds the model of a call, loads it if need be, evicts others.
+* ``serving_versions``: which version of each model serves, read without touching the disk.
+* ``single_flight``: lets one thread load a model for all that wait for it.
+* ``loading``: loads a model, checks it against its manifest, warms it up.
+* ``eviction``: decides which models leave; ``freeing``: gives their memory back.
+
+It may import engines, batching and ``models/registry``, never ``models/rollout``.
+"""

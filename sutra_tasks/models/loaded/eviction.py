@@ -1,4 +1,4 @@
-"""Which models leave so that another fits into the memory that they share."""
+"""Decides which models leave a device's memory so that another model fits."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from typing import Final
 
 from sutra_tasks.errors import ModelError
 
-__all__ = ["CachedModel", "leaving", "models_to_evict"]
+__all__ = ["CachedModel", "least_recently_used", "models_to_evict", "superseded_models"]
 
 MB: Final = 1_000_000
+SUPERSEDED_S: Final = 60.0
+"""Seconds for which a version that no longer serves stays for long texts that were begun with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """A model in memory.
+    """A model in memory, as the decision needs it.
 
     Attributes:
-        reference: its name.
-        size_bytes: what it takes up.
-        used_at: when it was last used.
-        stays: whether it must stay.
-        is_candidate: whether it stays while a promotion lasts; no call fails for want of its room.
+        reference: its name; of the registry with its version.
+        size_bytes: size of its weights.
+        used_at: when it was last used, in seconds.
+        stays: whether it must not be evicted.
+        is_candidate: whether a promotion waits for it: it must not be evicted either, but its size never
+            makes a call fail.
     """
 
     reference: str
@@ -32,44 +35,59 @@ class CachedModel:
     is_candidate: bool = False
 
 
-def leaving(held: Sequence[CachedModel], room_bytes: int) -> list[str]:
-    """Return which models leave, the least recently used first, so that the others fit.
-
-    Args:
-        held: those that may leave.
-        room_bytes: what they may take up together.
-    """
-    total, gone = sum(one.size_bytes for one in held), []
-    for one in sorted(held, key=lambda one: one.used_at):
-        if total <= room_bytes:
-            break
-        gone.append(one.reference)
-        total -= one.size_bytes
-    return gone
-
-
 def models_to_evict(
-    reference: str, size_bytes: int, held: Sequence[CachedModel], limit_mb: int, *, at_any_price: bool
+    reference: str,
+    size_bytes: int,
+    cached: Sequence[CachedModel],
+    limit_mb: int,
+    *,
+    may_exceed_limit: bool,
 ) -> list[str]:
-    """Return which models leave so that another fits.
+    """Return the models to evict, the least recently used first.
 
     Args:
-        reference: the other.
-        size_bytes: what it takes up.
-        held: the models in memory.
+        reference: the model that needs the memory.
+        size_bytes: size of its weights.
+        cached: the other models in memory.
         limit_mb: ``SUTRA_MODEL_MEMORY_MB``.
-        at_any_price: it comes though it does not fit beside those that stay.
+        may_exceed_limit: load it even if it does not fit beside the models that stay.
 
     Raises:
-        ModelError: it does not.
+        ModelError: it does not fit beside the models that stay.
     """
-    fixed = sum(one.size_bytes for one in held if one.stays)
-    room = limit_mb * MB - fixed - size_bytes
-    if room < 0 and not at_any_price:
+    staying_bytes = sum(one.size_bytes for one in cached if one.stays)
+    free_bytes = limit_mb * MB - staying_bytes - size_bytes
+    if free_bytes < 0 and not may_exceed_limit:
         raise ModelError(
             reference,
-            f"takes {size_bytes / MB:,.0f} MB beside {fixed / MB:,.0f} MB of models that stay, and "
-            f"SUTRA_MODEL_MEMORY_MB is {limit_mb:,}",
+            f"takes {size_bytes / MB:,.0f} MB beside {staying_bytes / MB:,.0f} MB of models that stay, "
+            f"and SUTRA_MODEL_MEMORY_MB is {limit_mb:,}",
         )
-    room -= sum(one.size_bytes for one in held if one.is_candidate and not one.stays)
-    return leaving([one for one in held if not (one.stays or one.is_candidate)], room)
+    free_bytes -= sum(one.size_bytes for one in cached if one.is_candidate and not one.stays)
+    evictable = [one for one in cached if not (one.stays or one.is_candidate)]
+    return least_recently_used(evictable, free_bytes)
+
+
+def least_recently_used(cached: Sequence[CachedModel], free_bytes: int) -> list[str]:
+    """Return the models to evict so that the others take up at most ``free_bytes``."""
+    total_bytes, evicted = sum(one.size_bytes for one in cached), []
+    for one in sorted(cached, key=lambda one: one.used_at):
+        if total_bytes <= free_bytes:
+            break
+        evicted.append(one.reference)
+        total_bytes -= one.size_bytes
+    return evicted
+
+
+def superseded_models(versions: Sequence[CachedModel], now: float) -> list[str]:
+    """Return the versions that no call has used for :data:`SUPERSEDED_S`, except those that stay.
+
+    Args:
+        versions: the versions of registry models in memory; ``stays`` where one serves.
+        now: by the clock of ``used_at``.
+    """
+    return [
+        one.reference
+        for one in versions
+        if not (one.stays or one.is_candidate) and now - one.used_at > SUPERSEDED_S
+    ]

@@ -1,4 +1,4 @@
-"""How a model comes into memory: held against its manifest, files and vectors, and warmed up."""
+"""Loads a model, checks its files and vectors against its manifest, and warms it up."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class LoadedModel:
     """A model in memory.
 
     Attributes:
-        reference: its name; of the registry with its version, ``name@3``.
-        service: what answers calls with it.
+        reference: its name; ``name@3`` for a version of the registry.
+        service: answers calls with it.
         golden: its vectors of the golden texts.
-        warm_up: tokens and seconds of the last pass when it was loaded.
-        used_at: when it was last asked for, by the monotonic clock.
+        warm_up: tokens and seconds of the last batch of its warm-up.
+        used_at: when a call last asked for it, in seconds of the monotonic clock.
     """
 
     reference: str
@@ -56,27 +56,33 @@ class LoadedModel:
         return self.service.encoder
 
 
-def verified_manifest(store: ModelRegistry | None, reference: str) -> Manifest | None:
-    """Return the manifest of a version whose files it describes; None of a model not of the registry.
+def verified_manifest(registry: ModelRegistry | None, reference: str) -> Manifest | None:
+    """Return the manifest of a version whose files fit it; None for a model outside the registry.
 
     Raises:
-        ModelError: there is no such version, or a file is not that of its manifest.
+        ModelError: there is no such version, or a file differs from its manifest.
     """
     found = split_reference(reference)
-    return None if store is None or found is None else store.verify(*found)
+    return None if registry is None or found is None else registry.verify(*found)
 
 
 def load_verified(
-    options: Settings, store: ModelRegistry | None, reference: str, manifest: Manifest | None
+    options: Settings, registry: ModelRegistry | None, reference: str, manifest: Manifest | None
 ) -> Encoder:
-    """Load the engine of a model whose manifest :func:`verified_manifest` gave.
+    """Load the engine of a model.
+
+    Args:
+        options: the deployment's settings.
+        registry: its registry, if it has one.
+        reference: the model.
+        manifest: returned by :func:`verified_manifest`.
 
     Raises:
-        ModelError: it cannot be loaded, or gives another space than its manifest says.
+        ModelError: it cannot be loaded, or its embedding space differs from its manifest.
     """
-    if store is None or manifest is None:
+    if registry is None or manifest is None:
         return load_engine(options, reference)
-    encoder = load_engine(options, reference, store.folder(manifest.name, manifest.version))
+    encoder = load_engine(options, reference, registry.folder(manifest.name, manifest.version))
     if encoder.info.space != manifest.space:
         raise ModelError(
             reference, f"gives the space {encoder.info.space}; its manifest says {manifest.space}"
@@ -84,20 +90,20 @@ def load_verified(
     return encoder
 
 
-def load_version(options: Settings, store: ModelRegistry | None, reference: str) -> Encoder:
-    """Load the engine of a model by the reference that ``resolve_model_name`` returned.
+def load_version(options: Settings, registry: ModelRegistry | None, reference: str) -> Encoder:
+    """Verify the files of a model and load its engine.
 
     Raises:
-        ModelError: it cannot be loaded, or is not what its manifest says.
+        ModelError: it cannot be loaded, or differs from its manifest.
     """
-    return load_verified(options, store, reference, verified_manifest(store, reference))
+    return load_verified(options, registry, reference, verified_manifest(registry, reference))
 
 
 def check_golden(reference: str, golden: GoldenVectors, manifest: Manifest | None) -> None:
-    """Hold a model's vectors of the golden texts against its manifest; None promises nothing.
+    """Compare a model's golden vectors with those of its manifest, if it has one.
 
     Raises:
-        ModelError: they are others.
+        ModelError: they differ.
     """
     if manifest is None:
         return
@@ -107,10 +113,10 @@ def check_golden(reference: str, golden: GoldenVectors, manifest: Manifest | Non
 
 
 def warm_up(encoder: Encoder) -> tuple[int, float]:
-    """Run a model on a few shapes: the first passes allocate, and on GPUs compile.
+    """Compute batches of a few shapes: first batches allocate memory, and compile on GPUs.
 
     Returns:
-        Tokens and seconds of the last pass, the first measurement of its speed.
+        Tokens and seconds of the last batch, the first measurement of the model's speed.
     """
     tokens, seconds = 0, 0.0
     for texts in WARM_UP_TEXTS:
@@ -122,7 +128,7 @@ def warm_up(encoder: Encoder) -> tuple[int, float]:
 
 
 def as_model_error(reference: str, error: Exception) -> ModelError:
-    """Return what went wrong with a model as a ModelError, whatever its engine raised."""
+    """Return any error of an engine as a ModelError about the model."""
     if isinstance(error, ModelError):
         return error
     first_line = next(iter(str(error).splitlines()), "")

@@ -1,15 +1,16 @@
-"""The models one device holds: one that serves by default, and others that callers name.
+"""The models in a device's memory: one that serves by default, and others that callers name.
 
-Tasks ask for a model and get it with its service; one that is not there is loaded by the task that asks
-first, while the device goes on with the others. The least recently used one leaves when room is needed.
-A model that is replaced finishes what was tokenised for it: jobs carry their engine.
+A call asks for a model and gets it with its service. The first call for a model that is not in memory
+loads it, while batches of other models go on. The least recently used models are evicted when another
+needs their memory. A batch job keeps a reference to its engine, so it is computed even if its model is
+superseded or evicted meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Final
 
 from celery.utils.log import get_logger
@@ -17,14 +18,13 @@ from celery.utils.log import get_logger
 from sutra_tasks.engines.encoder import gives_space
 from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.errors import ModelError, SpaceUnavailableError
-from sutra_tasks.models.loaded.eviction import CachedModel, models_to_evict
+from sutra_tasks.models.loaded.eviction import CachedModel, models_to_evict, superseded_models
 from sutra_tasks.models.loaded.freeing import EvictedModels
 from sutra_tasks.models.loaded.loading import (
     LoadedModel,
     as_model_error,
     check_golden,
     load_verified,
-    load_version,
     verified_manifest,
     warm_up,
 )
@@ -39,91 +39,97 @@ if TYPE_CHECKING:
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["RETRY_S", "LoadedModel", "ModelCache", "load_version"]
+__all__ = ["RETRY_S", "ModelCache"]
 
 logger = get_logger(__name__)
 
 RETRY_S: Final = 30.0
-"""Seconds after which a model that could not be loaded is tried once more."""
-SUPERSEDED_S: Final = 60.0
-"""Seconds a version that serves no more stays for parts of long texts that were begun with it."""
+"""Seconds until a model that could not be loaded is tried again."""
 
 
 class ModelCache:
-    """See the module's docstring; safe to use from many threads.
+    """The models in memory; safe to use from many threads.
 
     Attributes:
-        catalogue: which versions serve; whoever follows the registry refreshes it.
+        serving: which version of each model serves; the follower refreshes it from the registry.
     """
 
     def __init__(
         self,
         options: Settings,
-        store: ModelRegistry | None,
+        registry: ModelRegistry | None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take settings and the registry; :meth:`first` comes next."""
-        self._options, self._store, self._clock = options, store, clock
-        self.serving = ServingVersions(options, store)
-        self._departed = EvictedModels(clock=clock)
+        """Create an empty cache; call :meth:`load_default` and :meth:`start` next.
+
+        Args:
+            options: the deployment's settings.
+            registry: its registry, if it has one.
+            clock: gives seconds that only grow.
+        """
+        self._options, self._registry, self._clock = options, registry, clock
+        self.serving = ServingVersions(options, registry)
         self._lock = threading.Lock()
-        self._held: dict[str, LoadedModel] = {}
+        self._cached: dict[str, LoadedModel] = {}
         self._loads: SingleFlight[LoadedModel] = SingleFlight()
-        self._failed: dict[str, tuple[str, float]] = {}
-        self._kept: str | None = None
+        self._evicted = EvictedModels(clock=clock)
+        self._failures: dict[str, tuple[str, float]] = {}  # reference -> reason, and when it failed
+        self._protected: str | None = None
         self._default: LoadedModel | None = None
 
-    def first(self) -> Encoder:
-        """Load the engine of the default model; it serves after :meth:`begin`.
+    def load_default(self) -> Encoder:
+        """Load the engine of the default model; it serves after :meth:`start`.
 
         Raises:
             ModelError: it cannot be loaded.
         """
         reference = self.serving.resolve(self._options.model)
-        self._first = reference, verified_manifest(self._store, reference)
-        return load_verified(self._options, self._store, *self._first)
+        self._starting = reference, verified_manifest(self._registry, reference)
+        return load_verified(self._options, self._registry, *self._starting)
 
-    def begin(self, encoder: Encoder, serve: Callable[[Encoder], EmbeddingService]) -> LoadedModel:
-        """Serve the first model.
+    def start(
+        self, encoder: Encoder, make_service: Callable[[Encoder], EmbeddingService]
+    ) -> LoadedModel:
+        """Make the model of :meth:`load_default` the default, and return it.
 
         Args:
-            encoder: from :meth:`first`; nothing else uses it yet.
-            serve: makes a model's service.
+            encoder: returned by :meth:`load_default`; no other thread uses it yet.
+            make_service: creates the service of a model.
 
         Raises:
-            ModelError: it does not give the vectors that its manifest says.
+            ModelError: its vectors are not those of its manifest.
         """
-        self._serve = serve
-        reference, manifest = self._first
-        loaded = self._measured(reference, encoder, manifest)
-        self.serve_by_default(loaded)
+        self._make_service = make_service
+        reference, manifest = self._starting
+        loaded = self._check(reference, encoder, manifest)
+        self.set_default(loaded)
         return loaded
 
     @property
     def default(self) -> LoadedModel:
-        """What serves calls that name no model."""
+        """The model that serves calls that name none."""
         assert self._default is not None
         return self._default
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What callers may name without waiting for it to be loaded."""
+        """The names by which calls find a model in memory."""
         with self._lock:
-            held = list(self._held)
-        bare = (bare_name(one) for one in held if self.serving.serves(one))
-        return tuple(sorted({self._options.model, *held, *bare}))
+            cached = list(self._cached)
+        bare = (bare_name(one) for one in cached if self.serving.serves(one))
+        return tuple(sorted({self._options.model, *cached, *bare}))
 
     def has(self, model: str) -> bool:
-        """Say whether what a name means is in memory."""
+        """Return whether the model that a name refers to is in memory."""
         reference = self.serving.of(model) or model
         with self._lock:
-            return reference in self._held
+            return reference in self._cached
 
-    def of_space(self, space: str) -> LoadedModel | None:
-        """Return a model in memory, by whatever name, that gives vectors of exactly this space."""
+    def find_by_space(self, space: str) -> LoadedModel | None:
+        """Return a model in memory, of any name, whose vectors have exactly this space."""
         with self._lock:
-            found = next((one for one in self._held.values() if one.encoder.info.space == space), None)
+            found = next((one for one in self._cached.values() if one.encoder.info.space == space), None)
         if found is not None:
             found.used_at = self._clock()
         return found
@@ -131,17 +137,17 @@ class ModelCache:
     def get(
         self, model: str | None, space: str | None = None, dimensions: int | None = None
     ) -> LoadedModel:
-        """Return the model for a call, loading it if need be.
+        """Return the model for a call; load it if it is not in memory.
 
         Args:
             model: its name; None: the default.
-            space: the embedding space the caller pins.
+            space: the embedding space that the caller requires.
             dimensions: width to which the call cuts its vectors.
 
         Raises:
-            InvalidOptionError: no such model may be named.
+            InvalidOptionError: callers may not name this model.
             ModelError: it cannot be loaded.
-            SpaceUnavailableError: it does not give vectors of that space.
+            SpaceUnavailableError: no version of it gives vectors of that space.
         """
         loaded = self.default
         if model not in (None, self._options.model, loaded.encoder.info.model):
@@ -149,66 +155,61 @@ class ModelCache:
         loaded.used_at = self._clock()
         if space is None or gives_space(loaded.encoder.info, space, dimensions):
             return loaded
-        return self._pinned(loaded, space, dimensions)
+        return self._version_of_space(loaded, space, dimensions)
 
     def load(self, reference: str) -> LoadedModel:
-        """Return a model that is in memory, loading it aside if it is not.
+        """Return a model; load it if it is not in memory, without changing the default.
 
         Raises:
-            ModelError: it cannot be loaded, does not give the vectors that its manifest says, or does
-                not fit into ``SUTRA_MODEL_MEMORY_MB`` beside those that must stay.
+            ModelError: it cannot be loaded, its vectors are not those of its manifest, or it does not
+                fit into ``SUTRA_MODEL_MEMORY_MB`` beside the models that must stay.
         """
         with self._lock:
-            if (found := self._held.get(reference)) is not None:
+            if (found := self._cached.get(reference)) is not None:
                 return found
         return self._loads.do(reference, lambda: self._load(reference))
 
-    def keep(self, reference: str | None) -> None:
-        """Let no lack of room take this model away, until another is kept."""
-        self._kept = reference
+    def protect(self, reference: str | None) -> None:
+        """Never evict this model, until another one is protected."""
+        self._protected = reference
 
-    def serve_by_default(self, loaded: LoadedModel) -> None:
-        """Have calls that name no model answered by this one from now on."""
+    def set_default(self, loaded: LoadedModel) -> None:
+        """Make a model the one that serves calls that name none."""
         with self._lock:
-            self._held[loaded.reference] = self._default = loaded
+            self._cached[loaded.reference] = self._default = loaded
             loaded.used_at = self._clock()
 
-    def drop_superseded(self) -> None:
-        """Let go of versions that serve no more and nobody asked for lately, and of their memory."""
-        now = self._clock()
+    def evict_superseded(self) -> None:
+        """Evict versions that no longer serve and were not used lately, and free evicted memory."""
         with self._lock:
-            for reference, loaded in list(self._held.items()):
-                if (
-                    split_reference(reference) is not None
-                    and loaded is not self._default
-                    and reference != self._kept
-                    and now - loaded.used_at > SUPERSEDED_S
-                    and not self.serving.serves(reference)
-                ):
-                    self._drop(reference)
-        self._departed.collect()
+            staying = {one for one in self._cached if self.serving.serves(one)}
+            entries = self._entries(staying | {self.default.reference})
+            versions = [one for one in entries if split_reference(one.reference) is not None]
+            for reference in superseded_models(versions, self._clock()):
+                self._evict(reference)
+        self._evicted.free()
 
     def _named(self, model: str) -> LoadedModel:
         reference = self.serving.of(model) or model
         with self._lock:
-            found = self._held.get(reference)
+            found = self._cached.get(reference)
         if found is not None:
             return found
-        if reference == model:  # not known without the disk
+        if reference == model:  # only the registry's folder can say which version is meant
             reference = self.serving.resolve(model)
         try:
-            return self._asked(reference)
+            return self._load_for_call(reference)
         except ModelError:
-            # Of a version that cannot be loaded the one before goes on, as the default does.
-            older = self._newest_held(model)
+            # The default behaves alike: where a new version cannot be loaded, the old one serves on.
+            older = self._last_used_version(model)
             if older is None or reference == model:
                 raise
             return older
 
-    def _asked(self, reference: str) -> LoadedModel:
-        """Load a model for a call, unless that failed a moment ago."""
-        reason, at = self._failed.get(reference, ("", -float("inf")))
-        if self._clock() - at < RETRY_S:
+    def _load_for_call(self, reference: str) -> LoadedModel:
+        """Load a model, unless loading it failed a moment ago."""
+        reason, failed_at = self._failures.get(reference, ("", -float("inf")))
+        if self._clock() - failed_at < RETRY_S:
             raise ModelError(reference, reason)
         try:
             return self.load(reference)
@@ -216,88 +217,107 @@ class ModelCache:
             logger.exception("%s cannot be loaded", reference)
             raise
 
-    def _pinned(self, loaded: LoadedModel, space: str, dimensions: int | None) -> LoadedModel:
+    def _version_of_space(self, loaded: LoadedModel, space: str, dimensions: int | None) -> LoadedModel:
+        """Return the version of the same model that gives a space; load it if it is not in memory."""
         name = bare_name(loaded.reference)
-        found = next(
-            (one for one in self._of(name) if gives_space(one.encoder.info, space, dimensions)), None
+        fitting = (
+            one for one in self._versions(name) if gives_space(one.encoder.info, space, dimensions)
         )
-        if found is None and self._store is not None and split_reference(loaded.reference) is not None:
-            version = self._store.by_space(name, space)
-            found = None if version is None else self._asked(f"{name}@{version}")
+        found = next(fitting, None)
+        if found is None and self._registry is not None and name != loaded.reference:
+            version = self._registry.by_space(name, space)
+            found = None if version is None else self._load_for_call(f"{name}@{version}")
         if found is None or not gives_space(found.encoder.info, space, dimensions):
             raise SpaceUnavailableError(loaded.reference, space, loaded.encoder.info.space)
         found.used_at = self._clock()
         return found
 
-    def _of(self, name: str) -> list[LoadedModel]:
+    def _versions(self, name: str) -> list[LoadedModel]:
         with self._lock:
-            return [one for reference, one in self._held.items() if bare_name(reference) == name]
+            return [one for reference, one in self._cached.items() if bare_name(reference) == name]
 
-    def _newest_held(self, name: str) -> LoadedModel | None:
-        return max(self._of(name), key=lambda one: one.used_at, default=None)
+    def _last_used_version(self, name: str) -> LoadedModel | None:
+        return max(self._versions(name), key=lambda one: one.used_at, default=None)
 
     def _load(self, reference: str) -> LoadedModel:
         with self._lock:
-            if (found := self._held.get(reference)) is not None:
-                return found  # another thread was quicker
+            if (found := self._cached.get(reference)) is not None:
+                return found  # another thread loaded it just before
         try:
-            loaded = self._verified(reference)
+            loaded = self._load_checked(reference)
             with self._lock:
-                self._make_room(reference, loaded.encoder.info.weight_bytes)
-                self._held[reference] = loaded
-                self._failed.pop(reference, None)
+                self._make_space(reference, loaded.encoder.info.weight_bytes)
+                self._cached[reference] = loaded
+                self._failures.pop(reference, None)
         except Exception as error:
             told = as_model_error(reference, error)
-            # Its words only: the error itself refers to what was loaded of the model.
-            self._failed[reference] = told.reason, self._clock()
-            self._departed.note_failure()
+            # Only the reason: the error's traceback refers to the parts of the model that were loaded.
+            self._failures[reference] = told.reason, self._clock()
+            self._evicted.note_failed_load()
             if told is error:
                 raise
             raise told from error
-        self._departed.collect()
+        self._evicted.free()
         return loaded
 
-    def _verified(self, reference: str) -> LoadedModel:
-        manifest = verified_manifest(self._store, reference)
+    def _load_checked(self, reference: str) -> LoadedModel:
+        manifest = verified_manifest(self._registry, reference)
         if manifest is not None:
-            # The one before serves on if this one fails.
-            before = self._newest_held(manifest.name)
+            # The version before is kept until this one is loaded: it serves on if this one fails.
+            before = self._last_used_version(manifest.name)
             with self._lock:
-                self._make_room(reference, manifest.bytes, sparing=before)
-            self._departed.collect()
-        encoder = load_verified(self._options, self._store, reference, manifest)
-        loaded = self._measured(reference, encoder, manifest)
-        if loaded.golden.disagreement(loaded.golden) is not None:  # of itself: not a number, say
+                self._make_space(reference, manifest.bytes, uncounted=before)
+            self._evicted.free()
+        encoder = load_verified(self._options, self._registry, reference, manifest)
+        loaded = self._check(reference, encoder, manifest)
+        if loaded.golden.disagreement(loaded.golden) is not None:  # not numbers, or zero
             raise ModelError(reference, "its vectors are no directions: not a number, infinite or zero")
         return loaded
 
-    def _measured(self, reference: str, encoder: Encoder, manifest: Manifest | None) -> LoadedModel:
-        # On this thread: nobody else has the engine yet, and batches of others go on meanwhile.
+    def _check(self, reference: str, encoder: Encoder, manifest: Manifest | None) -> LoadedModel:
+        # On this thread: no other thread has the engine yet, and batches of other models go on.
         speed, golden = warm_up(encoder), GoldenVectors.of(encoder)
         check_golden(reference, golden, manifest)
-        return LoadedModel(reference, self._serve(encoder), golden, speed, self._clock())
+        return LoadedModel(reference, self._make_service(encoder), golden, speed, self._clock())
 
-    def _make_room(self, reference: str, size_bytes: int, *, sparing: LoadedModel | None = None) -> None:
-        """Have models leave until another fits; under the lock.
+    def _make_space(
+        self, reference: str, size_bytes: int, *, uncounted: LoadedModel | None = None
+    ) -> None:
+        """Evict models until another one fits; the caller holds the lock.
 
-        The default stays, and of the model itself the version that serves.
+        The default stays, and so does the version of the same model that serves.
         """
-        serving = self.serving.of(bare_name(reference))
+        name = bare_name(reference)
+        serving = self.serving.of(name)
         staying = {self.default.reference, serving}
-        becomes_default = reference == serving and bare_name(reference) == self._options.model
-        held = [
-            CachedModel(
-                name, one.encoder.info.weight_bytes, one.used_at, name in staying, name == self._kept
-            )
-            for name, one in self._held.items()
-            if name != reference and (one is not sparing or name in staying)
+        entries = [
+            one
+            for one in self._entries(staying)
+            if one.reference != reference
+            and (uncounted is None or one.reference != uncounted.reference or one.stays)
         ]
-        at_any_price = becomes_default or reference == self._kept
-        for name in models_to_evict(
-            reference, size_bytes, held, self._options.model_memory_mb, at_any_price=at_any_price
+        becomes_default = reference == serving and name == self._options.model
+        for one in models_to_evict(
+            reference,
+            size_bytes,
+            entries,
+            self._options.model_memory_mb,
+            may_exceed_limit=becomes_default or reference == self._protected,
         ):
-            logger.info("%s leaves to make room", name)
-            self._drop(name)
+            logger.info("%s is evicted to make space", one)
+            self._evict(one)
 
-    def _drop(self, reference: str) -> None:
-        self._departed.add(self._held.pop(reference).encoder)
+    def _entries(self, staying: Container[str | None]) -> list[CachedModel]:
+        return [
+            CachedModel(
+                reference,
+                one.encoder.info.weight_bytes,
+                one.used_at,
+                stays=reference in staying,
+                is_candidate=reference == self._protected,
+            )
+            for reference, one in self._cached.items()
+        ]
+
+    def _evict(self, reference: str) -> None:
+        self._evicted.add(self._cached.pop(reference).encoder)

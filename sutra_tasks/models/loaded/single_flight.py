@@ -1,4 +1,4 @@
-"""Work that several threads want at once, done by one of them for all."""
+"""Work that several threads request at the same time, done once by the first of them."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Generic, TypeVar
 
 __all__ = ["SingleFlight"]
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
-class SingleFlight(Generic[Made]):
-    """See the module's docstring; what was done is not kept."""
+class SingleFlight(Generic[Result]):
+    """Runs at most one call for each key at a time; results are not kept after it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._under_way: dict[str, Future[Made]] = {}
+        self._running: dict[str, Future[Result]] = {}
 
-    def do(self, key: str, work: Callable[[], Made]) -> Made:
-        """Return what ``work`` gives, or what it gives to the thread that does it for this key just now.
+    def do(self, key: str, work: Callable[[], Result]) -> Result:
+        """Return the result of ``work``, or of the call that is already running for this key.
 
-        Whatever it raises is raised to all who wait.
+        An exception of ``work`` is raised in all threads that wait for it.
         """
         with self._lock:
-            future = self._under_way.get(key)
-            mine = future is None
+            future = self._running.get(key)
+            is_first = future is None
             if future is None:
-                future = self._under_way[key] = Future()
-        if not mine:
+                future = self._running[key] = Future()
+        if not is_first:
             return future.result()
         try:
-            made = work()
+            result = work()
         except BaseException as error:
             self._end(key)
             future.set_exception(error)
             raise
         self._end(key)
-        future.set_result(made)
-        return made
+        future.set_result(result)
+        return result
 
     def _end(self, key: str) -> None:
         with self._lock:
-            del self._under_way[key]
+            del self._running[key]

@@ -1,4 +1,4 @@
-"""What the registry says of one version of a model: where it comes from, what it gives, its files."""
+"""The manifest of one version of a model: origin, embedding space, measurements, files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["MANIFEST", "VERSION", "Manifest", "ParentModel", "VersionFacts", "ne
 
 VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
-"""Its name in the folder of a version; the only file there that it does not list."""
+"""The manifest's own file in the folder of a version; the only file there that it does not list."""
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
 class ParentModel:
-    """The model that a version was made from: its name, and the embedding space it gives."""
+    """The model that a version was made from, and the embedding space of that model."""
 
     model: str
     space: str
@@ -33,16 +33,16 @@ class ParentModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionFacts:
-    """What whoever adds a version says of it.
+    """The part of a manifest that the caller of :meth:`ModelRegistry.add` provides.
 
     Attributes:
         space: name of the embedding space of its vectors.
         width: dimensions of its vectors.
-        golden: its vectors of the known texts, in the form that ``Golden.to_json`` gives.
+        golden: its vectors of the golden texts, as ``GoldenVectors.to_json`` writes them.
         parent: the model it was made from, if any.
-        metrics: what was measured of it, by name; JSON values.
-        recipe: how it was made, as JSON, if it was.
-        fingerprint: of recipe and data, by which a run finds that there is nothing new.
+        metrics: measurements by name; JSON values.
+        recipe: the distillation that made it, as JSON, if one did.
+        fingerprint: digest of recipe and data; a run that finds it in a manifest has nothing new to do.
     """
 
     space: str
@@ -56,14 +56,14 @@ class VersionFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest(VersionFacts):
-    """One version of a model, as its folder says.
+    """All that the registry stores about one version of a model.
 
     Attributes:
-        name: the model's.
+        name: of the model.
         version: 1 or more.
         created_at: seconds since 1970.
         files: sha256 of each file by its path in the folder, in hexadecimal.
-        bytes: of all files together.
+        bytes: size of all files together.
     """
 
     name: str
@@ -73,10 +73,10 @@ class Manifest(VersionFacts):
     bytes: int
 
     def to_json(self) -> str:
-        """Return the stored form.
+        """Return the manifest as JSON.
 
         Raises:
-            ModelError: a fact is not JSON, or not a number.
+            ModelError: a value cannot be written as JSON.
         """
         try:
             return json.dumps({"v": VERSION, **asdict(self)}, indent=1, sort_keys=True, allow_nan=False)
@@ -85,11 +85,11 @@ class Manifest(VersionFacts):
 
     @classmethod
     def from_json(cls, text: str | builtins.bytes) -> Manifest:
-        """Read the stored form.
+        """Read a manifest from JSON.
 
         Raises:
-            UnsupportedVersionError: another version wrote it.
-            ModelError: it does not decode.
+            UnsupportedVersionError: another release wrote it.
+            ModelError: it is damaged.
         """
         try:
             value: Any = json.loads(text)
@@ -110,15 +110,14 @@ class Manifest(VersionFacts):
 
 
 def newest_of_space(versions: Sequence[Manifest], space: str) -> int | None:
-    """Return the last version that gives vectors of a space, or of which it is a narrower cut."""
-    for pinned in (lambda of: of == space, lambda of: _uncut(of) == _uncut(space)):
-        if found := [one.version for one in versions if pinned(one.space)]:
-            return found[-1]
-    return None
+    """Return the newest version whose vectors have this space, or can be cut to it."""
+    exact = [one.version for one in versions if one.space == space]
+    wider = [one.version for one in versions if _without_width(one.space) == _without_width(space)]
+    return next(iter([*exact[-1:], *wider[-1:]]), None)
 
 
-def _uncut(space: str) -> str:
-    """Return a space's name without its width: vectors cut to fewer dimensions have another."""
+def _without_width(space: str) -> str:
+    """Return a space's name without its width, which changes when vectors are cut."""
     return space.rpartition(":")[0] or space
 
 
@@ -127,7 +126,7 @@ def _version(text: str | bytes) -> str:
 
 
 def _checks(value: Mapping[str, Any]) -> dict[str, bool]:
-    """Say of each field whether it has a value of its kind."""
+    """Return for each field whether its value is usable."""
     parent, files, created_at = value["parent"], value["files"], value["created_at"]
     return {
         "name": is_model_name(value["name"]),
@@ -165,6 +164,6 @@ def _is_sha256(value: object) -> bool:
 
 
 def _is_inside(path: str) -> bool:
-    """Say whether a path stays in its folder, is written in one way only, and is not the manifest's."""
+    """Return whether a path is normalised, stays in its folder, and is not the manifest."""
     parts = path.split("/")
     return path == str(PurePosixPath(path)) and not {"", ".", ".."} & set(parts) and path != MANIFEST

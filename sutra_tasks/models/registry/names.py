@@ -1,4 +1,4 @@
-"""Names of models, and ``name@3``: how calls, settings and devices name a version of one."""
+"""Names of models, and references such as ``name@3``, which name one version of a model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from sutra_tasks.errors import InvalidOptionError
 
-__all__ = ["bare_name", "check_model_name", "is_model_name", "split_reference"]
+__all__ = ["bare_name", "check_model_name", "is_model_name", "parse_version", "split_reference"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
@@ -27,22 +27,26 @@ def check_model_name(name: str) -> str:
 
 
 def is_model_name(value: object) -> bool:
-    """Say whether a model of the registry may have this name."""
+    """Return whether a model of the registry may have this name."""
     try:
         return bool(check_model_name(value))  # type: ignore[arg-type] # it refuses what is no text
     except InvalidOptionError:
         return False
 
 
+def parse_version(text: str) -> int | None:
+    """Return the number of a version; None if the text is not one."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
 def split_reference(reference: str) -> tuple[str, int] | None:
-    """Return the model and version that ``name@3`` says; None of anything else, such as a path."""
+    """Return the name and version in ``name@3``; None for anything else, such as a path."""
     name, _, number = reference.partition("@")
-    if not is_model_name(name) or not _NUMBER.fullmatch(number):
-        return None
-    return name, int(number)
+    version = parse_version(number)
+    return (name, version) if is_model_name(name) and version is not None else None
 
 
 def bare_name(reference: str) -> str:
-    """Return the model's name: that of ``name@3`` without its version, any other as it is."""
+    """Return ``name`` of ``name@3``; any other text unchanged."""
     found = split_reference(reference)
     return reference if found is None else found[0]

@@ -1,4 +1,4 @@
-"""Which models a caller may name, and the registry of this deployment."""
+"""Finds the registry of this deployment, and what a model name from a caller refers to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ __all__ = ["open_registry", "resolve_model_name"]
 
 
 def open_registry(options: Settings) -> ModelRegistry | None:
-    """Return the registry of models, its folder made if need be; None if the deployment has none.
+    """Return the registry of models; None if the deployment has none.
+
+    Its folder is created if it does not exist.
 
     Raises:
-        ModelError: the folder cannot be made.
+        ModelError: the folder cannot be created.
     """
     if options.models_dir is None:
         return None
@@ -33,40 +35,42 @@ def open_registry(options: Settings) -> ModelRegistry | None:
 
 
 def resolve_model_name(
-    model: str, options: Settings, store: ModelRegistry | None, *, what: str = "model"
+    model: str, options: Settings, registry: ModelRegistry | None, *, what: str = "model"
 ) -> str:
-    """Return which model is meant by a name from a caller: never a path the deployment did not name.
+    """Return the reference of the model that a caller's name refers to.
+
+    A caller can name the models of the settings and of the registry, never a path of its own.
 
     Args:
         model: the name.
-        options: the deployment's, with the models that may be named.
-        store: the registry, whose models may be named too.
-        what: the option that holds the name.
+        options: the deployment's settings, with the models that callers may name.
+        registry: the registry, if there is one.
+        what: the option that holds the name, for errors.
 
     Returns:
-        The name; of the registry with its version, ``name@3``.
+        ``name@3`` for a model of the registry; the name itself for any other.
 
     Raises:
-        InvalidOptionError: none that may be named.
-        ModelError: one of the registry that has no such version, or none that serves.
+        InvalidOptionError: callers may not name this model.
+        ModelError: the registry's model has no such version, or none that serves.
     """
-    known = (options.model, *options.further_models)
-    if store is not None and _is_of_registry(model, store, configured=model in known):
-        name, version = store.resolve(model)
+    configured = (options.model, *options.further_models)
+    if registry is not None and _is_in_registry(model, registry, configured=model in configured):
+        name, version = registry.resolve(model)
         return f"{name}@{version}"
-    if model in known:
+    if model in configured:
         return model
-    kept = store.names() if store is not None else ()
-    shown = ", ".join(sorted({*known, *kept}))
-    raise InvalidOptionError(what, repr(model)[:80], f"one of {shown} (SUTRA_MODELS names more)")
+    registered = registry.names() if registry is not None else ()
+    known = ", ".join(sorted({*configured, *registered}))
+    raise InvalidOptionError(what, repr(model)[:80], f"one of {known} (SUTRA_MODELS names more)")
 
 
-def _is_of_registry(model: str, store: ModelRegistry, *, configured: bool) -> bool:
-    """Say whether a name means the registry's model; a configured one may be there by chance."""
+def _is_in_registry(model: str, registry: ModelRegistry, *, configured: bool) -> bool:
+    """Return whether a name refers to the registry; a name of the settings may only look like it."""
     name, at, _ = model.partition("@")
-    if not is_model_name(name) or not store.has(name):
+    if not is_model_name(name) or not registry.has(name):
         return False
     if not configured:
         return True
-    # A path may hold an @; and a version that was only added must not take a configured name over.
-    return split_reference(model) is not None if at else store.current(name) is not None
+    # A path may hold an @; and a version that was never promoted must not take over a configured name.
+    return split_reference(model) is not None if at else registry.current(name) is not None

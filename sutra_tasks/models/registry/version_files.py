@@ -1,4 +1,4 @@
-"""Files of a model: copied, brought to disk, and told apart by their sha256."""
+"""The files of one version: copied into the registry, and recognised by their sha256."""
 
 from __future__ import annotations
 
@@ -6,88 +6,69 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
 from sutra_tasks.errors import ModelError
+from sutra_tasks.files import flush
 from sutra_tasks.models.registry.manifest import MANIFEST
 
-__all__ = ["copy_files", "file_digests", "sync_folder", "write_file"]
+__all__ = ["READ_ONLY", "copy_files", "file_digests"]
 
 BLOCK_BYTES: Final = 1 << 20
 READ_ONLY: Final = 0o444
+"""Permissions of every file in the registry; other workers may run as other users."""
 
 
 def copy_files(model: str, source: Path, target: Path) -> tuple[dict[str, str], int]:
-    """Copy a folder's files to disk for good, but its manifest; of a link to a file, the file.
+    """Copy all files of a folder except its manifest, and flush them to disk.
+
+    A link to a file is copied as that file.
 
     Returns:
-        The sha256 of each by its path, and the bytes of all.
+        The sha256 of each file by its path, and the bytes of all files.
 
     Raises:
-        ModelError: there are none, or something is not a plain file or folder.
-        OSError: one cannot be read or written.
+        ModelError: the folder has no files, or holds something that is not a plain file or folder.
+        OSError: a file cannot be read or written.
     """
     if not source.is_dir():
         raise ModelError(model, f"{source} is not a folder with a model")
     found, size = {}, 0
-    for path in _plain(model, source, links=True):
-        place = target / path.relative_to(source)
-        for folder in reversed(place.relative_to(target).parents[:-1]):
-            (target / folder).mkdir(exist_ok=True)
+    for path in _plain_files(model, source, links=True):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
-        with path.open("rb") as reading, place.open("xb") as writing:
+        with path.open("rb") as reading, copy.open("xb") as writing:
             while block := reading.read(BLOCK_BYTES):
                 digest.update(block)
                 size += writing.write(block)
-            _to_disk(writing)
-        found[place.relative_to(target).as_posix()] = digest.hexdigest()
+            os.fchmod(writing.fileno(), READ_ONLY)
+        flush(copy)
+        found[copy.relative_to(target).as_posix()] = digest.hexdigest()
     if not found:
         raise ModelError(model, f"{source} holds no files")
     for folder in (path for path in target.rglob("*") if path.is_dir()):
-        sync_folder(folder)
+        flush(folder)
     return found, size
 
 
 def file_digests(model: str, folder: Path) -> dict[str, str]:
-    """Return the sha256 of each file of a folder by its path, but of its manifest.
+    """Return the sha256 of each file of a folder, except its manifest, by the file's path.
 
     Raises:
-        ModelError: something is a link, or not a plain file or folder.
-        OSError: one cannot be read.
+        ModelError: something in the folder is a link, or not a plain file or folder.
+        OSError: a file cannot be read.
     """
     found = {}
-    for path in _plain(model, folder, links=False):
+    for path in _plain_files(model, folder, links=False):
         with path.open("rb") as file:
             found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file to disk for good, over one that is there."""
-    path.unlink(missing_ok=True)  # it may be read-only
-    with path.open("xb") as file:
-        file.write(content)
-        _to_disk(file)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to disk for good."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fchmod(file.fileno(), READ_ONLY)
-    os.fsync(file.fileno())
-
-
-def _plain(model: str, root: Path, *, links: bool) -> Iterator[Path]:
-    """Yield the files of a folder but its manifest."""
-    for folder, folders, names in os.walk(root, onerror=_give_up):
+def _plain_files(model: str, root: Path, *, links: bool) -> Iterator[Path]:
+    """Yield the files of a folder, except its manifest; ``links`` to files are allowed or refused."""
+    for folder, folders, names in os.walk(root, onerror=_reraise):
         for path in (Path(folder, name) for name in sorted([*folders, *names])):
             if path == root / MANIFEST:
                 continue
@@ -99,5 +80,5 @@ def _plain(model: str, root: Path, *, links: bool) -> Iterator[Path]:
                 raise ModelError(model, f"{path.relative_to(root)} is not a plain file")
 
 
-def _give_up(error: OSError) -> None:
-    raise error  # or a folder that cannot be read would be taken for an empty one
+def _reraise(error: OSError) -> None:
+    raise error  # os.walk would take a folder that it cannot read for an empty one

@@ -1,6 +1,6 @@
-"""Which version of a model serves, and which did before: a small file in the model's folder.
+"""Which version of a model serves, and which served before: the file ``current`` in its folder.
 
-It is replaced in one step, so readers need no lock; who changes it holds one, so that no change is lost.
+The file is replaced atomically, so readers need no lock; writers hold one, so that no change is lost.
 """
 
 from __future__ import annotations
@@ -8,31 +8,33 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from sutra_tasks.errors import ModelError, UnsupportedVersionError
-from sutra_tasks.models.registry.version_files import sync_folder, write_file
+from sutra_tasks.files import write_whole
+from sutra_tasks.models.registry.version_files import READ_ONLY
 
-__all__ = ["locked", "read_history", "write_history"]
+__all__ = ["history_before", "locked", "read_history", "write_history"]
 
 VERSION: Final = 1
 CURRENT: Final = "current"
 LOCK: Final = ".lock"
-MOST: Final = 100
+MAX_LENGTH: Final = 100
+"""Versions that the history keeps at most."""
 
 
-def read_history(model: str, home: Path) -> list[int]:
-    """Return the versions that served, the one that does last; none where none was promoted.
+def read_history(model: str, folder: Path) -> list[int]:
+    """Return the versions that served, in order; the last one serves now. Empty if none was promoted.
 
     Raises:
         ModelError: the file is damaged, or a link.
         UnsupportedVersionError: another release wrote it.
         OSError: it cannot be read.
     """
-    path = home / CURRENT
+    path = folder / CURRENT
     if path.is_symlink():
         raise ModelError(model, f"{path} is a link; the registry holds files only")
     try:
@@ -56,28 +58,42 @@ def read_history(model: str, home: Path) -> list[int]:
     return history
 
 
-def write_history(home: Path, history: Sequence[int]) -> None:
-    """Replace the file; only under :func:`locked`.
+def write_history(folder: Path, history: Sequence[int]) -> None:
+    """Replace the file; the caller holds :func:`locked`.
 
     Raises:
         OSError: it cannot be written; the old one stays.
     """
-    kept = list(history)[-MOST:]
-    aside = home / f".{CURRENT}"  # what is left of a writer that was killed is written over
-    write_file(aside, json.dumps({"v": VERSION, "version": kept[-1], "history": kept}).encode())
-    aside.replace(home / CURRENT)
-    sync_folder(home)
+    kept = list(history)[-MAX_LENGTH:]
+    record = {"v": VERSION, "version": kept[-1], "history": kept}
+    write_whole(folder / CURRENT, json.dumps(record).encode(), mode=READ_ONLY)
+
+
+def history_before(history: Sequence[int], present: Collection[int]) -> list[int]:
+    """Return the history that a rollback leaves: it ends at another version, one that still exists.
+
+    Args:
+        history: the versions that served, in order.
+        present: the versions that the registry has.
+
+    Returns:
+        The beginning of ``history``; empty if no earlier version can serve.
+    """
+    before = list(history[:-1])
+    while before and (before[-1] == history[-1] or before[-1] not in present):
+        before.pop()
+    return before
 
 
 @contextmanager
-def locked(home: Path) -> Iterator[None]:
-    """Be the only one, among processes and threads, that changes which version of a model serves.
+def locked(folder: Path) -> Iterator[None]:
+    """Exclude all other threads and processes from changing which version of a model serves.
 
     Raises:
         OSError: the lock cannot be taken.
     """
-    # Closing lets go of it, and so does the end of a process, however it ends.
-    descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    # Closing the descriptor releases the lock, and so does the end of the process.
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
-"""Whether a version of a model may serve: good enough, and the same on every device.
+"""Decides whether a version of a model may serve: its quality is sufficient, and all devices agree.
 
-A pure decision over what was measured when it was made and what the devices say that have loaded it
-aside. Whatever is not known counts against it.
+The decision depends only on the measurements in its manifest and on the reports of the devices that
+loaded it. A missing measurement or report counts against the version.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ METRICS: Final = {
     "spearman": "spearman",
     "ndcg": "ndcg_preservation",
 }
-"""The name in a manifest's metrics of what each field of a :class:`Thresholds` bounds."""
+"""The metric in a manifest that each field of :class:`Thresholds` bounds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Thresholds:
-    """The least quality with which a version may serve, on held-out text; None asks for nothing.
+    """The lowest quality on held-out text with which a version may serve; None: no requirement.
 
     Attributes:
         cosine: mean cosine to the projected teacher.
         spearman: rank correlation of pairwise similarities with the teacher's.
-        ndcg: NDCG@10 on labelled pairs, over the teacher's.
+        ndcg: NDCG@10 on labelled pairs, divided by the teacher's.
     """
 
     cosine: float | None = None
@@ -40,12 +40,12 @@ class Thresholds:
 
 @dataclass(frozen=True, slots=True)
 class DeviceReadiness:
-    """What one device says of the version.
+    """One device's report about the version.
 
     Attributes:
-        device: its id.
-        state: ``waiting`` until it has tried; ``ready`` if the version is in its memory, and gives there
-            the vectors that its manifest says.
+        device: id of the device.
+        state: ``waiting`` until the device has tried to load the version; ``ready`` if the version is in
+            its memory and gives the vectors of its manifest; else ``failed``.
         reason: why it failed.
     """
 
@@ -56,7 +56,12 @@ class DeviceReadiness:
 
 @dataclass(frozen=True, slots=True)
 class GateDecision:
-    """``pending`` is asked again; ``reason`` names devices and numbers."""
+    """Whether a version may serve.
+
+    Attributes:
+        state: ``pending`` means that the caller decides again later.
+        reason: names devices and figures.
+    """
 
     state: Literal["passed", "pending", "refused"]
     reason: str
@@ -64,44 +69,44 @@ class GateDecision:
 
 def decide(
     manifest: Manifest,
-    floor: Thresholds,
+    thresholds: Thresholds,
     devices: Sequence[DeviceReadiness],
     *,
     now: float,
     deadline: float,
 ) -> GateDecision:
-    """Say whether a version may serve.
+    """Return whether a version may serve.
 
     Args:
-        manifest: the version's.
-        floor: the least quality.
-        devices: every live device, or those that live and were asked.
+        manifest: of the version.
+        thresholds: the lowest quality.
+        devices: the reports of all live devices, and of devices that died after they were asked.
         now: by the clock of ``deadline``.
-        deadline: until when devices may take their time.
+        deadline: until when devices may load the version.
     """
-    against = _under(manifest, floor)
-    against += [f"{one.device}: {one.reason or 'failed'}" for one in devices if one.state == "failed"]
-    if against:
-        return GateDecision("refused", "; ".join(against))
+    reasons = _below(manifest, thresholds)
+    reasons += [f"{one.device}: {one.reason or 'failed'}" for one in devices if one.state == "failed"]
+    if reasons:
+        return GateDecision("refused", "; ".join(reasons))
     awaited = ", ".join(one.device for one in devices if one.state == "waiting")
     if devices and not awaited:
         return GateDecision("passed", f"the same on {len(devices)} devices")
     if now < deadline:
         return GateDecision("pending", f"waiting for {awaited or 'a live device'}")
-    return GateDecision(
-        "refused", f"no answer in time from {awaited}" if awaited else "no device is live"
-    )
+    reason = f"no answer in time from {awaited}" if awaited else "no device is live"
+    return GateDecision("refused", reason)
 
 
-def _under(manifest: Manifest, floor: Thresholds) -> list[str]:
+def _below(manifest: Manifest, thresholds: Thresholds) -> list[str]:
+    """Return a reason for each metric that is below its threshold, or was not measured."""
     found = []
-    for option in fields(floor):
-        least, name = getattr(floor, option.name), METRICS[option.name]
-        if least is None:
+    for option in fields(thresholds):
+        threshold, name = getattr(thresholds, option.name), METRICS[option.name]
+        if threshold is None:
             continue
         value = manifest.metrics.get(name)
         if not isinstance(value, int | float):
-            found.append(f"{name} was not measured, and {least:g} is the least")
-        elif not value >= least:
-            found.append(f"{name} is {value:.4f}, under the {least:g} that is the least")
+            found.append(f"{name} was not measured, and {threshold:g} is the least")
+        elif not value >= threshold:
+            found.append(f"{name} is {value:.4f}, under the {threshold:g} that is the least")
     return found

@@ -1,9 +1,9 @@
-"""Another version of a model comes to serve while the fleet works: all devices, or none.
+"""Promotes a version of a model while the fleet works: all devices serve it, or none does.
 
-A promotion is announced on the server. Each device that has any version of the model in memory loads the
-new one aside, holds it against its manifest, and says so in its record. Only when all are ready does the
-registry's pointer move; devices follow it between two batches, within a heartbeat. One that cannot
-load it keeps the version it has, and so does the fleet.
+``promote`` announces a promotion on the server. Each device that has any version of the model in memory
+loads the new one beside it, compares it with its manifest, and reports in its device record. When all
+devices are ready, ``promote`` makes the version the registry's serving one, and devices switch to it
+between two batches, within a heartbeat. If a device cannot load it, no device switches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sutra_tasks import keys
+from sutra_tasks import keys, lua
 from sutra_tasks.errors import PromotionRefusedError, SutraError
 from sutra_tasks.health.states import DeviceState
 from sutra_tasks.membership.fleet import fleet_members
@@ -44,22 +44,18 @@ __all__ = [
 VERSION: Final = 1
 LOADING: Final = "loading"
 READY: Final = "ready"
-LOOK_S: Final = 0.1
-PREPARE_S: Final = 240.0
-"""Seconds devices get to load a version aside."""
-FOLLOW_S: Final = 60.0
-"""Seconds within which devices serve what the registry says."""
+POLL_S: Final = 0.1
+LOADING_TIMEOUT_S: Final = 240.0
+"""Seconds within which devices have to load a version."""
+SERVING_TIMEOUT_S: Final = 60.0
+"""Seconds within which devices have to serve the registry's version."""
 
-DELETE_MINE: Final = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
-return 0
-"""
-"""KEYS: the promotion. ARGV: what it holds if it is still this one."""
+DELETE_IF_EQUAL: Final = lua.script("delete_if_equal")
 
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """A version that devices are to load aside; ``id`` tells one attempt from the next."""
+    """The announcement of a version that devices have to load; ``id`` distinguishes attempts."""
 
     id: str
     model: str
@@ -71,12 +67,12 @@ class Promotion:
         return f"{self.model}@{self.version}"
 
     def to_json(self) -> str:
-        """Return the stored form."""
+        """Return the announcement as JSON."""
         return json.dumps({"v": VERSION, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: bytes | str | None) -> Promotion | None:
-        """Read the stored form; None if there is none, or of another release."""
+        """Read an announcement; None if there is none, or another release wrote it."""
         value: Any = json.loads(text) if text is not None else None
         if value is None or value.get("v") != VERSION:
             return None
@@ -84,93 +80,95 @@ class Promotion:
 
 
 def followed_model(options: Settings) -> str:
-    """Return the model whose serving version a device serves by default; none if it stays with one."""
+    """Return the registry model whose serving version a device serves; "" if it serves a fixed one."""
     return options.model if options.models_dir is not None and is_model_name(options.model) else ""
 
 
 def is_affected(name: str, *, follows: str, serves: str, models: Iterable[str]) -> bool:
-    """Say whether a device has any version of a model in memory, beyond one that it is pinned to.
+    """Return whether a device has to load the new version of a model.
+
+    It has to if any version of the model is in its memory, except one that the device is pinned to.
 
     Args:
         name: the model.
         follows: the model that the device follows, if any.
-        serves: what it serves by default.
-        models: what it has in memory, by every name.
+        serves: the reference that it serves by default.
+        models: the models in its memory, by all their names.
     """
     if follows == name:
         return True
-    held = {one for one in models if bare_name(one) == name}
+    versions = {one for one in models if bare_name(one) == name}
     if bare_name(serves) == name:
-        held -= {serves, name}  # the bare name is only another one of what it is pinned to
-    return bool(held)
+        versions -= {serves, name}  # the bare name is only another name of the pinned version
+    return bool(versions)
 
 
 def promote(
     client: redis.Redis,
-    store: ModelRegistry,
+    registry: ModelRegistry,
     name: str,
     version: int,
     *,
-    floor: Thresholds,
+    thresholds: Thresholds,
     options: Settings,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[str]:
-    """Have a version serve if it passes the gate on every device; return the devices that checked it.
+    """Make a version serve if it passes the gate; return the ids of the devices that loaded it.
 
-    With no device that has the model in memory only its files and its quality are checked.
+    If no device has the model in memory, only its files and its quality are checked.
 
     Raises:
         PromotionRefusedError: it did not pass; nothing changed.
-        ModelError: there is no such version, or its files are not those of its manifest.
+        ModelError: there is no such version, or its files differ from its manifest.
     """
-    store.verify(name, version)
-    manifest = store.manifest(name, version)
+    registry.verify(name, version)
+    manifest = registry.manifest(name, version)
     promotion = Promotion(uuid.uuid4().hex, name, version)
-    said = promotion.to_json()
-    if not client.set(keys.PROMOTION, said, nx=True, ex=keys.PROMOTION_S):
+    announcement = promotion.to_json()
+    if not client.set(keys.PROMOTION, announcement, nx=True, ex=keys.PROMOTION_S):
         raise PromotionRefusedError(name, version, "another promotion is under way")
     try:
-        deadline = clock() + PREPARE_S
+        deadline = clock() + LOADING_TIMEOUT_S
         asked: set[str] = set()
         while True:
-            devices = [_readiness(one, promotion) for one in _concerned(client, name, options)]
-            present = {one.device for one in devices}
-            asked |= present
-            # Loading it may be what ended those that are gone.
-            devices += [DeviceReadiness(one, "waiting") for one in sorted(asked - present)]
-            verdict = decide(manifest, floor, devices, now=clock(), deadline=deadline)
-            if verdict.state == "refused":
-                raise PromotionRefusedError(name, version, verdict.reason)
-            # Nobody has it in memory, and it is good enough: whoever loads it checks it then.
-            if verdict.state == "passed" or not devices:
+            devices = [_readiness(one, promotion) for one in _affected(client, name, options)]
+            live = {one.device for one in devices}
+            asked |= live
+            # A device that died may have died of loading the version.
+            devices += [DeviceReadiness(one, "waiting") for one in sorted(asked - live)]
+            decision = decide(manifest, thresholds, devices, now=clock(), deadline=deadline)
+            if decision.state == "refused":
+                raise PromotionRefusedError(name, version, decision.reason)
+            # Without devices the quality alone decides: a device that loads it later checks it then.
+            if decision.state == "passed" or not devices:
                 break
-            sleep(LOOK_S)
-        store.promote(name, version)
-        wait_until_served(client, store, name, options, clock=clock, sleep=sleep)
+            sleep(POLL_S)
+        registry.promote(name, version)
+        wait_until_served(client, registry, name, options, clock=clock, sleep=sleep)
         return [one.device for one in devices]
     finally:
-        client.eval(DELETE_MINE, 1, keys.PROMOTION, said)
+        DELETE_IF_EQUAL(client, key=keys.PROMOTION, value=announcement)
 
 
 def wait_until_served(
     client: redis.Redis,
-    store: ModelRegistry,
+    registry: ModelRegistry,
     name: str,
     options: Settings,
     *,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Return once every device that follows a model serves the version of the registry.
+    """Return when every device that follows a model serves the registry's version of it.
 
-    One that is pinned to a version stays with it, and one that starts joins with what serves by then.
+    A device that is pinned to a version keeps it.
 
     Raises:
-        SutraError: some did not in time; it names them.
+        SutraError: some devices did not in time; it names them.
     """
-    reference = f"{name}@{store.current(name)}"
-    deadline = clock() + FOLLOW_S
+    reference = f"{name}@{registry.current(name)}"
+    deadline = clock() + SERVING_TIMEOUT_S
     while True:
         behind = [
             record.id
@@ -182,9 +180,10 @@ def wait_until_served(
         if clock() > deadline:
             raise SutraError(
                 f"{reference} is what the registry says, but these devices do not serve it after "
-                f"{FOLLOW_S:.0f} s: {', '.join(behind)}. Their logs say why; restart them, or roll back."
+                f"{SERVING_TIMEOUT_S:.0f} s: {', '.join(behind)}. Their logs say why; restart them, or "
+                "roll back."
             )
-        sleep(LOOK_S)
+        sleep(POLL_S)
 
 
 def _live(client: redis.Redis, options: Settings) -> Iterator[tuple[FleetMember, DeviceRecord]]:
@@ -193,8 +192,8 @@ def _live(client: redis.Redis, options: Settings) -> Iterator[tuple[FleetMember,
             yield one, one.record
 
 
-def _concerned(client: redis.Redis, name: str, options: Settings) -> list[DeviceRecord]:
-    """Return the live devices that have a model in memory, or are about to."""
+def _affected(client: redis.Redis, name: str, options: Settings) -> list[DeviceRecord]:
+    """Return the live devices that have a model in memory, or that start with it."""
     return [
         record
         for seen, record in _live(client, options)
@@ -205,7 +204,7 @@ def _concerned(client: redis.Redis, name: str, options: Settings) -> list[Device
 
 def _readiness(record: DeviceRecord, promotion: Promotion) -> DeviceReadiness:
     if record.candidate != promotion.id or record.candidate_state in ("", LOADING):
-        return DeviceReadiness(record.id, "waiting", "")
+        return DeviceReadiness(record.id, "waiting")
     if record.candidate_state == READY:
-        return DeviceReadiness(record.id, "ready", "")
+        return DeviceReadiness(record.id, "ready")
     return DeviceReadiness(record.id, "failed", record.candidate_state)
