@@ -1,7 +1,7 @@
-"""The Celery app: a guest in the process that imports it.
+"""The Celery app of this package, which works beside the Celery app of a Django or Flask project.
 
-It never becomes the process's current or default app, shares no task with other apps and installs
-no fix-up, so a Django or Flask project's own Celery app keeps working beside it.
+It does not become the current or default app of the process that imports it, shares no tasks with other
+apps, and installs no fix-ups.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Sutra", "app"]
 
 
 class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
-    """Celery, but ``app.AsyncResult`` is ours, too."""
+    """Celery, with :class:`~sutra_tasks.client.results.EmbedResult` as ``app.AsyncResult``."""
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name

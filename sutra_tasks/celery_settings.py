@@ -1,7 +1,7 @@
-"""Celery's settings for this project, from ours. ``celeryconfig.py`` shows them to a deployment.
+"""Celery's configuration, made from this package's settings; ``celeryconfig.py`` is for deployments.
 
-The client's app reads :data:`CLIENT` when it is first used, not when it is imported, so a Django
-settings module may set ``SUTRA_*`` variables before or after importing this package.
+The client's app reads :data:`CLIENT` when it is first used and not when it is imported, so that a Django
+settings module may set ``SUTRA_*`` variables before or after it imports this package.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 __all__ = ["celery_settings"]
 
 PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
-"""The specification's monitoring schedule, in seconds."""
+"""Seconds between two runs of each monitoring task, from the specification."""
 
 
 def celery_settings(options: Settings) -> dict[str, Any]:
-    """Return Celery's lower-case settings for clients and workers alike."""
+    """Return Celery's lower-case settings, of clients and workers alike."""
     transport = socket_options(options.socket_timeout_s)
     conf: dict[str, Any] = {
         "broker_url": options.broker_url,
         "broker_transport": "sutra_tasks.client.transport:Transport",
         "broker_transport_options": transport,
         "broker_connection_retry_on_startup": True,
-        # A server out of memory answers publishes with an error, which would end a stock worker.
+        # A server without memory answers with an error, which would end a worker without this.
         "broker_channel_error_retry": True,
         "result_backend": options.results,
         "result_expires": options.result_ttl_s,
@@ -39,12 +39,12 @@ def celery_settings(options: Settings) -> dict[str, Any]:
         "result_serializer": "json",
         "accept_content": ["json"],
         "result_accept_content": ["json"],
-        # Extended results would store the texts.
+        # Extended results have a task's arguments in them: the texts.
         "result_extended": False,
         "task_default_queue": keys.EMBED_QUEUE,
         "task_acks_late": True,
         "task_track_started": False,
-        # Its branch skips the chord count and hangs the chord.
+        # Celery skips the join of a chord for a message that it finds done, and the chord never ends.
         "worker_deduplicate_successful_tasks": False,
         "worker_prefetch_multiplier": 1,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
@@ -56,7 +56,7 @@ def celery_settings(options: Settings) -> dict[str, Any]:
         },
     }
     if options.broker_url and options.broker_url.startswith("rediss://"):
-        # kombu's default for rediss:// is not to check the certificate.
+        # By default kombu does not check the certificate.
         conf["broker_use_ssl"] = conf["redis_backend_use_ssl"] = {"ssl_cert_reqs": "required"}
     return conf
 
@@ -70,8 +70,8 @@ def _schedule(options: Settings) -> dict[str, Any]:
 
 
 def _every(task: str, seconds: float, queue: str) -> dict[str, Any]:
-    # One that could not be run in time is worth nothing once the next is due. Nor does it pile up: the
-    # distillation that it asks for is a message of its own, which does not expire.
+    # A message expires before the next one is due, so they do not pile up while no worker takes them.
+    # The distillation that it starts is a message of its own, which does not expire.
     options = {"queue": queue, "expires": seconds * 0.8}
     return {"task": task, "schedule": seconds, "options": options}
 

@@ -9,13 +9,13 @@
     │   ├── InvalidOptionError
     │   ├── TooLittleTextError
     │   └── CallbackQueueError
-    ├── ServerUnavailableError      the server does not answer; nothing was sent (ConnectionError)
+    ├── ServerUnavailableError      a server does not answer; nothing was sent (ConnectionError)
     ├── UnsupportedVersionError     written by another version of this package
     ├── CorruptResultError          stored vectors do not decode
     ├── CorruptMessageError         a message between workers does not decode
     ├── NoHealthyWorkersError       no device to send work to
-    ├── FleetSaturated              more work waits than may; nothing was sent
-    ├── BackpressureSignal          a stream is full, or sheds what can wait; the entry was not accepted
+    ├── FleetSaturated              more work waits than the fleet can do in time; nothing was sent
+    ├── BackpressureSignal          a stream is full, or sheds low priorities; the entry was not accepted
     ├── UnconfirmedEntriesError     entries of a stream may have been sent
     ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
@@ -23,10 +23,11 @@
     ├── DistillationUnderWayError   another run makes the next version of this model
     ├── PromotionRefusedError       a version of a model did not pass the gate; the old one serves on
     └── ModelError                  a model cannot be loaded or served
-        └── SpaceUnavailableError   no model that is served gives vectors of the pinned space
+        └── SpaceUnavailableError   no model that is served gives vectors of the space
 
-Facts are positional and JSON-ready: Celery stores ``args`` and rebuilds the exception from them, so
-the caller's ``.get()`` raises the same class with the same attributes. Texts are never among them.
+The arguments of an exception are its facts, positional and JSON: Celery stores them and makes the
+exception anew from them, so that the caller's ``.get()`` raises the same class with the same attributes.
+Texts are never among them.
 """
 
 from __future__ import annotations
@@ -133,10 +134,10 @@ class TooLittleTextError(InvalidInputError):
     """There are too few different texts to learn from and to measure on.
 
     Attributes:
-        found: those that can be used.
-        needed: so many.
+        found: texts that can be used.
+        needed: texts that are needed.
         bad_rows: rows that could not be read.
-        left_out: texts that were found, but labelled pairs that are measured on hold them.
+        left_out: texts that were found, but that are in labelled pairs, which are measured on.
     """
 
     def __init__(self, found: int, needed: int, bad_rows: int, left_out: int = 0) -> None:
@@ -172,7 +173,7 @@ class CallbackQueueError(InvalidInputError):
 
 
 class ServerUnavailableError(SutraError, ConnectionError):
-    """The server with the queues or the results does not answer; nothing was sent."""
+    """The broker or the results server does not answer; nothing was sent."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -186,7 +187,7 @@ class ServerUnavailableError(SutraError, ConnectionError):
 
 
 class UnsupportedVersionError(SutraError):
-    """A message or stored record was written by a version this one does not know."""
+    """Another version of this package wrote a message or a stored record."""
 
     def __init__(self, what: str, version: str, supported: int) -> None:
         super().__init__(what, version, supported)
@@ -200,7 +201,7 @@ class UnsupportedVersionError(SutraError):
 
 
 class CorruptResultError(SutraError):
-    """Stored vectors do not decode: the record is not one this package wrote."""
+    """Stored vectors do not decode: this package did not write the record."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -211,7 +212,7 @@ class CorruptResultError(SutraError):
 
 
 class CorruptMessageError(SutraError):
-    """What one worker sent another does not decode: it is not what this package wrote."""
+    """A message between workers does not decode: this package did not write it."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -255,14 +256,14 @@ class FleetSaturated(SutraError):  # noqa: N818 - a state of the fleet, not a fa
 
 
 class BackpressureSignal(SutraError):  # noqa: N818 - a state of the stream, not a fault
-    """A stream takes no more for now; nothing is lost.
+    """A stream takes no more entries for now; nothing is lost.
 
     Attributes:
         size: entries that wait.
-        capacity: entries that may wait; fewer than ``size`` if others do not heed the signal.
-        throttle_rate: share of its own unthrottled rate that a producer is asked to offer.
-        retry_after_s: seconds after which there should be room.
-        accepted: of the call's first entries those that are in the stream.
+        capacity: entries that may wait; less than ``size`` if other producers ignore the signal.
+        throttle_rate: the share of its unthrottled rate that a producer is asked to keep to.
+        retry_after_s: seconds after which the stream should take entries again.
+        accepted: how many of the call's entries, from the first on, are in the stream.
     """
 
     def __init__(
@@ -282,11 +283,11 @@ class BackpressureSignal(SutraError):  # noqa: N818 - a state of the stream, not
 
 
 class UnconfirmedEntriesError(SutraError, ConnectionError):
-    """The server went away while entries were sent to a stream.
+    """The connection failed while entries were sent to a stream.
 
     Attributes:
-        ids: of the entries that may be there, or not; all before them are.
-        reason: what the connection said.
+        ids: of the entries that may be in the stream or not; all entries before them are in it.
+        reason: of the connection.
     """
 
     def __init__(self, ids: list[str], reason: str) -> None:
@@ -301,7 +302,7 @@ class UnconfirmedEntriesError(SutraError, ConnectionError):
 
 
 class PoisonMessageError(SutraError):
-    """Every worker that took this message died; it is kept as a dead letter."""
+    """The workers that took this message died; it is kept as a dead letter."""
 
     def __init__(self, attempts: int, reason: str) -> None:
         super().__init__(attempts, reason)
@@ -326,7 +327,7 @@ class EncodingError(SutraError):
 
 
 class IncompleteDocumentError(SutraError):
-    """Parts of a long text were lost, and again when they were sent anew."""
+    """Parts of a long text were lost, and lost again when they were sent again."""
 
     def __init__(self, missing: int, parts: int, waited_s: float) -> None:
         super().__init__(missing, parts, waited_s)

@@ -1,7 +1,7 @@
-"""All settings, read once from ``SUTRA_*`` environment variables.
+"""All settings, read once from the ``SUTRA_*`` environment variables; no other module reads them.
 
-The field ``batch_wait_s`` is set by ``SUTRA_BATCH_WAIT_S``, and so on. Each field's metadata says what
-it means; ``docs/settings.md`` is generated from it.
+The variable ``SUTRA_BATCH_WAIT_S`` sets the field ``batch_wait_s``, and so on. The metadata of a field
+has its meaning; ``docs/settings.md`` is generated from it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ METHODS: Final = ("overlap_aware", "mean", "positional", "max")
 CHUNKINGS: Final = ("plain", "late")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("auto", "eager", "sdpa", "flash_attention_2")
-KNOWN: Final = {
-    "engine": ENGINES,
-    "strategy": STRATEGIES,
-    "aggregation_method": METHODS,
-    "chunking": CHUNKINGS,
-    "dtype": DTYPES,
-    "attention": ATTENTIONS,
-}
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
-def _option(default: Any, about: str, *, least: float | None = None, most: float | None = None) -> Any:
-    return field(default=default, metadata={"about": about, "least": least, "most": most})
+def _option(
+    default: Any,
+    about: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    one_of: tuple[str, ...] | None = None,
+) -> Any:
+    metadata = {"about": about, "least": least, "most": most, "one_of": one_of}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Settings:
-    """One deployment's settings; see the module's docstring."""
+    """The settings of one process, which are valid: a bad value raises ``SettingsError``."""
 
     broker_url: str | None = _option(None, "Redis or Valkey with the queues: redis:// or rediss://")
     result_url: str | None = _option(None, "Redis or Valkey with the results; the broker if not set")
@@ -71,21 +71,26 @@ class Settings:
     aggregation_method: str = _option(
         "overlap_aware",
         "how the vectors of chunks become one: overlap_aware, mean, positional or max",
+        one_of=METHODS,
     )
     seed_exact: bool = _option(
         False, "weigh chunks by the specification's formulas to the letter, for audits"
     )
     chunking: str = _option(
-        "plain", "plain: chunks are embedded apart; late: pooled from one pass over the whole"
+        "plain",
+        "plain: each chunk is embedded by itself; late: chunks are pooled from one pass over the text",
+        one_of=CHUNKINGS,
     )
     fanout_chunks: int = _option(
-        32, "chunks from which on the long texts of a call are spread over the fleet", least=1
+        32, "chunks from which on the long texts of a call are computed by several devices", least=1
     )
     overdue_s: float = _option(
         60.0, "seconds without progress after which missing parts of a long text are sent again", least=1
     )
 
-    strategy: str = _option("shortest_finish", "how the router chooses a device")
+    strategy: str = _option(
+        "shortest_finish", f"how the router chooses a device: {', '.join(STRATEGIES)}", one_of=STRATEGIES
+    )
     queue_penalty_factor: float = _option(
         0.01, "performance_based: seconds one waiting message adds to a device's latency", least=0
     )
@@ -97,7 +102,7 @@ class Settings:
         3, "workers a message may have killed before it becomes a dead letter", least=1
     )
     no_device_wait_s: float = _option(
-        30.0, "seconds work waits when no device lives before it fails", least=0
+        30.0, "seconds a message waits while no device is live before it fails", least=0
     )
     heartbeat_s: float = _option(1.0, "seconds between two heartbeats of a device", least=0.05)
     device_ttl_s: float = _option(
@@ -105,10 +110,10 @@ class Settings:
     )
 
     lease_s: float = _option(
-        12.0, "seconds without a heartbeat after which what a worker holds is given to others", least=1
+        12.0, "seconds without a heartbeat after which a worker's messages are requeued", least=1
     )
     worker_timeout_s: float = _option(
-        30.0, "seconds without work after which a device checks itself", least=1
+        30.0, "seconds without work after which a device checks its model", least=1
     )
     latency_threshold_multiplier: float = _option(
         2.0, "times its usual batch time at which a device counts as slow", least=1
@@ -120,7 +125,7 @@ class Settings:
         0.92, "share of a device's memory in use that counts as pressure", least=0, most=1
     )
 
-    engine: str = _option("torch", "what computes the vectors: torch or simulated")
+    engine: str = _option("torch", "what computes the vectors: torch or simulated", one_of=ENGINES)
     model: str = _option("all-MiniLM-L6-v2", "a sentence-transformers name or folder")
     models: str | None = _option(
         None, "further models that callers may name, separated by commas; those of the registry always"
@@ -129,11 +134,11 @@ class Settings:
         None, "folder with the registry of models, the same for all workers; none if not set"
     )
     model_memory_mb: int = _option(
-        4096, "MB of weights one device keeps loaded; the least recently used model leaves", least=1
+        4096, "MB of weights one device keeps loaded; the least recently used model is evicted", least=1
     )
     device_id: str | None = _option(None, "name of this worker's device, unique in the fleet")
     incarnation: str | None = _option(
-        None, "name of this start of a worker; its supervisor chooses it, to return what it held"
+        None, "name of this start of a worker; a supervisor sets it, to requeue what it had in flight"
     )
     torch_device: str = _option("cpu", "where torch computes: cpu, cuda, mps")
     gpu_memory_share: float = _option(
@@ -142,16 +147,19 @@ class Settings:
     dtype: str = _option(
         "auto",
         "precision: auto, float32, bfloat16 or float16; auto is the fastest that stays faithful",
+        one_of=DTYPES,
     )
     attention: str = _option(
-        "auto", "auto, eager, sdpa or flash_attention_2; what cannot run gives way to the next best"
+        "auto",
+        "auto, eager, sdpa or flash_attention_2; one that cannot run is replaced by the next best",
+        one_of=ATTENTIONS,
     )
     torch_threads: int = _option(1, "torch threads of one CPU worker", least=1)
-    task_threads: int = _option(64, "tasks one device worker holds at once", least=1)
+    task_threads: int = _option(64, "tasks one device worker runs at once", least=1)
     batch_tokens: int = _option(8192, "padded tokens in one batch", least=1)
     batch_texts: int = _option(128, "texts in one batch", least=1)
     batch_wait_s: float = _option(
-        0.005, "seconds a batch with room waits while more work is arriving", least=0
+        0.005, "seconds a batch that is not full waits while more work is arriving", least=0
     )
     batch_timeout_s: float = _option(
         120.0, "seconds one batch may compute before its worker ends itself as hung", least=0.1
@@ -159,20 +167,20 @@ class Settings:
     drain_s: float = _option(20.0, "seconds a worker may take to stop", least=0.1)
 
     stream_buffer_size: int = _option(
-        10_000, "entries of a stream that may wait before its producers are held up", least=1
+        10_000, "entries of a stream that may wait before its producers must wait", least=1
     )
     stream_output_size: int = _option(
-        1_000, "responses of a stream that may lie unread before devices read no more of it", least=1
+        1_000, "unread responses of a stream from which on devices read no more entries of it", least=1
     )
     stream_batch_size: int = _option(8, "texts of streams in a batch, as long as few wait", least=1)
     stream_max_latency_ms: float = _option(
-        2.0, "milliseconds a batch of a stream waits for company", least=0, most=100
+        2.0, "milliseconds a batch of a stream waits for more texts", least=0, most=100
     )
     stream_timeout_s: float = _option(
-        30.0, "seconds a producer waits for room before it gives the text back", least=0
+        30.0, "seconds a producer waits for a full stream before it refuses the text", least=0
     )
     stream_claim_s: float = _option(
-        5.0, "seconds without a sign of life after which others take a consumer's entries", least=0.5
+        5.0, "seconds of silence after which other consumers claim a consumer's entries", least=0.5
     )
     stream_idle_flush_s: float = _option(
         0.0, "seconds after which the rest of a text that stopped growing is embedded; 0 never", least=0
@@ -205,14 +213,11 @@ class Settings:
     simulated_width: int = _option(384, "simulated engine: width of its vectors", least=1)
 
     def __post_init__(self) -> None:
-        self._check_bounds()
+        self._check_each()
         for name in ("broker_url", "result_url"):
             url = getattr(self, name)
             if url is not None and not url.startswith(("redis://", "rediss://")):
                 raise _refused(name, _scheme(url), "must be a redis:// or rediss:// address")
-        for name, known in KNOWN.items():
-            if getattr(self, name) not in known:
-                raise _refused(name, getattr(self, name), f"must be one of {', '.join(known)}")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
             raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
         if self.device_ttl_s < 2 * self.heartbeat_s:
@@ -222,37 +227,39 @@ class Settings:
         if self.lease_s < self.device_ttl_s:
             raise _refused("lease_s", self.lease_s, "must be SUTRA_DEVICE_TTL_S or more")
 
-    def _check_bounds(self) -> None:
+    def _check_each(self) -> None:
         for option in fields(self):
             value = getattr(self, option.name)
-            least, most = option.metadata["least"], option.metadata["most"]
             if value is None:
                 continue
+            least, most, one_of = (option.metadata[name] for name in ("least", "most", "one_of"))
+            if one_of is not None and value not in one_of:
+                raise _refused(option.name, value, f"must be one of {', '.join(one_of)}")
             if least is not None and not least <= value < float("inf"):
                 raise _refused(option.name, value, f"must be a finite number, {least} or more")
             if most is not None and value > most:
                 raise _refused(option.name, value, f"must be {most} or less")
 
     def __repr__(self) -> str:
-        # Addresses may hold passwords, and logs and Celery's reports print settings.
+        # Logs and Celery's reports print settings, and addresses may have passwords in them.
         return f"<Settings {self.engine} {self.model}>"
 
     @property
     def further_models(self) -> tuple[str, ...]:
-        """The models that callers may name beside ``model`` and those of the registry."""
+        """The names in ``models``."""
         return tuple(name.strip() for name in (self.models or "").split(",") if name.strip())
 
     @property
     def results(self) -> str | None:
-        """Where results live: ``result_url``, else the broker."""
+        """The address of the results server: ``result_url``, else the broker's."""
         return self.result_url or self.broker_url
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
-        """Read the ``SUTRA_*`` variables of ``environ``; unknown ones are refused by name.
+        """Return the settings of the ``SUTRA_*`` variables in ``environ``.
 
         Raises:
-            SettingsError: a value does not parse, is out of range, or has no such setting.
+            SettingsError: there is no such setting, or its value does not parse or is out of range.
         """
         types = get_type_hints(cls)
         values: dict[str, Any] = {}
@@ -270,7 +277,7 @@ class Settings:
         return cls(**values)
 
     def as_env(self) -> dict[str, str]:
-        """Return the variables that ``from_env`` reads back to these settings."""
+        """Return the variables from which :meth:`from_env` makes these settings."""
         return {
             PREFIX + option.name.upper(): str(getattr(self, option.name))
             for option in fields(self)
@@ -293,12 +300,12 @@ def _refused(name: str, value: object, reason: str) -> SettingsError:
 
 
 def _scheme(url: str) -> str:
-    # Anything else in an address may be a password.
+    # The rest of an address may have a password in it.
     found = re.match(r"[a-z][a-z0-9+]*://", url)
     return f"{found.group()}..." if found else "..."
 
 
 @cache
 def settings() -> Settings:
-    """Return this process's settings; the environment is read at the first call."""
+    """Return the settings of this process; the first call reads the environment."""
     return Settings.from_env(os.environ)

@@ -1,11 +1,11 @@
-"""Vectors as they travel: float32 bytes in JSON, and numpy on both ends.
+"""Vectors in messages and results: float32 bytes in JSON, and numpy arrays in Python.
 
-The message, for readers in any language::
+The JSON form, for readers in any language::
 
     {"__type__": "sutra.vectors",
      "__value__": {"v": 1, "shape": [2, 384], "data": "<base64 of little-endian float32, row-major>"}}
 
-A result with details is the same inside a ``sutra.embeddings`` object; see :class:`Embeddings`.
+A result with details has it inside a ``sutra.embeddings`` object; see :class:`Embeddings`.
 """
 
 from __future__ import annotations
@@ -40,55 +40,55 @@ Floats = NDArray[np.float32]
 class Vectors(np.ndarray[Any, np.dtype[np.float32]]):
     """A float32 array of shape (dim,) or (n, dim) that Celery can store and pass on.
 
-    It is an ordinary array for numpy, and arithmetic on it gives ordinary arrays. What it adds: it
-    turns itself into JSON, so a result may be handed to a chain, chord or callback as it is; and its
-    ``repr`` is short, because Celery takes it of every result (2 ms for 384 printed floats) and
-    because vectors do not belong in logs. ``print(vectors)`` shows the numbers.
+    For numpy it is an ordinary array, and arithmetic on it gives ordinary arrays. It has a JSON form,
+    so that a result can be an argument of a chain, chord or callback. Its ``repr`` is short, because
+    Celery takes the ``repr`` of each result (2 ms for 384 printed floats), and to keep vectors out of
+    logs. ``print(vectors)`` shows the numbers.
     """
 
     __slots__ = ()
 
     @classmethod
     def of(cls, array: Floats) -> Vectors:
-        """View ``array`` as vectors that can travel; it is not copied."""
+        """Return ``array`` as vectors; the memory is shared if the array is contiguous float32."""
         return np.ascontiguousarray(array, dtype="<f4").view(cls)
 
     def __json__(self) -> dict[str, Any]:
-        # kombu asks for this before its registered types, so nobody's ndarray codec comes first.
+        # kombu calls this before it looks for a registered type, so no other codec of ndarray is used.
         if self.dtype != np.float32:
             raise TypeError(f"vectors are float32; an array of {self.dtype} has no JSON form")
         data = base64.b64encode(np.ascontiguousarray(self, dtype="<f4").data).decode("ascii")
         return _typed(VECTORS_TYPE, {"v": VERSION, "shape": list(self.shape), "data": data})
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False, /) -> Any:
-        if array is self:  # in place: v /= n
+        if array is self:  # arithmetic in place, such as v /= n
             return self
         return array[()] if return_scalar else np.asarray(array)
 
     def __repr__(self) -> str:
-        if self.dtype != np.float32:  # such as the indices of argsort()
+        if self.dtype != np.float32:  # such as the indices that argsort() returns
             return repr(np.asarray(self))
         return f"<Vectors {'x'.join(map(str, self.shape))} float32>"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Embeddings:
-    """What ``embed(..., details=True)`` returns.
+    """The answer of ``embed(..., details=True)``.
 
     Attributes:
         vectors: shape (dim,) for one text, (n, dim) for a list.
-        space: name of the embedding space. Vectors of two spaces must not be compared.
+        space: the name of the embedding space. Vectors of two spaces must not be compared.
         model: the model's name as the fleet was given it.
-        tokens: tokens embedded of each text, special tokens and prompt included.
-        chunks: pieces each text was embedded in; 1 for a text within the threshold.
-        truncated: whether text was cut off at the model's window, as ``truncate=True`` asks.
+        tokens: the tokens of each text that were embedded, special tokens and prompt included.
+        chunks: the chunks of each text; 1 for a text within the threshold.
+        truncated: whether each text was cut off at the model's window, as ``truncate=True`` asks.
         spans: for each text, where each of its chunks begins and ends in it, in characters.
-        weights: for each text, what the vector of each chunk counts in its own; they add up to 1.
+        weights: for each text, how much the vector of each chunk counts; they add up to 1.
         chunk_vectors: with ``chunk_vectors=True`` the vectors of all chunks, in the order of ``spans``:
-            shape (sum(chunks), dim).
-        device: the device that computed them, or the devices.
+            shape (sum(chunks), dim); else None.
+        device: the device that computed them, or several, separated by commas.
         queue_s: seconds the texts waited on the device while none of them was computed.
-        compute_s: seconds the batches that held these texts took.
+        compute_s: seconds that the batches with these texts took.
     """
 
     vectors: Vectors
@@ -105,7 +105,7 @@ class Embeddings:
     compute_s: float
 
     def __repr__(self) -> str:
-        # As that of vectors: a book has thousands of spans.
+        # Short for the reasons of Vectors: a book has thousands of spans.
         return f"<Embeddings {len(self.tokens)} texts, {sum(self.chunks)} chunks, {self.space}>"
 
     def __json__(self) -> dict[str, Any]:
@@ -116,8 +116,13 @@ class Embeddings:
 def finish(rows: Floats, *, dimensions: int | None, normalize: bool) -> Floats:
     """Cut rows of shape (n, width) to ``dimensions`` and bring each to unit length.
 
-    A Matryoshka width is cut first: the norm of the part is not the norm of the whole.
-    A row of zeros stays zero, as in sentence-transformers.
+    A Matryoshka width is cut before the norm is taken. A row of zeros stays zero, as in
+    sentence-transformers.
+
+    Args:
+        rows: float32.
+        dimensions: None: all.
+        normalize: whether rows are brought to unit length.
     """
     if dimensions is not None:
         rows = rows[:, :dimensions]
@@ -155,7 +160,7 @@ def _vectors_from_json(value: Any) -> Vectors:
         raise CorruptResultError("data is not base64") from None
     if len(raw) != 4 * math.prod(shape):
         raise CorruptResultError(f"{len(raw)} bytes do not make a float32 array of shape {shape}")
-    # Copied: frombuffer is read-only, and callers normalise in place.
+    # A copy, because arrays of frombuffer are read-only and callers may normalise in place.
     return np.frombuffer(raw, dtype="<f4").reshape(shape).copy().view(Vectors)
 
 
@@ -176,7 +181,7 @@ def _embeddings_from_json(value: Any) -> Embeddings:
 
 
 def register() -> None:
-    """Teach kombu's JSON our two types, under names of our own; repeating it changes nothing."""
+    """Register both types with kombu's JSON; doing so again changes nothing."""
     kombu_json.register_type(
         Vectors, VECTORS_TYPE, lambda v: v.__json__()["__value__"], _vectors_from_json
     )

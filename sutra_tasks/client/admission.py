@@ -1,7 +1,7 @@
-"""Refusing work that could not be done in time, before it is sent.
+"""Admission: a call is refused before it is sent if more work waits than the fleet can do in time.
 
-Routers publish once a second what waits and how fast it is worked off. A client reads that at most twice
-a second, and adds what it has sent since.
+Routers publish the fleet's backlog once a second. A client reads it at most twice a second, and adds the
+tokens that it has sent since.
 """
 
 from __future__ import annotations
@@ -30,18 +30,23 @@ TIMEOUT_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What waits in the whole fleet, in estimated tokens, and how fast the fleet works it off."""
+    """The work that waits in the whole fleet.
+
+    Attributes:
+        tokens: estimated tokens of all messages that wait.
+        tokens_per_s: estimated tokens that all devices together compute in a second; 0: not known.
+    """
 
     tokens: int
     tokens_per_s: float
 
     def to_json(self) -> str:
-        """Return the stored form."""
+        """Return the JSON that is stored under ``keys.BACKLOG``."""
         return json.dumps({"v": VERSION, **asdict(self)})
 
     @classmethod
     def from_json(cls, text: bytes | str | None) -> Backlog | None:
-        """Read the stored form; None if there is none, or of another version."""
+        """Read what :meth:`to_json` returned; None if it is missing or of another version."""
         value: Any = json.loads(text) if text is not None else None
         if value is None or value.get("v") != VERSION:
             return None
@@ -49,15 +54,18 @@ class Backlog:
 
 
 def excess_s(tokens: int, tokens_per_s: float, max_queue_s: float) -> float:
-    """Return by how many seconds of work ``tokens`` are too many; 0 or less: they may wait.
+    """Return how many seconds of work ``tokens`` are over the limit; 0 or less: they may wait.
 
-    A fleet whose speed is not known refuses nothing.
+    Args:
+        tokens: that wait.
+        tokens_per_s: of the fleet; 0: not known, so nothing is over the limit.
+        max_queue_s: the limit; 0: there is none.
     """
     return tokens / tokens_per_s - max_queue_s if tokens_per_s > 0 and max_queue_s > 0 else 0.0
 
 
 class Admission:
-    """One client process's view of the backlog."""
+    """The backlog as one client process knows it."""
 
     def __init__(self, options: Settings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_queue_s, self._clock = options.max_queue_s, clock
@@ -70,14 +78,14 @@ class Admission:
         """Count ``tokens`` as sent, or refuse them.
 
         Raises:
-            FleetSaturated: more waits already than the fleet can do in ``SUTRA_MAX_QUEUE_S``.
+            FleetSaturated: more work waits than the fleet can do in ``SUTRA_MAX_QUEUE_S``.
         """
         if not self._max_queue_s:
             return
         if self._clock() - self._read_at >= READ_EVERY_S:
             self._read()
         if self._backlog is None:
-            return  # no router has spoken: work waits for one, as it does for a device
+            return  # no router is up, or the server is away: the call waits, or fails, when it is sent
         waiting = self._backlog.tokens + self._sent
         excess = excess_s(waiting, self._backlog.tokens_per_s, self._max_queue_s)
         if excess > 0:
@@ -90,4 +98,4 @@ class Admission:
         try:
             self._backlog = Backlog.from_json(self._client.get(keys.BACKLOG))
         except (redis.RedisError, OSError):
-            self._backlog = None  # sending will say what is wrong with the server
+            self._backlog = None  # sending fails as well, and its error tells why

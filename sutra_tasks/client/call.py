@@ -1,4 +1,4 @@
-"""A call of ``embed`` as a value: what is asked, checked before anything is sent."""
+"""A call of ``embed`` as a value, checked before it is sent, and the header that routers read."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ VERSION: Final = 1
 HEADER: Final = "sutra"
 LATEST: Final = 1e11  # the year 5138
 BYTES_PER_TOKEN: Final = 4
-"""English prose in WordPiece; code and other scripts differ, alike on every device."""
+"""UTF-8 bytes of a token of English prose in WordPiece. Code and other scripts differ, but they do so on
+every device, so loads and speeds still compare."""
 
 TOKENS_PER_TEXT: Final = 2
-"""Special tokens."""
+"""Special tokens of one text."""
 
 OPTIONS: Final = (
     "prompt",
@@ -45,7 +46,15 @@ MOST_NAME_CHARS: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What the router knows of a message without decoding its body."""
+    """The work that a message asks for, as the router knows it without decoding the body.
+
+    Attributes:
+        texts: how many.
+        bytes: of all texts in UTF-8, or of the body if its sender wrote no header.
+        sent_at: Unix time in seconds; None: not known.
+        strategy: how the router should choose a device; None: as it usually does.
+        model: the model that was asked for; None: the fleet's default.
+    """
 
     texts: int
     bytes: int
@@ -66,7 +75,15 @@ def estimated_tokens(texts: int, size_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Call:
-    """One call of ``embed``, valid by construction; its ``repr`` holds no text."""
+    """One call of ``embed``; its ``repr`` holds no text.
+
+    Attributes:
+        texts: those to embed.
+        single: whether one text was given and not a list, so that the answer has one vector.
+        bytes: of all texts in UTF-8.
+
+    The other fields are the options of :meth:`sutra_tasks.client.embed_task.EmbedTask.delay`.
+    """
 
     texts: tuple[str, ...]
     single: bool
@@ -85,8 +102,13 @@ class Call:
     def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any], limits: Settings) -> Call:
         """Check the arguments of ``embed``.
 
+        Args:
+            args: the positional ones.
+            kwargs: those by name.
+            limits: the settings that limit the size of a call.
+
         Raises:
-            InvalidInputError: naming the argument or the position of the text at fault.
+            InvalidInputError: it names the argument at fault, or the position of the text.
         """
         options = dict(kwargs)
         positional = list(args)
@@ -135,7 +157,7 @@ class Call:
         return estimated_tokens(len(self.texts), self.bytes)
 
     def header(self, *, sent_at: float, strategy: str | None) -> dict[str, Any]:
-        """Return what the router needs, for the message's header ``sutra``."""
+        """Return the message's header ``sutra``, which the router reads."""
         return {
             "v": VERSION,
             "texts": len(self.texts),
@@ -150,10 +172,14 @@ class Call:
 
 
 def demand_of(header: Any, body_bytes: int) -> Demand:
-    """Read the header ``sutra``; a message without one was sent by another client and still counts.
+    """Read the header ``sutra``.
+
+    Args:
+        header: None: the message was sent by another client, and counts by the size of its body.
+        body_bytes: of the message.
 
     Raises:
-        UnsupportedVersionError: the header was written by a version this one does not know.
+        UnsupportedVersionError: another version of this package wrote the header.
     """
     if header is None:
         return Demand(texts=1, bytes=body_bytes, sent_at=None, strategy=None)
@@ -170,10 +196,10 @@ def demand_of(header: Any, body_bytes: int) -> Demand:
 
 
 def check_strategy(name: str) -> str:
-    """Return ``name`` if the router knows such a strategy.
+    """Return ``name`` if it is the name of a strategy.
 
     Raises:
-        InvalidOptionError: it does not.
+        InvalidOptionError: it is not.
     """
     if name not in STRATEGIES:
         raise InvalidOptionError("strategy", repr(name)[:50], f"one of {', '.join(STRATEGIES)}")
@@ -185,7 +211,7 @@ def _number(value: object, otherwise: int) -> int:
 
 
 def _moment(value: object) -> float | None:
-    """Return a time that is a number; anything else counts as not said."""
+    """Return a time, or None for anything but a plausible number."""
     if isinstance(value, int | float) and abs(value) < LATEST:  # false for NaN, too
         return float(value)
     return None

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 __all__ = ["embed_many"]
 
 PRIORITY: Final = 6
-"""Behind single calls, whose priority is 0; the fleet starves neither."""
+"""Calls of ``embed`` have priority 0 and go first; the fleet starves neither."""
 
-AGAIN_S: Final = (0.1, 1.0)
-"""Least and most seconds until a saturated fleet is asked again."""
+SHORTEST_PAUSE_S: Final = 0.1
+LONGEST_PAUSE_S: Final = 1.0
+"""Seconds until a call that a saturated fleet refused is sent again."""
 
 
 def embed_many(
@@ -49,27 +50,27 @@ def embed_many(
 ) -> Iterator[Vectors]:
     """Embed any number of texts and yield their vectors in order, each float32 of shape (dim,).
 
-    At most ``batch * in_flight`` texts are on their way at any time: the iterable is read as results
-    are taken, and each result is deleted from the server as soon as it has arrived. A saturated fleet,
-    and a server that goes away, are waited for. Calls of ``embed`` go before these. All vectors are of
-    one embedding space, also where another version of the model takes over meanwhile.
+    At most ``batch * in_flight`` texts are on their way at any time: the iterable is read only as fast
+    as vectors are taken, and each result is deleted from the server when it has arrived. It waits for a
+    saturated fleet, and for a server that is away for a time. Calls of ``embed`` go before these. All
+    vectors are of one embedding space, also when another version of the model is promoted meanwhile.
 
     Args:
         texts: read lazily; may be longer than memory.
         batch: texts in one message.
-        in_flight: messages sent and not yet yielded.
+        in_flight: messages that are sent and whose vectors are not yet yielded.
         timeout_s: seconds to wait for any one message; None waits as long as it takes.
         prompt: as for ``embed``.
         dimensions: as for ``embed``.
         normalize: as for ``embed``.
         truncate: as for ``embed``.
         model: as for ``embed``.
-        space: as for ``embed``; if it is not given, that of the first answer is asked of all others.
+        space: as for ``embed``; None: the space of the first answer is asked of all others.
 
     Raises:
         InvalidInputError: at the first text that cannot be embedded.
         celery.exceptions.TimeoutError: a message took longer than ``timeout_s``.
-        SpaceUnavailableError: vectors of the space are not to be had, or not any more.
+        SpaceUnavailableError: no model that is served gives vectors of the space, or none does any more.
         FleetSaturated: the fleet took no message for ``timeout_s``.
         ServerUnavailableError: the server did not answer, and nothing is on its way.
     """
@@ -85,61 +86,61 @@ def embed_many(
         "model": model,
         "space": space,
     }
-    return _stream(iter(texts), batch, in_flight, timeout_s, options)
+    return _vectors(iter(texts), batch, in_flight, timeout_s, options)
 
 
-def _stream(
-    source: Iterator[str],
+def _vectors(
+    texts: Iterator[str],
     batch: int,
     in_flight: int,
     timeout_s: float | None,
     options: dict[str, Any],
 ) -> Iterator[Vectors]:
     sent: deque[tuple[list[str], EmbedResult]] = deque()
-    part: list[str] = []
+    next_texts: list[str] = []
     try:
         while True:
-            while len(sent) < in_flight and (part := part or list(islice(source, batch))):
+            while len(sent) < in_flight and (next_texts := next_texts or list(islice(texts, batch))):
                 try:
-                    sent.append((part, _sent(part, options, 0 if sent else timeout_s)))
+                    sent.append((next_texts, _send(next_texts, options, 0 if sent else timeout_s)))
                 except (FleetSaturated, ServerUnavailableError):
                     if not sent:
                         raise
-                    break  # what is on its way comes first; this part is sent after it
-                part = []
+                    break  # these texts are sent after the next answer has come
+                next_texts = []
             if not sent:
                 return
-            texts, result = sent[0]
+            asked, result = sent[0]
             answer: Embeddings = result.get(timeout=timeout_s)
-            with _server_may_be_away():
+            with _ignoring_outages():
                 result.forget()
             sent.popleft()
             options["space"] = options["space"] or answer.space
             if answer.space == options["space"]:
                 yield from answer.vectors
-            else:  # it was sent before the first answer said which
-                sent.appendleft((texts, _sent(texts, options, timeout_s)))
+            else:  # sent before the first answer told the space
+                sent.appendleft((asked, _send(asked, options, timeout_s)))
     finally:
-        # Left early or failed: what is still queued need not be computed.
-        with _server_may_be_away():
+        # The caller stopped early, or a call failed: the calls that wait need not be computed.
+        with _ignoring_outages():
             for _, result in sent:
                 result.revoke()
                 result.forget()
 
 
-def _sent(part: list[str], options: dict[str, Any], timeout_s: float | None) -> EmbedResult:
-    """Send ``part`` as soon as the fleet takes it, or raise its refusal after ``timeout_s``."""
-    least_s, most_s = AGAIN_S
+def _send(texts: list[str], options: dict[str, Any], timeout_s: float | None) -> EmbedResult:
+    """Send ``texts`` as soon as the fleet takes them, or raise its refusal after ``timeout_s``."""
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     while True:
         try:
-            return embed.apply_async((part,), options, priority=PRIORITY)
+            return embed.apply_async((texts,), options, priority=PRIORITY)
         except FleetSaturated as saturated:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise
-            time.sleep(min(max(saturated.retry_after_s, least_s), most_s, left_s))
+            pause_s = min(max(saturated.retry_after_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+            time.sleep(min(pause_s, left_s))
 
 
-def _server_may_be_away() -> suppress:
-    return suppress(OperationalError, redis.RedisError)  # what is left there expires
+def _ignoring_outages() -> suppress:
+    return suppress(OperationalError, redis.RedisError)  # results that are left on the server expire

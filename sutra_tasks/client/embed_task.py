@@ -1,4 +1,4 @@
-"""The task ``embed``: its client side, and the seam where a device worker serves it."""
+"""The task ``embed``: clients check and send its calls, and device workers answer them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EmbedTask", "embed", "serve"]
 
-_SENT_BY_CELERY: Final = {"group_id", "chord", "parent_id", "root_id"}
-"""Options of calls that are part of something larger, which must not be sent by halves."""
+_CANVAS_OPTIONS: Final = {"group_id", "chord", "parent_id", "root_id"}
+"""Options that Celery gives to the calls of a group, chord or chain. These are not refused by admission,
+because some calls of the group would then be sent and others not."""
 
 _admission = cache(Admission)
 
@@ -44,14 +45,14 @@ _server: Server | None = None
 
 
 def serve(server: Server | None) -> Server | None:
-    """Let ``server`` answer the calls of ``embed`` that run in this process; return the one before."""
+    """Have ``server`` answer the calls that run in this process, and return the server before it."""
     global _server
     before, _server = _server, server
     return before
 
 
 class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
-    """Checks a call where it is made, so that bad input never travels."""
+    """Checks a call in the process that makes it, so that bad input is never sent."""
 
     def delay(self, texts: str | Sequence[str], **options: Any) -> EmbedResult:
         """Send texts to the fleet.
@@ -75,7 +76,8 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
             InvalidInputError: the call can never succeed; nothing was sent.
             BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
             ServerUnavailableError: the server did not answer for some 20 seconds; nothing was sent.
-            FleetSaturated: more waits than may (``SUTRA_MAX_QUEUE_S``); nothing was sent.
+            FleetSaturated: more work waits than the fleet can do in ``SUTRA_MAX_QUEUE_S``; nothing was
+                sent.
         """
         return self.apply_async((texts,), options)
 
@@ -91,8 +93,8 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
 
         Raises:
             CallbackQueueError: a callback of another Celery app names no queue.
-            FleetSaturated: more waits than may (``SUTRA_MAX_QUEUE_S``); not for parts of a group, chord
-                or chain, of which some would be sent and others not.
+            FleetSaturated: more work waits than the fleet can do in ``SUTRA_MAX_QUEUE_S``; never raised
+                for the calls of a group, chord or chain.
         """
         limits, given = settings(), kwargs or {}
         call = Call.of(args or (), given, limits)
@@ -103,11 +105,11 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         for option in ("link", "link_error", "chain", "chord"):
             for task in _callbacks_without_queue(options.get(option)):
                 raise CallbackQueueError(task, option)
-        if not (_SENT_BY_CELERY & options.keys() or self.app.conf.task_always_eager):
+        if not (_CANVAS_OPTIONS & options.keys() or self.app.conf.task_always_eager):
             _admission(limits).admit(call.tokens)
         headers = dict(options.pop("headers", None) or {})
         headers[HEADER] = call.header(sent_at=time.time(), strategy=strategy)
-        # Celery would otherwise print the texts, slowly, into logs and Flower.
+        # Celery's default is the repr of all texts, which is slow, and shows them in logs and Flower.
         options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
         texts = call.texts[0] if call.single else list(call.texts)
         by_name = {name: value for name, value in given.items() if name != "texts"}
@@ -118,7 +120,7 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         return sent
 
     def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature:
-        """Return a signature that names the fleet's queue, so any app's worker can send it on."""
+        """Return a signature that names the fleet's queue, so that workers of any app can send it."""
         made = super().signature(args, *more, **options)
         made.options.setdefault("queue", keys.EMBED_QUEUE)
         return made
@@ -127,12 +129,12 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
 
 
 def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
-    """Yield the names of other apps' tasks in ``callbacks`` that say no queue."""
+    """Yield the names of other apps' tasks in ``callbacks`` that name no queue."""
     if callbacks is None:
         return
     for signature in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
         task = signature["task"]
-        if task.startswith("celery."):  # chain, group, chord and the like hold others
+        if task.startswith("celery."):  # a chain, group or chord: it has signatures in it
             inner = signature.get("kwargs") or {}
             for name in ("tasks", "task", "header", "body"):
                 yield from _callbacks_without_queue(inner.get(name))
@@ -148,7 +150,8 @@ def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
     bind=True,
     shared=False,
     acks_late=True,
-    throws=(InvalidInputError, UnsupportedVersionError),  # told to the caller, not a fault here
+    # Errors of the caller, who is told: no traceback in the worker's log.
+    throws=(InvalidInputError, UnsupportedVersionError),
 )
 def _embed(self: EmbedTask, texts: str | list[str], **options: Any) -> Vectors | Embeddings:
     if _server is None:
@@ -156,7 +159,7 @@ def _embed(self: EmbedTask, texts: str | list[str], **options: Any) -> Vectors |
             "embed runs on a device worker. Call embed.delay(texts).get(), or use "
             "sutra_tasks.testing.local_fleet() where there is none."
         )
-    demand_of(self.request.get(HEADER), 0)  # refuses a version this worker does not know
+    demand_of(self.request.get(HEADER), 0)  # raises if another version of this package wrote the header
     return _server(Call.of((texts,), options, settings()))
 
 

@@ -1,4 +1,4 @@
-"""Waiting for vectors, also while the server that keeps them is away."""
+"""Results as clients await them: an outage of the results server ends no wait."""
 
 from __future__ import annotations
 
@@ -15,85 +15,87 @@ from kombu.exceptions import DecodeError
 
 from sutra_tasks.errors import SutraError
 
-__all__ = ["EmbedResult", "ResultBackend", "ServerAway"]
+__all__ = ["EmbedResult", "ResultBackend", "ResultsServerDown"]
 
 logger = logging.getLogger(__name__)
 
-LOOK_S: Final = 0.2
-"""Seconds between two looks for a server that is away."""
+RETRY_S: Final = 0.2
+"""Seconds between two tries to reach a server that does not answer."""
 
 
-class ServerAway(redis.ConnectionError):
-    """The server with the results does not answer, which time may mend.
+class ResultsServerDown(redis.ConnectionError):
+    """The results server does not answer, and may answer later.
 
-    A class of its own, for a task may have failed with a ``ConnectionError``, too.
+    It is a class of its own because a task may itself have failed with a ``ConnectionError``.
     """
 
 
 @contextmanager
-def _time_may_mend() -> Iterator[None]:
+def _as_server_down() -> Iterator[None]:
+    """Raise errors of the connection as :class:`ResultsServerDown`."""
     try:
         yield
     except redis.AuthenticationError:
-        raise  # waiting does not change a password
+        raise  # a wrong password stays wrong
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise ServerAway(*error.args) from error
+        raise ResultsServerDown(*error.args) from error
 
 
 class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untyped
-    """Celery's reader of results, but an outage ends no wait: only the caller's timeout does."""
+    """Celery's reader of results, except that no outage ends a wait: only the caller's timeout does."""
 
     _pubsub: Any
-    _away = _told = False
+    _disconnected = False
+    _outage_logged = False
 
     def _reconnect(self) -> None:
-        # Not now: we may be inside a garbage collection, and hold the lock that others wait for.
-        lost, self._pubsub, self._away = self._pubsub, None, True
+        # Only disconnect: a garbage collection may have called this, with a lock that threads wait for.
+        lost, self._pubsub, self._disconnected = self._pubsub, None, True
         if lost is not None and lost.connection is not None:
             lost.connection.disconnect()
 
-    def come_back(self) -> None:
-        """After an outage, subscribe anew and read what was stored meanwhile.
+    def resubscribe(self) -> None:
+        """After an outage, subscribe again and read the results that were stored meanwhile.
 
         Raises:
-            redis.ConnectionError, redis.TimeoutError: it goes on.
+            redis.ConnectionError, redis.TimeoutError: the server still does not answer.
         """
         with self._locked():
-            if not self._away:
+            if not self._disconnected:
                 return
             client = self.backend.client
             self._pubsub = pubsub = client.pubsub(ignore_subscribe_messages=True)
             if names := list(self.subscribed_to):
-                # In the other order, what is stored between the two would be missed.
+                # Read behind the subscription, or a result stored between the two would be missed.
                 pubsub.subscribe(*names)
                 for stored in filter(None, client.mget(names)):
                     self.on_state_change(self._decode_result(stored), None)
-            self._away = self._told = False
+            self._disconnected = self._outage_logged = False
 
     def drain_events(self, timeout: float | None = None) -> None:
-        """Take in the results that arrive within ``timeout``, or look whether the server is back."""
+        """Read the results that arrive within ``timeout``, or try to reach a server that is down."""
         try:
-            with _time_may_mend():
-                self.come_back()
-        except ServerAway as error:
-            if not self._told:
+            with _as_server_down():
+                self.resubscribe()
+        except ResultsServerDown as error:
+            if not self._outage_logged:
                 logger.warning("waiting for the server with the results: %s", error)
-                self._told = True
-            time.sleep(LOOK_S)
+                self._outage_logged = True
+            time.sleep(RETRY_S)
         else:
             super().drain_events(timeout)
 
     def on_wait_for_pending(self, result: Any, **options: Any) -> None:
-        """Read what is stored already; when the server is away, :meth:`come_back` will.
+        """Read a result that is stored already; if the server is down, :meth:`resubscribe` reads it.
 
-        What was published meanwhile is taken in first: it need not be fetched, and decoded, again.
+        Results that were published are read first, so that they need not be fetched and decoded again.
         """
         try:
-            with self._locked(), _time_may_mend():
+            with self._locked(), _as_server_down():
                 while self._pubsub is not None and self._drain_one(self._pubsub, 0):
                     pass
             super().on_wait_for_pending(result, **options)
-        except ServerAway:
+        except ResultsServerDown:
             with self._locked():
                 self._reconnect()
 
@@ -107,43 +109,46 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         """Return what is stored under ``key``.
 
         Raises:
-            ServerAway: nobody knows.
+            ResultsServerDown: the server does not answer.
         """
-        with _time_may_mend():
+        with _as_server_down():
             return super().get(key)
 
     def mget(self, names: Any) -> Any:
         """Return what is stored under each of ``names``.
 
         Raises:
-            ServerAway: nobody knows.
+            ResultsServerDown: the server does not answer.
         """
-        with _time_may_mend():
+        with _as_server_down():
             return super().mget(names)
 
     def on_task_call(self, producer: Any, task_id: str) -> None:
-        """Await a result that is about to be asked for.
+        """Subscribe to the result of a call that is about to be sent.
 
         Raises:
-            redis.ConnectionError, redis.TimeoutError: it could not be read, not after retries either.
+            redis.ConnectionError, redis.TimeoutError: the server does not answer, after retries.
         """
         super().on_task_call(producer, task_id)
-        self.ensure(self.result_consumer.come_back, ())
+        self.ensure(self.result_consumer.resubscribe, ())
 
 
 class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
-    """Celery's result, but patient, and a record that does not decode raises our own error for it."""
+    """Celery's result, except that it waits through outages of the server.
+
+    Of a record that does not decode it raises this package's error, in place of kombu's.
+    """
 
     def get(self, *args: Any, **options: Any) -> Any:
         """Wait for the vectors; see :meth:`sutra_tasks.client.embed_task.EmbedTask.delay`.
 
-        While the server is away this waits on, and takes the vectors once it is back. A server that
-        neither answers nor refuses is noticed after ``SUTRA_SOCKET_TIMEOUT_S``, however short the
-        timeout.
+        While the server is down this waits, and reads the vectors when the server is up again. A server
+        that neither answers nor refuses is noticed after ``SUTRA_SOCKET_TIMEOUT_S``, also if ``timeout``
+        is shorter.
 
         Raises:
             SutraError: the task failed, or its record is corrupt or of another version.
-            celery.exceptions.TimeoutError: nothing came within ``timeout`` seconds.
+            celery.exceptions.TimeoutError: no result came within ``timeout`` seconds.
         """
         try:
             return super().get(*args, **options)
@@ -153,5 +158,5 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
             raise
 
     def _maybe_reraise_parent_error(self) -> None:
-        with suppress(ServerAway):  # Celery asks again at every interval of a wait
+        with suppress(ResultsServerDown):  # Celery calls this again at each interval of the wait
             super()._maybe_reraise_parent_error()

@@ -1,6 +1,7 @@
-"""kombu's Redis transport with one client object a channel, where it makes one for each command.
+"""The clients' broker transport: kombu's for Redis, with one client object for each channel.
 
-Making one costs as much as the command itself. The connections are kombu's, and so is everything else.
+kombu's channel makes a new ``redis.Redis`` for each command, which costs as much time as the command.
+Here a channel keeps the one that it made. Connections, their pool and everything else are kombu's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ __all__ = ["Channel", "Transport"]
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
-    """A channel that remembers its client."""
+    """A channel that keeps the client of its commands."""
 
     @property
     def commands(self) -> redis.Redis:
-        """The client for everything but a blocking take."""
+        """The client of all commands except the blocking take of a consumer."""
         client: redis.Redis | None = self.__dict__.get("_commands")
         if client is None:
             client = self.__dict__["_commands"] = super()._create_client()
@@ -38,6 +39,6 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
 
 
 class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
-    """``broker_transport`` of clients; workers have one of their own, that takes atomically."""
+    """``broker_transport`` of clients; that of workers is in :mod:`sutra_tasks.broker.channel`."""
 
     Channel = Channel
