@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from sutra_tasks import keys
 from sutra_tasks.streaming.metrics import WINDOW_S, StreamMetrics, percentiles
-from sutra_tasks.streaming.scripts import GROUP
 
 if TYPE_CHECKING:
     import redis
@@ -135,4 +134,4 @@ def _device_group(groups: Any) -> dict[str, Any]:
     """Return the facts of the devices' consumer group; none if ``XINFO`` failed or there is no group."""
     if not isinstance(groups, list):
         return {}
-    return next((one for one in groups if one["name"] == GROUP.encode()), {})
+    return next((one for one in groups if one["name"] == keys.DEVICES_GROUP.encode()), {})

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from sutra_tasks import keys
+from sutra_tasks import connections, keys
 from sutra_tasks.errors import (
     BackpressureSignal,
     BrokerNotConfiguredError,
@@ -21,13 +20,14 @@ from sutra_tasks.errors import (
 )
 from sutra_tasks.host.embedded_server import free_port
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming import producer as module
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.entries import LOW_PRIORITY, StreamEntry
 from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
+from sutra_tasks.streaming.producer_core import FREE_SHARE, RETRY_AFTER_S
+from sutra_tasks.streaming.steps import REPEAT_S, RunScript, Step
 from sutra_tasks.streaming.upkeep_store import StreamState, UpkeepStore
-from tests.conftest import wait_until
 from tests.redis.peers import full_memory
+from tests.redis.stream_clients import PRODUCERS, Producer
 
 S = "s"
 IN, CLOSED, TOTALS = (keys.stream(S, part) for part in ("in", "closed", "totals"))
@@ -42,10 +42,11 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 
 
 class Time:
-    """A clock that goes on only when somebody sleeps or works."""
+    """A clock that goes on only when somebody sleeps."""
 
     def __init__(self) -> None:
         self.now, self.slept = 1000.0, list[float]()
+        self.while_sleeping: Callable[[], object] = lambda: None
 
     def __call__(self) -> float:
         return self.now
@@ -54,17 +55,16 @@ class Time:
         assert seconds >= 0
         self.slept.append(seconds)
         self.now += seconds
+        self.while_sleeping()
 
     async def async_sleep(self, seconds: float) -> None:
         self.sleep(seconds)
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> Time:
+def at() -> Time:
     """Time as this test's producers see it."""
-    found = Time()
-    monkeypatch.setattr(module, "_AWAY_S", type(module._AWAY_S)("away_s", default=(0.0, 0.0)))
-    return found
+    return Time()
 
 
 @pytest.fixture
@@ -72,19 +72,30 @@ def options(url: str) -> Settings:
     return Settings(broker_url=url, stream_buffer_size=CAPACITY)
 
 
-@pytest.fixture
-def open_producer(options: Settings, at: Time) -> Iterator[Callable[..., StreamProducer]]:
-    """``open_producer(...)``: a producer that sleeps in this test's time."""
-    opened: list[StreamProducer] = []
+@pytest.fixture(params=PRODUCERS)
+def open_producer(
+    request: pytest.FixtureRequest, options: Settings, at: Time, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Producer]]:
+    """``open_producer(...)``: a producer of each kind that sleeps in this test's time."""
+    opened: list[Producer] = []
+    runner = None
+    own_time: dict[str, Any] = {"clock": at, "sleep": at.sleep}
+    if request.param != "sync":
+        runner = asyncio.Runner()
+        own_time = {"runner": runner}  # time in producers is counted by the task
+        monkeypatch.setattr("time.monotonic", at)
+        monkeypatch.setattr("asyncio.sleep", at.async_sleep)
 
-    def open_one(**given: Any) -> StreamProducer:
-        found = StreamProducer(S, **{"options": options, "clock": at, "sleep": at.sleep, **given})
+    def open_one(**given: Any) -> Producer:
+        found = PRODUCERS[request.param](S, **{"options": options, **own_time, **given})
         opened.append(found)
         return found
 
     yield open_one
     for one in opened:
         one.close()
+    if runner is not None:
+        runner.close()
 
 
 def waiting(client: redis.Redis, name: str = IN) -> list[str]:
@@ -120,7 +131,7 @@ def totals(client: redis.Redis) -> dict[str, int]:
 
 
 def test_texts_come_in_the_order_they_were_sent_with_all_their_fields(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     producer = open_producer(batch=3)
     assert producer.send("grün\x00", id="i", key="k", end=True, seq=0, priority=3, prompt="p") == "i"
@@ -138,7 +149,7 @@ def test_texts_come_in_the_order_they_were_sent_with_all_their_fields(
 
 
 def test_an_id_is_made_for_a_text_without_one_and_is_told(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     producer, other = open_producer(), open_producer()
     told = [producer.send("a"), producer.send(StreamEntry("b")), other.send("c")]
@@ -148,14 +159,14 @@ def test_an_id_is_made_for_a_text_without_one_and_is_told(
 
 
 def test_a_stream_never_holds_more_than_its_capacity(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     producer = open_producer(wait=False)
     with pytest.raises(BackpressureSignal) as told:
         producer.send_many(named(*range(25)))
     assert waiting(client) == named(*range(CAPACITY))
     assert (told.value.size, told.value.capacity, told.value.throttle_rate) == (CAPACITY, CAPACITY, 1.0)
-    assert module.RETRY_S[0] <= told.value.retry_after_s <= module.RETRY_S[1]
+    assert RETRY_AFTER_S[0] <= told.value.retry_after_s <= RETRY_AFTER_S[1]
     assert "is full" in str(told.value)
     assert told.value.accepted == CAPACITY
     assert totals(client) == {"accepted": CAPACITY, "refused": 1}
@@ -193,7 +204,7 @@ def test_many_producers_together_never_exceed_it_and_each_keeps_its_order(
 
 
 def test_the_capacity_is_what_devices_say_and_the_producers_own_if_they_say_nothing(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     producer = open_producer(wait=False)
     publish(client, Level.NORMAL, capacity=3)
@@ -207,7 +218,7 @@ def test_the_capacity_is_what_devices_say_and_the_producers_own_if_they_say_noth
 
 
 def test_a_stream_over_its_capacity_takes_nothing(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     for number in range(CAPACITY + 5):
         client.xadd(IN, {"text": number})
@@ -217,7 +228,7 @@ def test_a_stream_over_its_capacity_takes_nothing(
 
 
 def test_what_can_wait_is_shed_under_pressure_and_its_producer_is_told(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     producer = open_producer(wait=False)
     publish(client, Level.MODERATE)
@@ -235,7 +246,7 @@ def test_what_can_wait_is_shed_under_pressure_and_its_producer_is_told(
 
 
 def test_what_follows_a_shed_entry_keeps_its_place(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     publish(client, Level.SEVERE)
     entries = [StreamEntry(text, priority=p) for text, p in (("a", 0), ("b", 6), ("c", 0))]
@@ -248,7 +259,7 @@ def test_what_follows_a_shed_entry_keeps_its_place(
 
 
 def test_a_closed_stream_takes_nothing(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     for number in range(2):
         client.xadd(IN, {"text": number})
@@ -266,26 +277,26 @@ def test_a_closed_stream_takes_nothing(
 # Answers that are lost.
 
 
-@pytest.mark.parametrize("room", [0, 2, 5])
+@pytest.mark.parametrize("free", [0, 2, 5])
 def test_a_batch_that_is_sent_again_adds_nothing_and_is_answered_the_same(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], room: int
+    client: redis.Redis, options: Settings, free: int
 ) -> None:
-    publish(client, Level.NORMAL, capacity=room or 1)
-    producer = open_producer()
-    if not room:
-        producer.send("full")
-    names, arguments = producer._request([StreamEntry(text) for text in named(*range(4))])
-    first: Any = producer._add(keys=names, args=arguments)
-    take(client, 9)
-    again: Any = producer._add(keys=names, args=arguments)
-    assert first[0] == again[0] == min(4, room)
-    assert client.xlen(IN) == 0
-    assert producer.send("next")
+    publish(client, Level.NORMAL, capacity=free or 1)
+    with StreamProducer(S, options=options) as producer:
+        if not free:
+            producer.send("full")
+        batch = producer._core._request([StreamEntry(text) for text in named(*range(4))])
+        first = producer._perform(batch)
+        take(client, 9)
+        again = producer._perform(batch)
+        assert first[0] == again[0] == min(4, free)
+        assert client.xlen(IN) == 0
+        assert producer.send("next")
     assert waiting(client) == ["next"]
 
 
 def test_producers_do_not_take_each_others_batches_for_their_own(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     for _ in range(2):
         for number in range(2):
@@ -293,99 +304,101 @@ def test_producers_do_not_take_each_others_batches_for_their_own(
     assert waiting(client) == ["0", "1", "0", "1"]
 
 
-class Losing:
-    """A script whose answers are lost, or that never runs, so often."""
+def lose_answers(producer: Producer, count: int, error: Exception) -> None:
+    """Have the next scripts of a producer run on the server, and their answers lost."""
+    perform, left = producer._perform, count
 
-    def __init__(self, script: Any, *, lost: int, runs: bool = True, what: Any = None) -> None:
-        self.script, self.lost, self.runs = script, lost, runs
-        self.what, self.numbers = what or redis.ConnectionError("lost"), list[int]()
+    def lost(step: Step) -> bool:
+        nonlocal left
+        left -= isinstance(step, RunScript)
+        return isinstance(step, RunScript) and left >= 0
 
-    def __call__(self, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        self.numbers.append(args[1])
-        answer = self.script(keys=keys, args=args) if self.runs or not self.lost else None
-        if not self.lost:
-            return answer
-        self.lost -= 1
-        raise self.what
+    def on_thread(step: Step) -> Any:
+        answer = perform(step)
+        if lost(step):
+            raise error
+        return answer
+
+    async def on_loop(step: Step) -> Any:
+        answer = await perform(step)
+        if lost(step):
+            raise error
+        return answer
+
+    producer._perform = on_thread if isinstance(producer, StreamProducer) else on_loop
 
 
 @pytest.mark.parametrize(
-    "what", [redis.ConnectionError(), redis.TimeoutError(), redis.OutOfMemoryError(), OSError()]
+    "error", [redis.ConnectionError(), redis.TimeoutError(), redis.OutOfMemoryError(), OSError()]
 )
 def test_a_batch_whose_answer_was_lost_is_in_the_stream_once(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time, what: Exception
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time, error: Exception
 ) -> None:
     producer = open_producer(batch=4)
-    losing: Any = Losing(producer._add, lost=3, what=what)
-    producer._add = losing
+    lose_answers(producer, 3, error)
     assert producer.send_many(named(*range(6))) == 6
     assert waiting(client) == named(*range(6))
-    assert losing.numbers == [1, 1, 1, 1, 2]
-    assert at.slept == [module.AGAIN_S] * 3
+    assert at.slept == [REPEAT_S] * 3
 
 
 def test_a_server_that_never_answers_leaves_it_open_whether_it_has_them(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time
 ) -> None:
     producer = open_producer(timeout_s=2.0)
-    losing: Any = Losing(producer._add, lost=10**6)
-    producer._add = losing
+    lose_answers(producer, 10**6, redis.ConnectionError("lost"))
     with pytest.raises(UnconfirmedEntriesError) as told:
         producer.send_many(named(1, 2))
     entries: Any = client.xrange(keys.stream(S, "in"))
     assert told.value.ids == [fields[b"id"].decode() for _, fields in entries]
     assert told.value.reason == "lost"
-    assert 2.0 <= at.now - 1000 <= 2.0 + module.AGAIN_S
+    assert 2.0 <= at.now - 1000 <= 2.0 + REPEAT_S
     assert waiting(client) == named(1, 2)
-    assert set(losing.numbers) == {1}
 
 
-def test_a_server_that_is_not_there_is_an_error_after_a_while() -> None:
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_a_server_that_is_not_there_is_an_error_after_a_while(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(connections, "RETRIES", 1)
     away = Settings(broker_url=f"redis://127.0.0.1:{free_port()}/0")
     with (
-        StreamProducer(S, timeout_s=0, options=away) as producer,
+        PRODUCERS[kind](S, timeout_s=0, options=away) as producer,
         pytest.raises(UnconfirmedEntriesError),
     ):
         producer.send("x")
 
 
 def test_a_full_server_is_waited_for(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time
 ) -> None:
+    def free() -> None:
+        if len(at.slept) == 3:
+            client.config_set("maxmemory", "0")
+
+    at.while_sleeping = free
     with full_memory(client):
-
-        def sleep(seconds: float) -> None:
-            at.sleep(seconds)
-            if len(at.slept) == 3:
-                client.config_set("maxmemory", "0")
-
-        open_producer(sleep=sleep).send("x")
+        open_producer().send("x")
     assert waiting(client) == ["x"]
-    assert at.slept == [module.AGAIN_S] * 3
+    assert at.slept == [REPEAT_S] * 3
 
 
 # Streams that take no more for now.
 
 
 def test_a_producer_that_waits_sends_all_when_there_is_room(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time
 ) -> None:
     got: list[str] = []
-
-    def sleep(seconds: float) -> None:
-        at.sleep(seconds)
-        got.extend(take(client, 4))
-
+    at.while_sleeping = lambda: got.extend(take(client, 4))
     publish(client, Level.NORMAL, per_s=5.0)
-    producer = open_producer(sleep=sleep, batch=8)
-    assert producer.send_many(named(*range(30))) == 30
+    assert open_producer(batch=8).send_many(named(*range(30))) == 30
     assert got + waiting(client) == named(*range(30))
-    assert set(at.slept) == {module.ROOM_SHARE * CAPACITY / 5.0}
+    assert set(at.slept) == {FREE_SHARE * CAPACITY / 5.0}
     assert totals(client)["accepted"] == 30
 
 
 def test_a_producer_does_not_wait_for_longer_than_it_was_told_to(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time
 ) -> None:
     producer = open_producer(timeout_s=3.1)
     producer.send_many(named(*range(CAPACITY)))
@@ -396,7 +409,7 @@ def test_a_producer_does_not_wait_for_longer_than_it_was_told_to(
 
 
 def test_one_that_offers_is_told_and_then_has_sent_everything_once(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time
 ) -> None:
     got, signals = [], 0
     for signal in open_producer(batch=4).offer(named(*range(30))):
@@ -410,17 +423,17 @@ def test_one_that_offers_is_told_and_then_has_sent_everything_once(
     assert at.slept == []
 
 
+@pytest.mark.parametrize("method", ["send_many", "offer"])
 def test_what_is_before_a_text_that_cannot_be_embedded_is_in_the_stream(
-    client: redis.Redis, options: Settings, open_producer: Callable[..., StreamProducer]
+    client: redis.Redis, open_producer: Callable[..., Producer], method: str
 ) -> None:
     bad: Any = 5
-    for method in ("send_many", "offer"):
-        given = iter([*named(1, 2, 3), bad, "t4"])
-        with pytest.raises(InvalidInputError):
-            list([getattr(open_producer(batch=2), method)(given)][0])
-        assert waiting(client) == named(1, 2, 3)
-        assert list(given) == ["t4"]
-        client.delete(IN)
+    given = iter([*named(1, 2, 3), bad, "t4"])
+    with pytest.raises(InvalidInputError):
+        list([getattr(open_producer(batch=2), method)(given)][0])
+    assert waiting(client) == named(1, 2, 3)
+    assert list(given) == ["t4"]
+    client.delete(IN)
     with pytest.raises(InvalidInputError):
         open_producer().send_many([bad])
     with pytest.raises(InvalidInputError):
@@ -429,292 +442,48 @@ def test_what_is_before_a_text_that_cannot_be_embedded_is_in_the_stream(
 
 
 def test_what_was_given_before_the_callers_own_error_is_in_the_stream(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], run: Callable[..., Any]
+    client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:
     def failing() -> Iterator[str]:
         yield from named(1, 2, 3)
         raise LookupError
 
-    async def act(producer: AsyncStreamProducer) -> None:
-        async def failing_later() -> AsyncIterator[str]:
-            for text in failing():
-                yield text
-
-        for given in (failing(), failing_later()):
-            with pytest.raises(LookupError):
-                await producer.send_many(given)
-
     with pytest.raises(LookupError):
         open_producer(batch=2).send_many(failing())
     assert waiting(client) == named(1, 2, 3)
-    run(act, batch=2)
-    assert waiting(client) == named(1, 2, 3) * 3
-
-
-def test_long_texts_go_in_smaller_batches(
-    client: redis.Redis,
-    open_producer: Callable[..., StreamProducer],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "BATCH_CHARS", 10)
-    producer = open_producer()
-    losing: Any = Losing(producer._add, lost=0)
-    producer._add = losing
-    assert producer.send_many(["x" * 6] * 5) == 5
-    assert losing.numbers == [1, 2, 3]
-    assert producer.send_many([]) == 0
 
 
 def test_what_cannot_be_is_refused_when_a_producer_is_made(options: Settings) -> None:
-    with pytest.raises(InvalidOptionError, match="batch"):
-        StreamProducer(S, batch=0, options=options)
-    with pytest.raises(InvalidOptionError, match="stream"):
-        StreamProducer("a b", options=options)
-    with pytest.raises(BrokerNotConfiguredError):
-        StreamProducer(S, options=Settings())
+    for kind in (StreamProducer, AsyncStreamProducer):
+        with pytest.raises(InvalidOptionError, match="batch"):
+            kind(S, batch=0, options=options)
+        with pytest.raises(InvalidOptionError, match="stream"):
+            kind("a b", options=options)
+        with pytest.raises(BrokerNotConfiguredError):
+            kind(S, options=Settings())
 
 
 # How fast they go.
 
 
-def work(at: Time, producers: Sequence[StreamProducer], count: int, seconds: float) -> None:
-    """Come up with texts, one after the other, and send each to all."""
-    for _ in range(count):
-        at.now += seconds
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_throttled_producer_rests_for_its_own_work_alone(
+    client: redis.Redis, open_producer: Callable[..., Producer], at: Time, streams: int
+) -> None:
+    publish(client, Level.SEVERE, capacity=1000)
+    producers = [open_producer() for _ in range(streams)]
+    for producer in producers:
+        producer.send("x")
+    for _ in range(10):
+        at.now += 0.25
         for producer in producers:
             producer.send("x")
-
-
-@pytest.mark.parametrize("level", list(Level))
-@pytest.mark.parametrize("streams", [1, 3])
-def test_a_producer_offers_the_share_of_its_own_rate_that_it_is_asked_for(
-    client: redis.Redis,
-    open_producer: Callable[..., StreamProducer],
-    at: Time,
-    level: Level,
-    streams: int,
-) -> None:
-    share = {Level.NORMAL: 1.0, Level.MODERATE: 0.8, Level.SEVERE: 0.5}[level]
-    publish(client, level, capacity=1000)
-    producers = [open_producer() for _ in range(streams)]
-    work(at, producers, 1, 0.0)  # they hear of it
-    assert {producer.throttle_rate for producer in producers} == {share}
-    began = at.now
-    work(at, producers, 20, 0.1)
-    assert at.now - began == pytest.approx(2.0 / share)  # for each of the streams
-
-
-def test_time_at_the_server_is_no_work(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
-) -> None:
-    publish(client, Level.SEVERE, capacity=1000)
-    producer, other = open_producer(), open_producer()
-    for each in (producer, other):
-        script = each._add
-
-        def slow(keys: Any, args: Any, script: Any = script) -> Any:
-            at.now += 7.0
-            return script(keys=keys, args=args)
-
-        each._add = slow  # type: ignore[assignment]
-    work(at, [producer, other], 1, 0.0)
-    work(at, [producer, other], 5, 0.25)
-    assert at.slept == [0.25] * 5
-
-
-def test_who_was_refused_has_rested(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
-) -> None:
-    publish(client, Level.SEVERE)
-    signals = open_producer(batch=CAPACITY).offer(named(*range(2 * CAPACITY)))
-    next(signals)
-    at.now += 100
-    take(client, CAPACITY)
-    assert list(signals) == []
-    assert sum(at.slept) == 0
-
-
-def test_to_wait_for_room_in_one_stream_is_no_work_for_another(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], options: Settings, at: Time
-) -> None:
-    publish(client, Level.SEVERE)
-    producer = open_producer(timeout_s=5.0, batch=CAPACITY)
-    with StreamProducer("other", options=options, clock=at, sleep=at.sleep) as other:
-        other._throttle_rate = 0.5
-        with pytest.raises(BackpressureSignal):
-            producer.send_many(named(*range(CAPACITY + 1)))
-        assert sum(at.slept) == pytest.approx(5.0)
-        other.send("x")
-    assert sum(at.slept) == pytest.approx(5.0)
-    client.delete(keys.stream("other", "in"))
-
-
-def test_work_for_several_streams_by_turns_is_rested_for_once(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
-) -> None:
-    publish(client, Level.SEVERE, capacity=1000)
-    producers = [open_producer() for _ in range(3)]
-    work(at, producers, 1, 0.0)
-    began = at.now
-    for _ in range(20):
-        for each in producers:
-            work(at, [each], 1, 0.1)
-    assert at.now - began == pytest.approx(6.0 / 0.5, rel=0.05)
-
-
-def test_rests_are_for_work_since_the_producer_was_made_whatever_thread_uses_it(
-    client: redis.Redis, open_producer: Callable[..., StreamProducer], at: Time
-) -> None:
-    publish(client, Level.SEVERE, capacity=1000)
-    mine = open_producer()
-    mine.send("x")
-    at.now += 50.0
-    mine.send("x")
-    at.slept.clear()
-    handed = open_producer()
-    handed.send("x")
-    at.now += 1.0
-    thread = threading.Thread(target=handed.send, args=["x"])
-    thread.start()
-    thread.join()
-    assert at.slept == [pytest.approx(1.0)]
-
-
-# In an event loop.
-
-
-@pytest.fixture
-def run(options: Settings, at: Time, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """``run(act, ...)``: ``await act(producer)`` with an asynchronous producer in this test's time."""
-    monkeypatch.setattr("time.monotonic", at)
-    monkeypatch.setattr("asyncio.sleep", at.async_sleep)
-
-    def run_one(act: Callable[[AsyncStreamProducer], Any], **given: Any) -> Any:
-        async def main() -> Any:
-            async with AsyncStreamProducer(S, **{"options": options, **given}) as producer:
-                return await act(producer)
-
-        return asyncio.run(main())
-
-    return run_one
-
-
-async def arriving(texts: Iterable[Any]) -> AsyncIterator[Any]:
-    for text in texts:
-        yield text
-
-
-@pytest.mark.parametrize("source", [list, arriving])
-def test_an_asynchronous_one_sends_in_order_and_never_too_much(
-    client: redis.Redis, run: Callable[..., Any], source: Callable[..., Any]
-) -> None:
-    async def act(producer: AsyncStreamProducer) -> None:
-        assert await producer.send("t0", id="i", priority=2) == "i"
-        assert await producer.send_many(source(named(1, 2, 3))) == 3
-        with pytest.raises(BackpressureSignal) as told:
-            await producer.send_many(source(named(*range(4, 20))))
-        assert (told.value.size, told.value.capacity) == (CAPACITY, CAPACITY)
-
-    run(act, wait=False, batch=2)
-    assert waiting(client) == named(*range(CAPACITY))
-    assert totals(client) == {"accepted": CAPACITY, "refused": 1}
-
-
-@pytest.mark.parametrize("source", [list, arriving])
-def test_an_asynchronous_one_offers_until_all_is_sent(
-    client: redis.Redis, run: Callable[..., Any], source: Callable[..., Any]
-) -> None:
-    async def act(producer: AsyncStreamProducer) -> list[str]:
-        got: list[str] = []
-        async for signal in producer.offer(source(named(*range(30)))):
-            assert signal.size == CAPACITY
-            got += take(client, 3)
-        return got
-
-    got = run(act, batch=4)
-    assert got + waiting(client) == named(*range(30))
-
-
-def test_an_asynchronous_one_waits_and_gives_up(
-    client: redis.Redis, run: Callable[..., Any], at: Time
-) -> None:
-    async def act(producer: AsyncStreamProducer) -> None:
-        await producer.send_many(named(*range(CAPACITY)))
-        with pytest.raises(BackpressureSignal):
-            await producer.send("x")
-
-    run(act, timeout_s=3.1)
-    assert sum(at.slept) == pytest.approx(3.1)
-
-
-@pytest.mark.parametrize("source", [list, arriving])
-def test_an_asynchronous_one_sends_what_is_before_an_invalid_text(
-    client: redis.Redis, run: Callable[..., Any], source: Callable[..., Any]
-) -> None:
-    async def act(producer: AsyncStreamProducer) -> None:
-        with pytest.raises(InvalidInputError):
-            await producer.send_many(source([*named(1, 2, 3), 5, "t4"]))
-
-    run(act, batch=2)
-    assert waiting(client) == named(1, 2, 3)
-
-
-def test_an_asynchronous_ones_lost_answers_add_nothing(
-    client: redis.Redis, run: Callable[..., Any], at: Time
-) -> None:
-    numbers: list[int] = []
-
-    async def act(producer: AsyncStreamProducer) -> None:
-        script: Any = producer._add
-        lost = [3]
-
-        async def losing(keys: Any, args: Any) -> Any:
-            numbers.append(args[1])
-            answer = await script(keys=keys, args=args)
-            if lost[0]:
-                lost[0] -= 1
-                raise redis.ConnectionError("lost")
-            return answer
-
-        producer._add = losing  # type: ignore[assignment]
-        await producer.send_many(named(1, 2))
-        lost[0] = 10**6
-        with pytest.raises(UnconfirmedEntriesError):
-            await producer.send("t3")
-
-    run(act, timeout_s=1.0)
-    assert waiting(client) == named(1, 2, 3)
-    assert Counter(numbers)[1] == 4
-    assert set(numbers) == {1, 2}
-
-
-@pytest.mark.parametrize("streams", [1, 2])
-def test_asynchronous_ones_rest_for_their_own_work_alone(
-    client: redis.Redis, options: Settings, run: Callable[..., Any], at: Time, streams: int
-) -> None:
-    publish(client, Level.SEVERE, capacity=1000)
-
-    async def act(producer: AsyncStreamProducer) -> None:
-        async with AsyncStreamProducer(S, options=options) as other:
-            used = [producer, other][:streams]
-            for each in used:
-                await each.send("x")
-            for _ in range(10):
-                at.now += 0.25
-                for each in used:
-                    await each.send("x")
-
-    run(act)
+    assert {producer.throttle_rate for producer in producers} == {0.5}
     assert at.slept == [0.25] * 10
 
 
 def test_a_real_clock_holds_for_both(client: redis.Redis, options: Settings) -> None:
-    with StreamProducer(S, options=options) as producer:
-        producer.send("t0")
-
-    async def act() -> None:
-        async with AsyncStreamProducer(S, options=options) as other:
-            await other.send("t1")
-
-    asyncio.run(act())
-    wait_until(lambda: waiting(client) == named(0, 1))
+    for number, kind in enumerate(("sync", "async")):
+        with PRODUCERS[kind](S, options=options) as producer:
+            producer.send(f"t{number}")
+    assert waiting(client) == named(0, 1)

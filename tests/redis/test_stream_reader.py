@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import redis
 
-from sutra_tasks import keys
+from sutra_tasks import connections, keys
 from sutra_tasks.errors import (
     BrokerNotConfiguredError,
     CorruptResultError,
@@ -21,17 +20,17 @@ from sutra_tasks.errors import (
     UnsupportedVersionError,
 )
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming import reader as module
 from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
+from sutra_tasks.streaming.reader_core import FETCH
 from sutra_tasks.streaming.responses import (
     EmbeddedChunk,
     StreamingError,
     StreamingResponse,
     error_fields,
 )
-from sutra_tasks.streaming.scripts import OUTPUT_GROUP
 from tests.conftest import wait_until
 from tests.redis.peers import full_memory
+from tests.redis.stream_clients import READERS, Reader, vanish
 from tests.system.durable_server import DurableServer
 
 S = "s"
@@ -86,14 +85,27 @@ def left(client: redis.Redis) -> int:
 
 
 def pending(client: redis.Redis) -> list[bytes]:
-    found: Any = client.xpending_range(OUT, OUTPUT_GROUP, "-", "+", 1000)
+    found: Any = client.xpending_range(OUT, keys.READERS_GROUP, "-", "+", 1000)
     return [one["message_id"] for one in found]
 
 
 def consumers(client: redis.Redis) -> list[Any]:
     """Return the readers that the server remembers."""
-    found: Any = client.xinfo_consumers(OUT, OUTPUT_GROUP)
+    found: Any = client.xinfo_consumers(OUT, keys.READERS_GROUP)
     return list(found)
+
+
+class Open(Protocol):
+    """Makes a reader of each kind; the test closes it."""
+
+    def __call__(self, **options: Any) -> Reader: ...
+
+
+@pytest.fixture(params=READERS)
+def open_reader(request: pytest.FixtureRequest, options: Settings) -> Open:
+    return lambda **given: READERS[request.param](
+        S, **{"options": options, "timeout_s": QUIET_S, **given}
+    )
 
 
 class Read(Protocol):
@@ -102,13 +114,13 @@ class Read(Protocol):
     def __call__(self, enough: int = 10**6, fail: bool = False, **options: Any) -> list[Any]: ...
 
 
-@pytest.fixture(params=["sync", "async"])
-def read(request: pytest.FixtureRequest, options: Settings) -> Read:
-    """Both readers, used as their documentation says; ``fail``: the last one seen is not worked on."""
+@pytest.fixture
+def read(open_reader: Open) -> Read:
+    """A reader, used as its documentation says; ``fail``: the last one seen is not worked on."""
 
-    def sync(enough: int = 10**6, fail: bool = False, **given: Any) -> list[Any]:
+    def read_some(enough: int = 10**6, fail: bool = False, **given: Any) -> list[Any]:
         seen: list[Any] = []
-        with StreamReader(S, **{"options": options, "timeout_s": QUIET_S, **given}) as reader:
+        with open_reader(**given) as reader:
             for response in reader:
                 seen.append(ids_of(response))
                 if len(seen) == enough and fail:
@@ -117,21 +129,7 @@ def read(request: pytest.FixtureRequest, options: Settings) -> Read:
                     break
         return seen
 
-    async def act(enough: int, fail: bool, given: dict[str, Any]) -> list[Any]:
-        seen: list[Any] = []
-        async with AsyncStreamReader(S, **{"options": options, "timeout_s": QUIET_S, **given}) as reader:
-            async for response in reader:
-                seen.append(ids_of(response))
-                if len(seen) == enough and fail:
-                    raise KeyboardInterrupt
-                if len(seen) == enough:
-                    break
-        return seen
-
-    def asynchronous(enough: int = 10**6, fail: bool = False, **given: Any) -> list[Any]:
-        return asyncio.run(act(enough, fail, given))
-
-    return sync if request.param == "sync" else asynchronous
+    return read_some
 
 
 # What is read.
@@ -157,39 +155,6 @@ def test_what_comes_while_one_waits_is_read(client: redis.Redis, read: Read) -> 
     assert read(1, timeout_s=20) == [("a",)]
 
 
-def test_the_iteration_ends_when_the_stream_is_silent_and_not_when_its_reader_is_slow(
-    client: redis.Redis, options: Settings
-) -> None:
-    now = [1000.0]
-    for number in range(3 * module.AT_ONCE):
-        respond(client, f"{number}")
-    seen: list[str] = []
-    with StreamReader(S, timeout_s=QUIET_S, options=options, clock=lambda: now[0]) as reader:
-        for response in reader:
-            seen += ids_of(response)
-            now[0] += 10 * QUIET_S
-            if len(seen) == 3 * module.AT_ONCE:
-                break
-    assert seen == [f"{number}" for number in range(3 * module.AT_ONCE)]
-
-
-def test_a_slow_asynchronous_reader_does_not_miss_anything_either(
-    client: redis.Redis, options: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def act() -> list[str]:
-        seen: list[str] = []
-        async with AsyncStreamReader(S, timeout_s=QUIET_S, options=options) as reader:
-            async for response in reader:
-                seen += ids_of(response)
-                # As if its caller had been at work on it for long.
-                reader._heard_at -= 10 * QUIET_S
-        return seen
-
-    for number in range(2 * module.AT_ONCE):
-        respond(client, f"{number}")
-    assert asyncio.run(act()) == [f"{number}" for number in range(2 * module.AT_ONCE)]
-
-
 def test_what_cannot_be_is_refused_when_a_reader_is_made(options: Settings) -> None:
     for kind in (StreamReader, AsyncStreamReader):
         with pytest.raises(InvalidOptionError, match="remember"):
@@ -204,15 +169,15 @@ def test_what_cannot_be_is_refused_when_a_reader_is_made(options: Settings) -> N
 
 
 def test_a_response_is_acknowledged_when_others_are_fetched(
-    client: redis.Redis, options: Settings
+    client: redis.Redis, open_reader: Open
 ) -> None:
-    for number in range(module.AT_ONCE + 1):
+    for number in range(FETCH + 1):
         respond(client, f"{number}")
-    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+    with open_reader() as reader:
         responses = iter(reader)
-        for _ in range(module.AT_ONCE):
+        for _ in range(FETCH):
             next(responses)
-        assert left(client) == module.AT_ONCE + 1
+        assert left(client) == FETCH + 1
         next(responses)
         assert left(client) == 1
         reader.acknowledge()
@@ -243,27 +208,26 @@ def test_who_fails_has_not_worked_on_the_last_and_another_gets_it(
 
 
 def test_what_another_took_over_meanwhile_is_not_taken_back(
-    client: redis.Redis, options: Settings
+    client: redis.Redis, open_reader: Open
 ) -> None:
     first, second = respond(client, "a"), respond(client, "b")
-    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+    with pytest.raises(KeyboardInterrupt), open_reader() as reader:  # noqa: PT012 - dies in the block
         next(iter(reader))
-        client.xclaim(OUT, OUTPUT_GROUP, "another", 0, [first, second], idle=10)
-        with pytest.raises(KeyboardInterrupt), reader:
-            raise KeyboardInterrupt
-    found: Any = client.xpending_range(OUT, OUTPUT_GROUP, "-", "+", 10)
+        client.xclaim(OUT, keys.READERS_GROUP, "another", 0, [first, second], idle=10)
+        raise KeyboardInterrupt
+    found: Any = client.xpending_range(OUT, keys.READERS_GROUP, "-", "+", 10)
     assert {one["consumer"] for one in found} == {b"another"}
     assert max(one["time_since_delivered"] for one in found) < 60_000
 
 
 def test_what_was_sent_to_a_reader_and_never_arrived_is_read_by_another(
-    client: redis.Redis, options: Settings, read: Read
+    client: redis.Redis, open_reader: Open, read: Read
 ) -> None:
     respond(client, "a")
     respond(client, "b")
-    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+    with open_reader() as reader:
         assert ids_of(next(iter(reader))) == ("a",)
-        reader._waiting.clear()  # as if the answer had been lost on its way
+        reader._core._fetched.clear()  # as if the answer had been lost on its way
     assert read(claim_s=1000) == [("b",)]
     assert left(client) == 0
 
@@ -303,12 +267,12 @@ def test_errors_are_told_each_time(client: redis.Redis, read: Read) -> None:
 
 
 def test_readers_share_a_stream_and_each_response_goes_to_one(
-    client: redis.Redis, options: Settings
+    client: redis.Redis, open_reader: Open
 ) -> None:
     count, seen = 200, [list[str](), list[str]()]
 
     def run(mine: list[str]) -> None:
-        with StreamReader(S, timeout_s=2.0, options=options) as reader:
+        with open_reader(timeout_s=2.0) as reader:
             for response in reader:
                 mine += ids_of(response)
                 if sum(map(len, seen)) == count:
@@ -327,25 +291,25 @@ def test_readers_share_a_stream_and_each_response_goes_to_one(
 
 
 def test_what_a_reader_that_vanished_had_is_read_by_another_after_a_while(
-    client: redis.Redis, options: Settings, read: Read
+    client: redis.Redis, open_reader: Open, read: Read
 ) -> None:
     for number in range(20):
         respond(client, f"{number}")
-    gone = StreamReader(S, timeout_s=QUIET_S, options=options)
+    gone = open_reader()
     responses = iter(gone)
     assert ids_of(next(responses)) == ("0",)
     mine: Any = pending(client)
-    assert len(mine) == module.AT_ONCE
-    assert read(claim_s=1000) == [(f"{number}",) for number in range(module.AT_ONCE, 20)]
+    assert len(mine) == FETCH
+    assert read(claim_s=1000) == [(f"{number}",) for number in range(FETCH, 20)]
     (one,) = consumers(client)
-    client.xclaim(OUT, OUTPUT_GROUP, one["name"], 0, mine, idle=31_000, justid=True)
-    assert read(claim_s=30) == [(f"{number}",) for number in range(module.AT_ONCE)]
+    client.xclaim(OUT, keys.READERS_GROUP, one["name"], 0, mine, idle=31_000, justid=True)
+    assert read(claim_s=30) == [(f"{number}",) for number in range(FETCH)]
     assert left(client) == 0
-    gone._client.close()
+    vanish(gone)
 
 
 def test_what_nobody_has_any_more_is_no_response(
-    client: redis.Redis, options: Settings, read: Read
+    client: redis.Redis, open_reader: Open, read: Read
 ) -> None:
     first = respond(client, "a")
     with pytest.raises(KeyboardInterrupt):
@@ -370,12 +334,12 @@ def test_what_nobody_has_any_more_is_no_response(
     ],
 )
 def test_what_cannot_be_read_is_an_error_and_the_iteration_can_go_on_behind_it(
-    client: redis.Redis, options: Settings, fields: dict[str, Any], error: type[Exception]
+    client: redis.Redis, open_reader: Open, fields: dict[str, Any], error: type[Exception]
 ) -> None:
     respond(client, "a")
     corrupt(client, **fields)
     respond(client, "b")
-    with StreamReader(S, timeout_s=QUIET_S, options=options) as reader:
+    with open_reader() as reader:
         responses = iter(reader)
         assert ids_of(next(responses)) == ("a",)
         with pytest.raises(error):
@@ -416,48 +380,41 @@ def restarted(server: DurableServer, act: Callable[[], Sequence[Any]]) -> Sequen
     return found
 
 
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", READERS)
 def test_a_server_that_restarts_is_waited_for(tmp_path: Path, kind: str) -> None:
     server = DurableServer(tmp_path)
     server.start()
-    given = Settings(broker_url=server.address)
 
-    def sync() -> list[Any]:
-        with StreamReader(S, timeout_s=30, options=given) as reader:
+    def read_two() -> list[Any]:
+        with READERS[kind](S, timeout_s=30, options=Settings(broker_url=server.address)) as reader:
             return [ids_of(response) for response in islice(reader, 2)]
 
-    async def act() -> list[Any]:
-        seen: list[Any] = []
-        async with AsyncStreamReader(S, timeout_s=30, options=given) as reader:
-            async for response in reader:
-                seen.append(ids_of(response))
-                if len(seen) == 2:
-                    break
-        return seen
-
     try:
-        act_: Callable[[], list[Any]] = sync if kind == "sync" else lambda: asyncio.run(act())
-        assert restarted(server, act_) == [("a",), ("b",)]
+        assert restarted(server, read_two) == [("a",), ("b",)]
     finally:
         server.stop()
 
 
-def test_a_server_that_does_not_come_back_is_an_error_after_a_while(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", READERS)
+def test_a_server_that_does_not_come_back_is_an_error_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(connections, "RETRIES", 1)
     server = DurableServer(tmp_path)
     server.start()
-    reader = StreamReader(S, timeout_s=QUIET_S, options=Settings(broker_url=server.address))
+    reader = READERS[kind](S, timeout_s=QUIET_S, options=Settings(broker_url=server.address))
     server.stop()
     with pytest.raises(redis.ConnectionError), reader:
         next(iter(reader))
 
 
 def test_a_stream_that_is_deleted_while_it_is_read_begins_anew(
-    client: redis.Redis, options: Settings
+    client: redis.Redis, open_reader: Open
 ) -> None:
     seen: list[Any] = []
 
     def run() -> None:
-        with StreamReader(S, timeout_s=20, options=options) as reader:
+        with open_reader(timeout_s=20) as reader:
             for response in reader:
                 seen.append(ids_of(response))
                 if len(seen) == 2:
@@ -474,11 +431,11 @@ def test_a_stream_that_is_deleted_while_it_is_read_begins_anew(
 
 
 def test_a_full_server_is_read(client: redis.Redis, read: Read) -> None:
-    for number in range(module.AT_ONCE + 2):
+    for number in range(FETCH + 2):
         respond(client, f"{number}")
     assert read(1) == [("0",)]
     with full_memory(client):
-        assert len(read(claim_s=1000)) == module.AT_ONCE + 1
+        assert len(read(claim_s=1000)) == FETCH + 1
     assert left(client) == 0
 
 

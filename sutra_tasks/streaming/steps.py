@@ -1,0 +1,142 @@
+"""Running a producer's or a reader's decisions, on a thread or on an event loop.
+
+The decisions stand once, in generators without I/O. Such a generator yields the next step (a command, a
+script, a pause, the caller's next text), is sent the step's answer or gets its exception thrown in, and
+returns the result of the call. :func:`run` takes the steps on a thread and :func:`run_async` on an event
+loop. psycopg 3 shares its code between both worlds in the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import redis
+import redis.asyncio
+
+if TYPE_CHECKING:
+    from sutra_tasks.lua import Script
+
+__all__ = [
+    "END",
+    "NO_ANSWER",
+    "REPEAT_S",
+    "Command",
+    "NextItem",
+    "RunScript",
+    "Sleep",
+    "Step",
+    "Steps",
+    "perform",
+    "perform_async",
+    "run",
+    "run_async",
+]
+
+NO_ANSWER: Final = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, OSError)
+"""Errors after which a step is repeated. Devices free the memory of a server that is out of it."""
+REPEAT_S: Final = 0.25
+"""Seconds until a step without an answer is repeated."""
+END: Final = object()
+"""The answer to :class:`NextItem` when the source has no more items."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Call ``method`` of the redis-py client with ``arguments``."""
+
+    method: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RunScript:
+    """Run a script on the server with a value for each declared name."""
+
+    script: Script
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class NextItem:
+    """Take the next item of ``source``, an (asynchronous) iterator; :data:`END` if none is left."""
+
+    source: Any
+
+
+Step: TypeAlias = Command | RunScript | Sleep | NextItem
+Result = TypeVar("Result")
+Steps: TypeAlias = Generator[Step, Any, Result]
+
+
+def run(steps: Steps[Result], perform: Callable[[Step], Any]) -> Result:
+    """Take all steps on this thread and return the result.
+
+    Args:
+        steps: the generator, not started.
+        perform: takes one step and returns its answer; :func:`perform` with a client.
+    """
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = perform(step)
+            except Exception as error:  # noqa: BLE001 - the generator decides about it
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+async def run_async(steps: Steps[Result], perform: Callable[[Step], Awaitable[Any]]) -> Result:
+    """Take all steps on the event loop; otherwise as :func:`run`."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                answer = await perform(step)
+            except Exception as error:  # noqa: BLE001 - the generator decides about it
+                step = steps.throw(error)
+            else:
+                step = steps.send(answer)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+
+
+def perform(step: Step, *, client: redis.Redis, sleep: Callable[[float], object] = time.sleep) -> Any:
+    """Take one step on this thread and return its answer."""
+    match step:
+        case NextItem(source):
+            return next(source, END)
+        case RunScript(script, values):
+            return script(client, **values)
+        case Command(method, arguments):
+            return getattr(client, method)(**arguments)
+        case Sleep(seconds):
+            return sleep(seconds)
+
+
+async def perform_async(step: Step, *, client: redis.asyncio.Redis) -> Any:
+    """Take one step on the event loop and return its answer."""
+    match step:
+        case NextItem(source):
+            return await anext(source, END) if hasattr(source, "__anext__") else next(source, END)
+        case RunScript(script, values):
+            return await script.call_async(client, **values)
+        case Command(method, arguments):
+            return await getattr(client, method)(**arguments)
+        case Sleep(seconds):
+            return await asyncio.sleep(seconds)

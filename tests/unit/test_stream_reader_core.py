@@ -1,0 +1,228 @@
+"""A reader without a server: every chunk comes once, and what is not worked on is not acknowledged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import settings as laws
+from hypothesis import strategies as st
+
+from sutra_tasks.settings import Settings
+from sutra_tasks.streaming.reader_core import ACKNOWLEDGE_RESPONSES, BLOCK_S, FETCH, ReaderCore
+from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
+from sutra_tasks.streaming.steps import REPEAT_S, Command, RunScript, Sleep, Step, run
+
+OPTIONS = Settings(broker_url="redis://unused")
+CLAIM_S = 30.0
+
+
+class FakeOutput:
+    """Takes the steps of readers as a server would; time passes only while somebody waits."""
+
+    def __init__(self, *responses: str) -> None:
+        self.now, self.slept, self.commands = 1000.0, list[float](), list[str]()
+        self.has_group = False
+        self.new: list[tuple[bytes, Any]] = []
+        self.pending: dict[bytes, tuple[Any, float]] = {}
+        self.acknowledged: list[bytes] = []
+        self.lost: Iterator[Exception | None] = iter(())
+        self.claimed_at: list[float] = []
+        self.while_silent: Callable[[], object] = lambda: None
+        for names in responses:
+            self.respond(*names)
+
+    def clock(self) -> float:
+        return self.now
+
+    def respond(self, *names: str) -> None:
+        """Write a response of so many chunks."""
+        chunks = [EmbeddedChunk(name, name, None, 0, 0, 1, False, False, None, 1) for name in names]
+        fields = {
+            b"v": b"1", b"kind": b"response", b"space": b"m:1", b"model": b"m", b"device": b"g0",
+            b"latency_ms": b"1.5", b"chunks": f"[{','.join(one.to_json() for one in chunks)}]".encode(),
+            b"vectors": np.zeros((len(names), 1), "<f4").tobytes(),
+        }  # fmt: skip
+        self.new.append(
+            (f"{len(self.new)}-{len(self.pending) + len(self.acknowledged)}".encode(), fields)
+        )
+
+    def perform(self, step: Step) -> Any:
+        match step:
+            case Sleep(seconds):
+                self.slept.append(seconds)
+                self.now += seconds
+                return None
+            case RunScript(script, values):
+                self.commands.append(script.name.rpartition("/")[2])
+                if script is ACKNOWLEDGE_RESPONSES:
+                    self._acknowledge(values["acknowledged"])
+                answer = None
+            case Command(method, arguments):
+                self.commands.append(method)
+                answer = getattr(self, f"_{method}")(arguments)
+        if (error := next(self.lost, None)) is not None:
+            raise error
+        return answer
+
+    def _acknowledge(self, ids: list[bytes]) -> None:
+        for one in ids:
+            if self.pending.pop(one, None) is not None:
+                self.acknowledged.append(one)
+
+    def _xgroup_create(self, _: Any) -> None:
+        self.has_group = True
+
+    def _xautoclaim(self, given: Any) -> Any:
+        self.claimed_at.append(self.now)
+        self._need_group()
+        idle_s = given["min_idle_time"] / 1000
+        found = [one for one, (_, at) in self.pending.items() if self.now - at >= idle_s]
+        return [b"0-0", self._deliver([(one, self.pending[one][0]) for one in found[: given["count"]]])]
+
+    def _xreadgroup(self, given: Any) -> Any:
+        self._need_group()
+        found, self.new = self.new[: given["count"]], self.new[given["count"] :]
+        if not found:
+            self.now += given["block"] / 1000
+            self.while_silent()
+            return []
+        return [[b"out", self._deliver(found)]]
+
+    def _deliver(self, entries: list[tuple[bytes, Any]]) -> list[tuple[bytes, Any]]:
+        self.pending |= {one: (fields, self.now) for one, fields in entries}
+        return entries
+
+    def _need_group(self) -> None:
+        if not self.has_group:
+            raise redis.ResponseError("NOGROUP No such key")
+
+
+class Reader:
+    """A reader of a fake output."""
+
+    def __init__(self, output: FakeOutput, **given: Any) -> None:
+        defaults = {"timeout_s": 5.0, "remember": 1000, "claim_s": CLAIM_S, "options": OPTIONS}
+        self.core = ReaderCore("s", **{**defaults, "clock": output.clock, **given})
+        self._output = output
+
+    def next(self) -> StreamingResponse | StreamingError | None:
+        return run(self.core.next_response(), self._output.perform)
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        while (found := self.next()) is not None:
+            yield found.chunk_ids
+
+
+@laws(max_examples=100)
+@given(
+    responses=st.lists(st.text("abcdefgh", min_size=1, max_size=3), max_size=40),
+    lost=st.lists(st.sampled_from([None, redis.ConnectionError(), redis.TimeoutError()]), max_size=12),
+    remember=st.sampled_from([0, 1000]),
+)
+def test_every_chunk_is_given_once_and_everything_is_acknowledged_in_the_end(
+    responses: list[str], lost: list[Any], remember: int
+) -> None:
+    output = FakeOutput(*responses)
+    output.lost = iter(lost)
+    # An answer that is lost comes again when the reader claims it from itself.
+    reader = Reader(output, timeout_s=CLAIM_S + 10, remember=remember)
+    given_ids = [name for ids in reader for name in ids]
+    every = sorted({name for names in responses for name in names})
+    assert sorted(set(given_ids)) == every
+    if remember:
+        assert sorted(given_ids) == every
+    if not any(lost):
+        seen = [name for names in responses for name in dict.fromkeys(names)]
+        assert given_ids == (list(dict.fromkeys(seen)) if remember else seen)
+    assert not output.pending
+    assert len(output.acknowledged) == len(responses)
+
+
+def test_a_response_is_worked_on_when_the_next_one_is_asked_for() -> None:
+    output = FakeOutput("a", "b", "c")
+    reader = Reader(output)
+    assert (reader.next(), reader.next()) != (None, None)
+    run(reader.core.leave(), output.perform)
+    assert len(output.acknowledged) == 1
+    assert output.commands[-1] == "leave_readers"
+    reader.core.mark_worked_on()
+    run(reader.core.leave(), output.perform)
+    assert len(output.acknowledged) == 2
+
+
+def test_a_response_of_repeated_chunks_only_is_acknowledged_unseen() -> None:
+    output = FakeOutput("ab", "ab", "ba")
+    assert list(Reader(output)) == [("a", "b")]
+    assert len(output.acknowledged) == 3
+
+
+def test_the_iteration_ends_when_the_stream_is_silent_and_not_when_its_reader_is_slow() -> None:
+    output = FakeOutput(*(["a"] * (3 * FETCH)))
+    seen = 0
+    for _ in Reader(output, timeout_s=0.2, remember=0):
+        seen += 1
+        output.now += 10.0
+    assert seen == 3 * FETCH
+    began = output.now
+    assert list(Reader(output, timeout_s=2.5)) == []
+    assert output.now - began == pytest.approx(2.5)
+
+
+def test_without_a_timeout_it_waits_for_ever() -> None:
+    output = FakeOutput()
+    output.while_silent = lambda: output.respond("a") if output.now > 1000.0 + 100 * BLOCK_S else None
+    found = Reader(output, timeout_s=None).next()
+    assert found is not None
+    assert found.chunk_ids == ("a",)
+
+
+def test_a_server_that_does_not_answer_is_asked_again_until_the_timeout() -> None:
+    output = FakeOutput("a")
+    output.lost = iter([redis.ConnectionError("lost")] * 1000)
+    with pytest.raises(redis.ConnectionError):
+        Reader(output, timeout_s=2.0).next()
+    assert set(output.slept) == {REPEAT_S}
+    assert 2.0 - REPEAT_S <= output.now - 1000.0 <= 2.0
+
+
+def test_an_error_of_the_server_is_raised_and_a_missing_group_is_not() -> None:
+    output = FakeOutput("a")
+    assert list(Reader(output)) == [("a",)]
+    assert output.commands[:2] == ["xautoclaim", "xgroup_create"]
+    output.lost = iter([redis.ResponseError("WRONGTYPE")])
+    with pytest.raises(redis.ResponseError):
+        Reader(output).next()
+
+
+def test_a_group_that_another_reader_made_meanwhile_is_used() -> None:
+    output = FakeOutput("a")
+    # The first command fails by itself: there is no group.
+    output.lost = iter([redis.ResponseError("BUSYGROUP Consumer Group name already exists")])
+    assert list(Reader(output)) == [("a",)]
+
+
+@pytest.mark.parametrize(("claim_s", "every_s"), [(30.0, 1.0), (0.5, 0.25)])
+def test_readers_that_fell_silent_are_looked_for_every_second_or_more_often(
+    claim_s: float, every_s: float
+) -> None:
+    output = FakeOutput(*(["a"] * (20 * FETCH)))
+    for _ in Reader(output, claim_s=claim_s, remember=0):
+        output.now += every_s / FETCH / 2
+    gaps = [after - before for before, after in pairwise(output.claimed_at[1:9])]
+    assert len(gaps) > 5
+    assert all(every_s * 0.999 <= gap < 2 * every_s for gap in gaps)
+
+
+def test_a_reader_that_cannot_say_so_leaves_without_a_word() -> None:
+    output = FakeOutput("a")
+    reader = Reader(output)
+    reader.next()
+    for error in (redis.ConnectionError(), redis.ResponseError("WRONGTYPE"), OSError()):
+        output.lost = iter([error])
+        run(reader.core.leave(), output.perform)
