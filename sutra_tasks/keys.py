@@ -3,12 +3,12 @@ r"""Every queue name and Redis key, with its type and lifetime.
 ==============================  ======  =====================================================
 key                             type    lifetime
 ==============================  ======  =====================================================
-``sutra.embed``                 list    a Celery queue: what waits for the router
-``sutra.device.<id>``           list    a Celery queue: what waits for one device
+``sutra.embed``                 list    a Celery queue: messages that wait for a router
+``sutra.device.<id>``           list    a Celery queue: messages that wait for one device
 ``sutra.distill``               list    a Celery queue: distillations, run by distill workers
 ``sutra.control``               list    a Celery queue: periodic tasks, run by a router
-``sutra:held:<incarnation>``    list    messages one worker process has taken and not finished;
-                                        gone when empty, never expires (it is work)
+``sutra:in-flight:<inc.>``      list    messages that the worker of this incarnation has taken and not
+                                        acknowledged, the newest first; never expires (it is work)
 ``sutra:worker:<name>``         string  the newest incarnation of a worker, :data:`REMEMBER_S`
 ``sutra:fleet``                 zset    device id -> time of its last heartbeat (server clock);
                                         members leave on drain, :data:`FORGET_AFTER_S` later at most
@@ -17,16 +17,18 @@ key                             type    lifetime
 ``sutra:leases``                hash    incarnation -> its heartbeats so far; a field leaves with its
                                         process, or when its lease ends
 ``sutra:reaped:<incarnation>``  string  on the results' server: its lease ended, :data:`REAPED_S`
-``sutra:suspect:<incarnation>`` string  the task it runs alone because workers died of it before,
-                                        :data:`FORGET_AFTER_S`
-``sutra:load:<id>``             hash    what a device was sent and has not finished, in messages,
-                                        tokens dispatched and completed, and credit,
-                                        :data:`FORGET_AFTER_S`
+``sutra:suspect:<incarnation>`` string  id of the task that this worker runs alone, because workers died
+                                        with it before; :data:`FORGET_AFTER_S`
+``sutra:load:<id>``             hash    what a device was sent and has not finished: ``messages``,
+                                        ``credit`` (tokens), ``tokens_dispatched`` and
+                                        ``tokens_completed``; :data:`FORGET_AFTER_S`, and heartbeats
+                                        renew it
 ``sutra:golden``                string  JSON: the fleet's vectors of the golden texts, for as long as
                                         one device that agrees with them lives
 ``sutra:backlog``               string  JSON: what waits in the fleet and how fast it is worked off,
                                         :data:`BACKLOG_S`
-``sutra:dead-letters``          hash    task id -> JSON: a message given up; never expires (it is work)
+``sutra:dead-letters``          hash    task id -> JSON: a message that was given up, with its reason;
+                                        never expires (it is work)
 ``sutra:document:<task>``        hash    on the results' server: the parts of a long text that was
                                         spread over the fleet, and their vectors; gone with its
                                         result, :data:`DOCUMENT_S` at most
@@ -116,7 +118,7 @@ __all__ = [
     "device_queue",
     "distilling",
     "document",
-    "held",
+    "in_flight",
     "load",
     "reaped",
     "result",
@@ -181,7 +183,7 @@ BACKLOG_S: Final = 5
 """Seconds clients believe what a router last said of the backlog."""
 
 REMEMBER_S: Final = 30 * 24 * 3600
-"""Seconds within which a worker that starts again returns what its predecessor held."""
+"""Seconds within which a worker that starts again returns what its predecessor had in flight."""
 
 
 def device_queue(device_id: str) -> str:
@@ -189,9 +191,9 @@ def device_queue(device_id: str) -> str:
     return DEVICE_QUEUE_PREFIX + device_id
 
 
-def held(incarnation: str) -> str:
-    """List of what one worker process has taken and not finished."""
-    return f"sutra:held:{incarnation}"
+def in_flight(incarnation: str) -> str:
+    """Messages that one worker process has taken and not acknowledged."""
+    return f"sutra:in-flight:{incarnation}"
 
 
 def worker(name: str) -> str:

@@ -109,12 +109,15 @@ class Script:
             return await client.eval(self.text, int(count), *bound)
 
     def command(self, **values: Any) -> tuple[Any, ...]:
-        """Return the raw command that runs the script, for who writes to a connection himself.
+        """Return the raw command that runs the script, for code that writes to a connection itself.
 
-        The server answers ``NOSCRIPT`` if it does not have the script: send :attr:`text` by
-        ``SCRIPT LOAD`` and ask again.
+        If the server answers ``NOSCRIPT``, send :meth:`command_with_text`.
         """
         return ("EVALSHA", self.sha, *self._bound(values))
+
+    def command_with_text(self, **values: Any) -> tuple[Any, ...]:
+        """Return the raw command that sends the whole script, which the server keeps, and runs it."""
+        return ("EVAL", self.text, *self._bound(values))
 
     def _bound(self, values: Mapping[str, Any]) -> list[Value]:
         if values.keys() != self._names:

@@ -28,7 +28,7 @@ import numpy as np
 import simpy
 
 from scripts.benchmarks.report import median_ratio, percentile
-from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.broker.load import MOST_CREDIT
 from sutra_tasks.client.call import Demand
 from sutra_tasks.host.hardware import count_cores
 from sutra_tasks.routing.balancing import STRATEGIES, choose

@@ -322,7 +322,7 @@ class Chaos:
 
     def left(self) -> int:
         """Count what lies about though every task is answered."""
-        patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.held(""))
+        patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.in_flight(""))
         letters = {one.task_id for one in dead_letters(self.client)}
         assert len(letters) == self._deadly, letters
 
@@ -360,7 +360,7 @@ class Chaos:
         record: Any = self.client.get(keys.device(name))
         if record is None:
             return []
-        lists = [keys.held(json.loads(record)["incarnation"]), *lanes(keys.device_queue(name))]
+        lists = [keys.in_flight(json.loads(record)["incarnation"]), *lanes(keys.device_queue(name))]
         messages = [message for one in lists for message in self.client.lrange(one, 0, -1)]
         return [json.loads(message)["headers"]["id"] for message in messages]
 

@@ -1,8 +1,8 @@
-"""Messages a worker process has taken and not finished, in one Redis list a process.
+"""The messages that a worker process has in flight: taken and not acknowledged.
 
-Taking a message moves it from its queue to this list in one step, so there is no moment in which a
-killed process takes it along. The list is named by *incarnation* (device and start), not by device:
-a restarted worker must not mistake its predecessor's work for its own.
+Taking a message moves it from its queue to the process's in-flight list in one step, so no message is
+lost with a process that is killed. The list is named by incarnation (device and start), not by device:
+a worker that starts again must not mistake its predecessor's messages for its own.
 """
 
 from __future__ import annotations
@@ -11,89 +11,38 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sutra_tasks import keys
-from sutra_tasks.broker.queues import MOST_CREDIT, device_of, lane
-from sutra_tasks.broker.requeue import give_back, give_back_all, load_of
+from sutra_tasks import keys, lua
+from sutra_tasks.broker.load import LOAD_CONSTANTS, MOST_CREDIT, load_key
+from sutra_tasks.broker.queues import device_of, lane
+from sutra_tasks.broker.requeue import requeue, requeue_in_flight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import redis
 
-    Command = tuple[str | bytes | int, ...]
-    Finished = tuple[bytes, int]  # and its weight
-    Forwarded = tuple[bytes, str, str, int]  # where to, to whose load, and its weight
+__all__ = ["InFlightMessages", "in_flight_of"]
 
-__all__ = ["HeldMessages", "held_by"]
-
-SETTLE_AND_TAKE: Final = """#!lua flags=allow-oom
-local finished, forwarded = tonumber(ARGV[1]), tonumber(ARGV[2])
-local room, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
-local at, messages, tokens, credit = 4, 0, 0, 0
-for _ = 1, finished do
-  local weight = tonumber(ARGV[at + 2])
-  if redis.call('LREM', KEYS[1], 1, ARGV[at + 1]) == 1 and weight > 0 then
-    messages, tokens = messages + 1, tokens + weight
-    credit = credit + math.min(weight, MOST_CREDIT)
-  end
-  at = at + 2
-end
-if messages > 0 and redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HINCRBY', KEYS[2], 'messages', -messages)
-  redis.call('HINCRBY', KEYS[2], 'credit', -credit)
-  redis.call('HINCRBY', KEYS[2], 'tokens_completed', tokens)
-end
-for i = 1, forwarded do
-  if redis.call('LREM', KEYS[1], 1, ARGV[at + 1]) == 1 then
-    redis.call('LPUSH', KEYS[1 + 2 * i], ARGV[at + 1])
-    local weight, load = tonumber(ARGV[at + 2]), KEYS[2 + 2 * i]
-    if weight > 0 then
-      redis.call('HINCRBY', load, 'messages', 1)
-      redis.call('HINCRBY', load, 'credit', math.min(weight, MOST_CREDIT))
-      if redis.call('HINCRBY', load, 'tokens_dispatched', weight) == weight then
-        redis.call('EXPIRE', load, FORGET_AFTER_S)
-      end
-    end
-  end
-  at = at + 2
-end
-local taken, bytes = {}, 0
-for i = 3 + 2 * forwarded, #KEYS do
-  while #taken < 2 * room and bytes < most_bytes do
-    local message = redis.call('LMOVE', KEYS[i], KEYS[1], 'RIGHT', 'LEFT')
-    if not message then break end
-    taken[#taken + 1] = KEYS[i]
-    taken[#taken + 1] = message
-    bytes = bytes + #message
-  end
-end
-return taken
-""".replace("MOST_CREDIT", str(MOST_CREDIT)).replace("FORGET_AFTER_S", str(keys.FORGET_AFTER_S))
-"""All a worker has to tell and to ask, in one round trip.
-
-KEYS: the held list; the load of its own device; a destination and that device's load for each forwarded
-message; the lists to take from, first served first. ARGV: how many messages are finished and forwarded;
-messages and bytes to stop taking at; the finished messages, then the forwarded ones as they were taken,
-each followed by its weight in tokens. A message that is no longer held was given back meanwhile and
-belongs to somebody else: it is neither forwarded nor counted. Returns list name and message in turn.
-
-Loads are counted here, in the step that moves the message, so a backlog cannot drift.
-
-Allowed on a full server: it moves messages and frees them, so refusing it would keep the server full.
-"""
+TAKE: Final = lua.script("broker/take", **LOAD_CONSTANTS)
 
 
 @cache
-def held_by(incarnation: str) -> HeldMessages:
-    """Return the one object of this process for what ``incarnation`` holds."""
-    return HeldMessages(incarnation)
+def in_flight_of(incarnation: str) -> InFlightMessages:
+    """Return this process's one object for the messages that ``incarnation`` has in flight."""
+    return InFlightMessages(incarnation)
 
 
 @dataclass(frozen=True, slots=True)
 class _Delivery:
-    """A message some consumer of this process has."""
+    """A message that was delivered to a consumer of this process.
+
+    Attributes:
+        queue: where it is requeued to.
+        tokens: its estimated tokens.
+        weight: tokens that it counts in the load of this process's device.
+    """
 
     queue: str
     tokens: int
@@ -103,123 +52,189 @@ class _Delivery:
 _UNKNOWN: Final = _Delivery("", 0, 0)
 
 
-class HeldMessages:
-    """What this process holds. One a process; its channels come and go with the connection.
+@dataclass(frozen=True, slots=True, repr=False)
+class _Pending:
+    """An acknowledged or forwarded message of which the server has not heard yet.
 
-    ``finish`` and ``give_back`` may be called from any thread, ``finish`` also while the server is
-    away: it only takes a note, and the worker's next command tells the server. A worker killed in
-    between repeats a finished task, as it may after any kill.
+    Attributes:
+        message: its bytes, as it was taken.
+        weight: tokens it leaves in the load of this process's device, or adds to that of its new one.
+        target: the list it is forwarded to; empty if it was acknowledged.
+        target_load: the load of the device it is forwarded to.
+    """
+
+    message: bytes
+    weight: int
+    target: str = ""
+    target_load: str = ""
+
+
+class InFlightMessages:
+    """The messages one process has in flight; its channels come and go with their connections.
+
+    Acknowledging and forwarding are noted here and sent with the next take. A note that was sent stays
+    until the server answers, and is sent again if no answer comes; the script moves each message once.
+    A worker that is killed in between leaves acknowledged messages in flight, to be requeued.
+
+    Safe to use from many threads, but for :meth:`take_command`, :meth:`take_answered`,
+    :meth:`take_lost` and :meth:`requeue_unclaimed`, which belong to the thread that takes.
     """
 
     def __init__(self, incarnation: str) -> None:
         self.incarnation = incarnation
-        self.key = keys.held(incarnation)
+        self.key = keys.in_flight(incarnation)
         self.may_take: Callable[[str], bool] = lambda _: True
-        """Asked before each take: whether this process has room for more work of a queue."""
-        self._load = load_of(incarnation)
-        self._counts = device_of(incarnation) is not None
-        self._active: dict[bytes, _Delivery] = {}
-        self._abandoned: dict[bytes, _Delivery] = {}
-        self._finished: deque[Finished] = deque()
-        self._forwarded: deque[Forwarded] = deque()
-        self._telling: tuple[list[Finished], list[Forwarded]] = ([], [])
+        """Asked before each take whether this process can have more messages of a queue."""
+        self._load = load_key(incarnation)
+        self._has_load = device_of(incarnation) is not None
+        self._delivered: dict[bytes, _Delivery] = {}
+        self._unclaimed: dict[bytes, _Delivery] = {}
+        self._pending: deque[_Pending] = deque()
+        self._sent: list[_Pending] = []
 
     @property
-    def has_news(self) -> bool:
-        """Whether something is noted that the server does not know."""
-        return bool(self._finished or self._forwarded)
+    def has_pending(self) -> bool:
+        """Whether an acknowledged or forwarded message waits to be sent to the server."""
+        return bool(self._pending)
 
     @property
-    def credit(self) -> int:
-        """Credit that uses what consumers of this process have."""
-        return sum(min(one.tokens, MOST_CREDIT) for one in list(self._active.values()))
+    def credit_used(self) -> int:
+        """Tokens of credit that the messages at this process's consumers use."""
+        return sum(min(one.tokens, MOST_CREDIT) for one in list(self._delivered.values()))
 
     @property
     def uncounted(self) -> tuple[int, int]:
-        """Messages, and their tokens, that came past the router and so are in nobody's load."""
-        past = [one.tokens for one in list(self._active.values()) if not one.weight]
-        return len(past), sum(past)
+        """Messages at consumers, and their tokens, that no router forwarded and no load counts."""
+        tokens = [one.tokens for one in list(self._delivered.values()) if not one.weight]
+        return len(tokens), sum(tokens)
 
     def delivered(self, raw: bytes, queue: str, *, tokens: int = 0, weight: int = 0) -> None:
-        """Note that a consumer of this process has a message, where it goes back to, and its size."""
-        self._active[raw] = _Delivery(queue, tokens, weight if self._counts else 0)
+        """Note that a consumer of this process has a message.
 
-    def finish(self, raw: bytes) -> None:
-        """Note that a message is done with."""
-        had = self._active.pop(raw, None) or self._abandoned.pop(raw, None) or _UNKNOWN
-        self._finished.append((raw, had.weight))
-
-    def forward(self, raw: bytes, queue: str, priority: int, *, load: str, weight: int) -> None:
-        """Note that a message goes to another queue instead, exactly as it came, and to whose load."""
-        self._active.pop(raw, None)
-        self._forwarded.append((raw, lane(queue, priority), load, weight))
-
-    def abandon(self, raw: bytes) -> None:
-        """Note that the consumer that had a message is gone; :meth:`reclaim` returns it."""
-        if had := self._active.pop(raw, None):
-            self._abandoned[raw] = had
-
-    def take_command(self, lists: Sequence[str], *, room: int, most_bytes: int) -> Command:
-        """Return the command that tells the server what was noted, and takes from ``lists``.
-
-        What it tells stays noted until :meth:`told`, because an answer may never come; the script does
-        no harm when it is told twice.
+        Args:
+            raw: the message, as it was taken.
+            queue: where it is requeued to.
+            tokens: its estimated tokens.
+            weight: the tokens that its device's load counts for it.
         """
-        self._telling = (
-            [self._finished.popleft() for _ in range(len(self._finished))],
-            [self._forwarded.popleft() for _ in range(len(self._forwarded))],
-        )
-        finished, forwarded = self._telling
-        places = [name for _, destination, load, _ in forwarded for name in (destination, load)]
-        names = [self.key, self._load, *places, *lists]
-        news: list[bytes | int] = [fact for one in finished for fact in one]
-        for raw, _, _, weight in forwarded:
-            news += (raw, weight)
-        counts = (len(finished), len(forwarded), room, most_bytes)
-        return ("EVAL", SETTLE_AND_TAKE, len(names), *names, *counts, *news)
+        self._delivered[raw] = _Delivery(queue, tokens, weight if self._has_load else 0)
 
-    def told(self) -> None:
-        """Forget what the last command told: the server has answered it."""
-        self._telling = ([], [])
+    def acknowledge(self, raw: bytes) -> None:
+        """Note that a message is done; the next take removes it from the list."""
+        found = self._delivered.pop(raw, None) or self._unclaimed.pop(raw, None) or _UNKNOWN
+        self._pending.append(_Pending(raw, found.weight))
 
-    def not_told(self) -> None:
-        """Note again what the last command should have told: no answer came."""
-        finished, forwarded = self._telling
-        self._finished.extendleft(reversed(finished))
-        self._forwarded.extendleft(reversed(forwarded))
-        self.told()
+    def forward(self, raw: bytes, device_id: str, priority: int, *, weight: int) -> None:
+        """Note that a message goes to a device, byte for byte; the next take moves it.
 
-    def give_back(self, client: redis.Redis, raw: bytes, queue: str, *, failed: bool = False) -> None:
-        """Return one message to ``queue`` now; ``failed`` counts it as an attempt.
-
-        Where that fails, :meth:`reclaim` returns it.
+        Args:
+            raw: the message, as it was taken.
+            device_id: the device.
+            priority: the message's priority.
+            weight: tokens that it adds to the device's load.
         """
-        had = self._active.pop(raw, _UNKNOWN)
+        self._delivered.pop(raw, None)
+        target = lane(keys.device_queue(device_id), priority)
+        self._pending.append(_Pending(raw, weight, target, keys.load(device_id)))
+
+    def consumer_gone(self, raw: bytes) -> None:
+        """Note that the consumer of a message is gone: :meth:`requeue_unclaimed` will requeue it."""
+        if found := self._delivered.pop(raw, None):
+            self._unclaimed[raw] = found
+
+    def take_command(
+        self,
+        sources: Sequence[str],
+        *,
+        most_messages: int,
+        most_bytes: int,
+        with_text: bool = False,
+    ) -> tuple[Any, ...]:
+        """Return the command that sends what is pending and takes from lists.
+
+        Call :meth:`take_answered` or :meth:`take_lost` before the next one.
+
+        Args:
+            sources: lists to take from, the first served first; none to take nothing.
+            most_messages: messages to take at most.
+            most_bytes: bytes after which no more is taken.
+            with_text: send the whole script, for a server that does not have it.
+        """
+        values = self._take_values(sources, most_messages, most_bytes)
+        return TAKE.command_with_text(**values) if with_text else TAKE.command(**values)
+
+    def take_answered(self) -> None:
+        """Forget what the last take sent: the server has done it."""
+        self._sent = []
+
+    def take_lost(self) -> None:
+        """Have the next take send again what the last one sent: no answer came."""
+        self._pending.extendleft(reversed(self._sent))
+        self._sent = []
+
+    def requeue(self, client: redis.Redis, raw: bytes, queue: str, *, failed: bool = False) -> None:
+        """Requeue one message now.
+
+        Args:
+            client: the server with the queues.
+            raw: the message, as it was taken.
+            queue: where it goes.
+            failed: whether this counts as an attempt.
+
+        Raises:
+            redis.RedisError: the server did not do it; :meth:`requeue_unclaimed` will.
+        """
+        found = self._delivered.pop(raw, _UNKNOWN)
         try:
-            give_back(client, self.incarnation, raw, queue, failed=failed)
+            requeue(client, self.incarnation, raw, queue, failed=failed)
         except BaseException:
-            self._abandoned[raw] = replace(had, queue=queue)
+            self._unclaimed[raw] = replace(found, queue=queue)
             raise
 
-    def reclaim(self, client: redis.Redis, queue: str) -> int:
-        """Return what is held and nobody here has: neither a consumer nor a note.
+    def requeue_unclaimed(self, client: redis.Redis, queue: str) -> int:
+        """Requeue what no consumer of this process has, and return how many messages moved.
 
-        What a consumer had goes back to its own queue; what was taken and never heard of, to ``queue``.
+        Runs when a connection ends, and again when the next one begins, because the server may have been
+        away. If a thread still computes such a message, it is computed twice, to the same vectors.
 
-        For the end of a connection, and again for the start of the next, if the server was away. A
-        thread that still computes such a message finishes it; both runs store the same vectors.
+        Args:
+            client: the server with the queues.
+            queue: where messages go that were taken and never delivered, because the answer was lost.
+
+        Raises:
+            redis.RedisError: the server did not do all of it; the next call will.
         """
-        self.not_told()
-        if self.has_news:
-            command = self.take_command((), room=0, most_bytes=0)
+        self.take_lost()
+        if self._pending:
             try:
-                client.execute_command(*command)  # type: ignore[no-untyped-call]
+                TAKE(client, **self._take_values((), 0, 0))
             except BaseException:
-                self.not_told()
+                self.take_lost()
                 raise
-            self.told()
-        own = {raw: had.queue for raw, had in list(self._abandoned.items())}
-        returned = give_back_all(client, self.incarnation, queue, own=own, but=self._active)
-        for raw in own:  # only now: until then a thread may still finish it
-            self._abandoned.pop(raw, None)
-        return returned
+            self.take_answered()
+        queues = {raw: found.queue for raw, found in list(self._unclaimed.items())}
+        moved = requeue_in_flight(client, self.incarnation, queue, queues=queues, keep=self._delivered)
+        for raw in queues:  # only now: until then a thread may still acknowledge it
+            self._unclaimed.pop(raw, None)
+        return moved
+
+    def _take_values(
+        self, sources: Sequence[str], most_messages: int, most_bytes: int
+    ) -> dict[str, Any]:
+        """Return what the script takes, and note that everything pending is on its way."""
+        self._sent = [self._pending.popleft() for _ in range(len(self._pending))]
+        acknowledged = [one for one in self._sent if not one.target]
+        forwarded = [one for one in self._sent if one.target]
+        return {
+            "in_flight": self.key,
+            "load": self._load,
+            "targets": [one.target for one in forwarded],
+            "target_loads": [one.target_load for one in forwarded],
+            "sources": sources,
+            "most_messages": most_messages,
+            "most_bytes": most_bytes,
+            "acknowledged": [one.message for one in acknowledged],
+            "acknowledged_weights": [one.weight for one in acknowledged],
+            "forwarded": [one.message for one in forwarded],
+            "forwarded_weights": [one.weight for one in forwarded],
+        }

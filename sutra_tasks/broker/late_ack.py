@@ -1,6 +1,6 @@
-"""How workers with threads handle a message: as Celery does, but for where it is acknowledged.
+"""Late acknowledgement for workers with a pool of threads.
 
-And how a thread runs its task: whatever escapes Celery, the message goes back.
+The thread that finishes a task acknowledges its message, and requeues it if an error escapes Celery.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ logger = get_logger(__name__)
 
 
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
-    """Handle a message as Celery does, but acknowledge from the thread that finished it.
+    """Return Celery's own handler of messages, but for its acknowledgement: that of the calling thread.
 
-    Celery hands acknowledgements to its event loop, which has ended when a stopping pool finishes its
-    last tasks; those would run again elsewhere.
+    Celery has its event loop acknowledge. The loop has ended when a stopping pool finishes its last
+    tasks, which would then run again on another worker.
     """
     handle = default_strategy(task, app, consumer)
 
@@ -33,15 +33,15 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
 
 
 def run_task(target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
-    """Run one task on this thread, and tell Celery of it."""
+    """Run one task on this thread as Celery's pools do, and requeue its message if an error escapes."""
     request = callback.__self__  # a method of Celery's request, which has the message
     try:
         accept_callback(os.getpid(), time.monotonic())
         callback(target(*args, **kwargs))
     except BaseException as error:
-        # What escapes Celery's tracing (results cannot be stored, say) would end in a future nobody
-        # reads: no acknowledgement, and after enough of them a worker that is deaf.
-        logger.error("task %s goes back to its queue: %r", request.id, error)  # noqa: TRY400
+        # Nobody reads the future of this thread's work: without this, a message whose result cannot be
+        # stored is never acknowledged, and after enough of them the worker takes no more.
+        logger.error("task %s is requeued: %r", request.id, error)  # noqa: TRY400
         request.reject(requeue=True)
         if not isinstance(error, Exception):
             raise

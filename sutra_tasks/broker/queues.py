@@ -18,47 +18,52 @@ if TYPE_CHECKING:
     import redis
 
 __all__ = [
-    "MOST_CREDIT",
     "NO_DEVICE",
     "device_of",
-    "home",
     "lane",
     "lanes",
     "new_incarnation",
     "queue_lengths",
+    "queue_of",
+    "requeue_target",
 ]
 
-MOST_CREDIT: Final = 1024
-"""Tokens of credit one message uses at most: a list of 10,000 texts must not keep a single one out."""
-
 NO_DEVICE: Final = "~"
-"""In names of incarnations; no device can be called so."""
+"""Stands for the device in names of incarnations that have none; no device can be called so."""
 
 
 def new_incarnation(device_id: str | None) -> str:
-    """Name one start of the worker of a device, or of a worker that is none."""
+    """Return a name for one start of a worker: of a device's, or of one without a device."""
     return f"{device_id or NO_DEVICE}.{secrets.token_hex(4)}"
 
 
 def device_of(incarnation: str) -> str | None:
-    """Return the device whose worker ``incarnation`` names, None if that is a router."""
+    """Return the device whose worker ``incarnation`` names, None if it has no device."""
     name = incarnation.rpartition(".")[0]
     return None if name == NO_DEVICE else name
 
 
 @cache
 def lanes(queue: str) -> tuple[str, ...]:
-    """Return all lists of ``queue``, the first served first."""
+    """Return the Redis lists of ``queue``, one for each priority of kombu's, the first served first."""
     return tuple(f"{queue}{StockChannel.sep}{step}" if step else queue for step in PRIORITY_STEPS)
 
 
 def lane(queue: str, priority: int) -> str:
-    """Return the Redis list of ``queue`` that holds messages of ``priority`` (0 goes first)."""
+    """Return the Redis list of ``queue`` that has messages of ``priority`` (0 goes first)."""
     return lanes(queue)[bisect_right(PRIORITY_STEPS, max(0, min(priority, 9))) - 1]
 
 
-def home(queue: str) -> str:
-    """Return where a message taken from ``queue`` goes back to: a device's are routed afresh."""
+def queue_of(lane_name: str) -> str:
+    """Return the queue that a Redis list belongs to."""
+    return lane_name.partition(StockChannel.sep)[0]
+
+
+def requeue_target(queue: str) -> str:
+    """Return the queue that a message taken from ``queue`` is requeued to.
+
+    A message of a device goes to the router's queue, because another device may be better by now.
+    """
     return keys.EMBED_QUEUE if queue.startswith(keys.DEVICE_QUEUE_PREFIX) else queue
 
 

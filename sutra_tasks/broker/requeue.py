@@ -1,8 +1,4 @@
-"""The way back: messages whose worker is gone, or stops, return to the queue they are routed from.
-
-A message moves in one step, with what it weighs in its device's load, so any number of callers, or one
-killed half-way, lose and double nothing.
-"""
+"""Requeue messages whose worker is gone or stops: move them to the queue they are routed from."""
 
 from __future__ import annotations
 
@@ -14,112 +10,115 @@ from typing import TYPE_CHECKING, Any, Final
 from celery.utils.log import get_logger
 
 from sutra_tasks import keys, lua
-from sutra_tasks.broker.queues import MOST_CREDIT, NO_DEVICE, device_of, home, lane, lanes
-from sutra_tasks.client.call import HEADER, demand_of, estimated_tokens
-from sutra_tasks.errors import SutraError
+from sutra_tasks.broker.attempts import count_death
+from sutra_tasks.broker.load import LOAD_CONSTANTS, load_key, weight_of
+from sutra_tasks.broker.queues import device_of, lane, lanes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     import redis
 
-__all__ = [
-    "ATTEMPTS",
-    "SUSPECT_AFTER",
-    "attempts_of",
-    "give_back",
-    "give_back_all",
-    "give_back_queue",
-    "load_of",
-    "tokens_of",
-    "weight_of",
-]
+__all__ = ["requeue", "requeue_device_queue", "requeue_in_flight"]
 
 logger = get_logger(__name__)
 
-ATTEMPTS: Final = "sutra_attempts"
-"""A message's header: how many workers have died of it."""
+REQUEUE: Final = lua.script("broker/requeue", **LOAD_CONSTANTS)
 
-NEAR: Final = "sutra_near"
-"""A message's header: how many workers have died near it since it became suspect."""
+MESSAGES_PER_CALL: Final = 100
+"""Messages that one script moves; the server serves nobody else meanwhile."""
 
-SUSPECT_AFTER: Final = 2
-"""Attempts after which a message runs alone, so that the next death is blamed on nobody else, and counts
-only for the one that did run."""
-
-UNROUTED: Final = (keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)
-"""Queues whose messages go back there; all others are the router's, whatever device they were with."""
-
-MOST_NEAR: Final = 8
-"""So many deaths near a suspect count as one of it: it may end workers before it can be run alone."""
-
-REQUEUE: Final = lua.script("broker/requeue", MOST_CREDIT=MOST_CREDIT, LOAD_TTL_S=keys.FORGET_AFTER_S)
-
-AT_ONCE: Final = 100
-"""Messages returned by one command: the server serves nobody else meanwhile."""
+NOT_ROUTED: Final = (keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)
+"""Queues whose messages are requeued there. All others go to the router's, whatever device had them."""
 
 
-def tokens_of(payload: Mapping[str, Any]) -> int:
-    """Return the estimated tokens of a message, as it stands in its list."""
-    size = len(payload.get("body") or "")
-    try:
-        return demand_of((payload.get("headers") or {}).get(HEADER), size).tokens
-    except SutraError:
-        return estimated_tokens(1, size)
+@dataclass(frozen=True, slots=True, repr=False)
+class _Requeued:
+    """A message as it is requeued.
 
-
-def weight_of(payload: Mapping[str, Any]) -> int:
-    """Return the tokens a message adds to its device's load: 0 if it comes there past the router.
-
-    A function of what the message itself says, so whoever adds it and whoever takes it off agree.
+    Attributes:
+        message: its bytes or text.
+        queue: the queue it was sent to, or the router's.
+        priority: its priority.
+        weight: tokens that it counts in the load of the device it leaves.
     """
-    routed_by = payload["properties"]["delivery_info"].get("routing_key") or ""
-    return 0 if routed_by.startswith(keys.DEVICE_QUEUE_PREFIX) else tokens_of(payload)
 
-
-@dataclass(frozen=True, slots=True)
-class _Going:
-    """A message on its way back: where to, in which form, and what it weighs."""
-
-    priority: int
     message: str | bytes
-    weight: int
     queue: str
+    priority: int
+    weight: int
 
 
-def attempts_of(headers: Mapping[str, Any] | None) -> int:
-    """Return how many workers have died of a message, as far as is known."""
-    return _count(headers, ATTEMPTS)
+def requeue(
+    client: redis.Redis, incarnation: str, raw: bytes, queue: str, *, failed: bool = False
+) -> int:
+    """Requeue one message that a worker has in flight; return how many moved, 1 or 0.
+
+    Args:
+        client: the server with the queues.
+        incarnation: the worker.
+        raw: the message, as it was taken.
+        queue: where it goes.
+        failed: whether this counts as an attempt.
+    """
+    found = _requeued(raw, died=failed)
+    return _move(client, keys.in_flight(incarnation), load_key(incarnation), [(raw, queue, found)])
 
 
-def _count(headers: Mapping[str, Any] | None, name: str) -> int:
-    found = (headers or {}).get(name)
-    return found if type(found) is int and found > 0 else 0
+def requeue_in_flight(
+    client: redis.Redis,
+    incarnation: str,
+    queue: str | None = None,
+    *,
+    queues: Mapping[bytes, str] = MappingProxyType({}),
+    keep: Collection[bytes] = (),
+    died: bool = False,
+) -> int:
+    """Requeue what a worker has in flight; return how many messages moved.
+
+    Args:
+        client: the server with the queues.
+        incarnation: a worker that is gone, or one whose unfinished messages are all in ``keep``.
+        queue: where messages go; None: each to the queue that it was sent to.
+        queues: where single messages go instead.
+        keep: messages that stay in flight.
+        died: the worker died, perhaps of one of these messages: each of them counts an attempt more, or
+            only the suspect that it ran alone.
+    """
+    source, device = keys.in_flight(incarnation), device_of(incarnation)
+    suspect: Any = client.get(keys.suspect(incarnation)) if died else None
+    suspect_id = suspect.decode() if suspect else ""
+    # Newest first, which leaves the oldest next in line.
+    messages: list[bytes] = client.lrange(source, 0, -1)  # type: ignore[assignment]  # nothing decodes
+    moves = []
+    for raw in messages:
+        if raw not in keep:
+            found = _requeued(raw, died=died and device is not None, suspect_id=suspect_id)
+            sent_to = found.queue if found is not None else keys.EMBED_QUEUE
+            moves.append((raw, queues.get(raw) or queue or sent_to, found))
+    return _move(client, source, load_key(incarnation), moves)
 
 
-def _blame(headers: dict[str, Any], *, alone: bool) -> None:
-    """Count a death for a message: it ran ``alone`` when its worker died, or was one of several."""
-    attempts = attempts_of(headers)
-    near = 0 if alone or attempts < SUSPECT_AFTER else _count(headers, NEAR) + 1
-    if near in (0, MOST_NEAR):
-        headers[ATTEMPTS] = attempts + 1
-        headers.pop(NEAR, None)
-    else:
-        headers[NEAR] = near
+def requeue_device_queue(client: redis.Redis, device_id: str) -> int:
+    """Move what waits for a device, unchanged, to the router's queue; return how many messages moved."""
+    moved = 0
+    for source in lanes(keys.device_queue(device_id)):
+        messages: list[bytes] = client.lrange(source, 0, -1)  # type: ignore[assignment]  # nothing decodes
+        moves = [(raw, keys.EMBED_QUEUE, _requeued(raw, redelivered=False)) for raw in messages]
+        moved += _move(client, source, keys.load(device_id), moves)
+    return moved
 
 
-def _returned(
-    raw: bytes, *, redelivered: bool = True, died: bool = False, suspect: str = ""
-) -> _Going | None:
-    """Return the form in which a message goes back.
-
-    None for bytes that are no Celery message: nobody could ever deliver them.
+def _requeued(
+    raw: bytes, *, redelivered: bool = True, died: bool = False, suspect_id: str = ""
+) -> _Requeued | None:
+    """Return a message as it is requeued; None for bytes that are no Celery message.
 
     Args:
         raw: the message as it stands in a list.
         redelivered: mark it as redelivered; False for one that no worker has taken.
         died: the worker that had it died.
-        suspect: the task that worker ran alone when it died; the others are not to blame then.
+        suspect_id: the task that the worker ran alone when it died; only this one is to blame then.
     """
     try:
         message: dict[str, Any] = json.loads(raw)
@@ -129,97 +128,45 @@ def _returned(
         weight = weight_of(message)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    if died and suspect in ("", headers.get("id")):
-        _blame(headers, alone=suspect != "")
+    if died and suspect_id in ("", headers.get("id")):
+        count_death(headers, alone=suspect_id != "")
     try:
         priority = int(properties.get("priority") or 0)
     except (TypeError, ValueError):
         priority = 0
     sent_to = properties["delivery_info"].get("routing_key")
-    queue = sent_to if sent_to in UNROUTED else keys.EMBED_QUEUE
-    return _Going(priority, json.dumps(message) if redelivered else raw, weight, queue)
+    return _Requeued(
+        message=json.dumps(message) if redelivered else raw,
+        queue=sent_to if sent_to in NOT_ROUTED else keys.EMBED_QUEUE,
+        priority=priority,
+        weight=weight,
+    )
 
 
-def _return(
-    client: redis.Redis, source: str, load: str, messages: Sequence[tuple[bytes, str, _Going | None]]
+def _move(
+    client: redis.Redis, source: str, load: str, moves: Sequence[tuple[bytes, str, _Requeued | None]]
 ) -> int:
-    """Move messages from the list ``source`` to the queues named beside them; return how many moved."""
+    """Move messages from a list to the queues beside them; return how many moved.
+
+    Bytes that are no message are dropped, because no worker could ever handle them.
+    """
     moved = 0
-    for at in range(0, len(messages), AT_ONCE):
-        going_back: list[tuple[bytes, str, _Going]] = []
-        for raw, queue, going in messages[at : at + AT_ONCE]:
-            if going is None:
+    for at in range(0, len(moves), MESSAGES_PER_CALL):
+        found: list[tuple[bytes, str, _Requeued]] = []
+        for raw, queue, one in moves[at : at + MESSAGES_PER_CALL]:
+            if one is not None:
+                found.append((raw, lane(queue, one.priority), one))
+            else:
                 logger.error("dropped %d bytes that are no message", len(raw))
                 client.lrem(source, 1, raw)  # type: ignore[arg-type]  # bytes are fine
-            else:
-                going_back.append((raw, lane(queue, going.priority), going))
-        if going_back:
+        if found:
             moved += REQUEUE(
                 client,
                 source=source,
                 load=load,
-                targets=[target for _, target, _ in going_back],
-                messages=[raw for raw, _, _ in going_back],
-                requeued=[going.message for _, _, going in going_back],
-                weights=[going.weight for _, _, going in going_back],
+                targets=[target for _, target, _ in found],
+                messages=[raw for raw, _, _ in found],
+                requeued=[one.message for _, _, one in found],
+                weights=[one.weight for _, _, one in found],
             )
     return moved
-
-
-def give_back(
-    client: redis.Redis, incarnation: str, raw: bytes, queue: str, *, failed: bool = False
-) -> int:
-    """Return one message that ``incarnation`` holds; ``failed`` counts it as an attempt."""
-    going = _returned(raw, died=failed)
-    return _return(client, keys.held(incarnation), load_of(incarnation), [(raw, queue, going)])
-
-
-def give_back_all(
-    client: redis.Redis,
-    incarnation: str,
-    queue: str | None = None,
-    *,
-    own: Mapping[bytes, str] = MappingProxyType({}),
-    but: Collection[bytes] = (),
-    died: bool = False,
-) -> int:
-    """Return what ``incarnation`` holds to its queues, and say how many messages that were.
-
-    Each message moves in one step, so two callers, or one killed half-way, lose and double nothing.
-
-    Args:
-        client: the server.
-        incarnation: a process that is gone, or whose ``but`` names what it still works on.
-        queue: where its messages belong; None: each where it was sent.
-        own: messages that belong elsewhere.
-        but: messages that stay held.
-        died: the process died, of one of these messages perhaps: each counts an attempt more, or only
-            the one that it ran alone.
-    """
-    held, device = keys.held(incarnation), device_of(incarnation)
-    suspect: Any = client.get(keys.suspect(incarnation)) if died else None
-    name = suspect.decode() if suspect else ""
-    # The newest is at the head: giving it back first leaves the oldest next in line.
-    messages: list[bytes] = client.lrange(held, 0, -1)  # type: ignore[assignment]  # nothing decodes
-    going = []
-    for raw in messages:
-        if raw not in but:
-            found = _returned(raw, died=died and device is not None, suspect=name)
-            sent_to = found.queue if found is not None else keys.EMBED_QUEUE
-            going.append((raw, own.get(raw) or queue or sent_to, found))
-    return _return(client, held, load_of(incarnation), going)
-
-
-def give_back_queue(client: redis.Redis, device_id: str) -> int:
-    """Return what waits for a device to the router's queue, as it came; say how many that were."""
-    moved, queue = 0, keys.device_queue(device_id)
-    for source in lanes(queue):
-        messages: list[bytes] = client.lrange(source, 0, -1)  # type: ignore[assignment]  # nothing decodes
-        going = [(raw, home(queue), _returned(raw, redelivered=False)) for raw in messages]
-        moved += _return(client, source, keys.load(device_id), going)
-    return moved
-
-
-def load_of(incarnation: str) -> str:
-    """Return the key of the load of its device; a router has none, and its key is only named."""
-    return keys.load(device_of(incarnation) or NO_DEVICE)

@@ -1,8 +1,8 @@
 """The workers' result backend: Celery's own for Redis, with one round trip where it makes two.
 
 Celery reads a task's stored state before each write, to keep a success final, and then sends the vectors
-twice, to be stored and to be published. Here a script decides on the server, where nothing can come in
-between, and the vectors travel once. Clients read results with the stock backend.
+twice, to be stored and to be published. Here a script decides on the server, where nothing happens in
+between, and the vectors are sent once. Clients read results with Celery's own backend.
 """
 
 from __future__ import annotations
@@ -20,29 +20,28 @@ from kombu.exceptions import OperationalError
 
 from sutra_tasks import keys, lua
 
-__all__ = ["LeaseEnded", "NotStored", "ResultBackend", "as_not_stored"]
+__all__ = ["LeaseEnded", "RequeueMessage", "ResultBackend", "requeue_if_server_fails"]
 
-OF_THE_SERVER: Final = (redis.RedisError, OperationalError)
-"""What goes wrong with the server, or with sending a callback through it; never with a text."""
+SERVER_ERRORS: Final = (redis.RedisError, OperationalError)
+"""Errors of the server, or of sending a callback through it; a task's own work raises neither."""
 
 STORE_RESULT: Final = lua.script("broker/store_result")
 
 
-class NotStored(Reject):  # type: ignore[misc]  # Celery is untyped
-    """What became of a task could not be stored, so its message must go back.
+class RequeueMessage(Reject):  # type: ignore[misc]  # Celery is untyped
+    """Raised when the server failed to do what a task needs: the task's message is requeued.
 
-    A ``Reject``, which Celery's tracing passes on: anything else it would store as the task's failure,
-    as soon as the server takes it.
+    A ``Reject``, because Celery stores any other error as the task's failure once the server is back.
     """
 
     def __init__(self, reason: object) -> None:
         super().__init__(repr(reason), requeue=True)
 
 
-class LeaseEnded(NotStored):
-    """This process was silent for too long: others do its work, and no failure it tells of counts.
+class LeaseEnded(RequeueMessage):
+    """The lease of this process ended: other workers do its work, and it stores no errors.
 
-    A message it took since then is nobody else's; hence it goes back, too.
+    The message is requeued, too, because the process may have taken it after its lease ended.
     """
 
     def __init__(self) -> None:
@@ -53,57 +52,57 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     """``result_backend`` of the workers."""
 
     @property
-    def _mark(self) -> str:
+    def _lease_ended_key(self) -> str:
         return keys.reaped(self.app.conf.broker_transport_options.get("incarnation", ""))
 
     def mark_as_failure(
         self, task_id: str, exc: Any, traceback: Any = None, request: Any = None,
         store_result: bool = True, **options: Any,
     ) -> None:  # fmt: skip
-        """Store an error and let its chord know.
+        """Store an error and tell the task's chord.
 
         Raises:
-            NotStored: it is not the task's but the server's, or the server did not take it.
-            LeaseEnded: others do this process's work by now; nobody was told.
+            RequeueMessage: the error is the server's and not the task's, or the server did not store it.
+            LeaseEnded: other workers do this process's work; nothing was stored.
         """
-        # Also of a task whose result nobody wants: its chord and its callbacks hear of it.
-        if isinstance(exc, OF_THE_SERVER):
-            raise NotStored(exc)
+        # Also where the result is ignored: the task's chord and its callbacks hear of the error.
+        if isinstance(exc, SERVER_ERRORS):
+            raise RequeueMessage(exc)
         self._check_lease()
         super().mark_as_failure(task_id, exc, traceback, request, store_result, **options)
-        self.on_settled(task_id, request)
+        self.on_outcome_stored(task_id, request)
 
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **options: Any
     ) -> None:
-        """Store a success, and let its chord know.
+        """Store a success and tell the task's chord.
 
         Raises:
-            NotStored: the server did not take it.
+            RequeueMessage: the server did not store it.
         """
         super().mark_as_done(task_id, result, request, store_result, **options)
-        self.on_settled(task_id, request)
+        self.on_outcome_stored(task_id, request)
 
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True,
         **options: Any,
     ) -> None:  # fmt: skip
-        """Store that a task was given up, and let its chord know.
+        """Store that a task was revoked and tell its chord.
 
         Raises:
-            NotStored: the server did not take it.
-            LeaseEnded: others do this process's work by now; nobody was told.
+            RequeueMessage: the server did not store it.
+            LeaseEnded: other workers do this process's work; nothing was stored.
         """
         self._check_lease()
         super().mark_as_revoked(task_id, reason, request, store_result, **options)
-        self.on_settled(task_id, request)
+        self.on_outcome_stored(task_id, request)
 
-    def on_settled(self, task_id: str, request: Any) -> None:
-        """Do nothing; a subclass releases what it kept for a task whose outcome is now stored."""
+    def on_outcome_stored(self, task_id: str, request: Any) -> None:
+        """Do nothing; a subclass frees what it kept for a task whose outcome is stored."""
 
     def _check_lease(self) -> None:
-        with as_not_stored():
-            ended = self.client.exists(self._mark)
+        with requeue_if_server_fails():
+            ended = self.client.exists(self._lease_ended_key)
         if ended:
             raise LeaseEnded
 
@@ -123,12 +122,12 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
             STORE_RESULT,
             self.client,
             result=self.get_key_for_task(task_id),
-            lease_ended=self._mark,
+            lease_ended=self._lease_ended_key,
             record=self.encode(meta),
             ttl_s=int(expires),
             state=state,
         )
-        with as_not_stored():
+        with requeue_if_server_fails():
             stored = self.ensure(store, ())
         if stored == -1:
             raise LeaseEnded
@@ -136,9 +135,9 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
 
 
 @contextmanager
-def as_not_stored() -> Iterator[None]:
-    """Raise what goes wrong with the server as :class:`NotStored`, so that the message goes back."""
+def requeue_if_server_fails() -> Iterator[None]:
+    """Raise errors of the server as :class:`RequeueMessage`."""
     try:
         yield
-    except (*OF_THE_SERVER, OSError) as error:
-        raise NotStored(error) from error
+    except (*SERVER_ERRORS, OSError) as error:
+        raise RequeueMessage(error) from error

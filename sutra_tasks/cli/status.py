@@ -60,7 +60,7 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
     queues = queue_lengths(client, [keys.EMBED_QUEUE, *(keys.device_queue(s.id) for s in seen)])
     with client.pipeline(transaction=False) as pipe:
         for one in seen:
-            pipe.llen(keys.held(one.record.incarnation if one.record else ""))
+            pipe.llen(keys.in_flight(one.record.incarnation if one.record else ""))
         held = pipe.execute()
     routers = [client.get(name) for name in client.scan_iter(keys.router("*"))]
     return FleetStatus(

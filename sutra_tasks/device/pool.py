@@ -27,10 +27,10 @@ from sutra_tasks.batching.batcher import Batch, Batcher, DeviceBroken, Drained, 
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
 from sutra_tasks.batching.shared_lock import Floor
-from sutra_tasks.broker.in_flight import held_by
+from sutra_tasks.broker.attempts import SUSPECT_AFTER, attempts_of
+from sutra_tasks.broker.in_flight import in_flight_of
 from sutra_tasks.broker.late_ack import run_task
-from sutra_tasks.broker.queues import MOST_CREDIT
-from sutra_tasks.broker.requeue import SUSPECT_AFTER, attempts_of
+from sutra_tasks.broker.load import MOST_CREDIT
 from sutra_tasks.client.embed_task import serve
 from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.data.traffic_sample import open_sample
@@ -133,9 +133,9 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
                 swap=lambda loaded: batcher.call(lambda: self._now_serves(loaded)).result(),
                 hasten=self._heartbeat.hasten,
             )
-        held = held_by(self._incarnation)
+        held = in_flight_of(self._incarnation)
         room = ROOM_BATCHES * options.batch_tokens
-        held.may_take = lambda _: self.monitor.takes_work and held.credit < room
+        held.may_take = lambda _: self.monitor.takes_work and held.credit_used < room
         serve(self._answer)
         self._long_texts = LongTexts(
             self._service_of_part,
@@ -346,7 +346,7 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         follower = self._follower
         summary = self._statistics.summary()
         speed = summary["tokens_per_s"] or 0.0
-        uncounted_messages, uncounted_tokens = held_by(self._incarnation).uncounted
+        uncounted_messages, uncounted_tokens = in_flight_of(self._incarnation).uncounted
         return DeviceRecord(
             id=self._device_id,
             incarnation=self._incarnation,

@@ -13,7 +13,7 @@ import numpy as np
 from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
-from sutra_tasks.broker.result_backend import as_not_stored
+from sutra_tasks.broker.result_backend import requeue_if_server_fails
 from sutra_tasks.client.call import HEADER, demand_of
 from sutra_tasks.documents.answer import AggregationError, answer
 from sutra_tasks.errors import EncodingError
@@ -82,7 +82,7 @@ class LongTexts:
             model: the model that computes them, as devices name it; devices that have it get the parts.
 
         Raises:
-            NotStored: a server did not take the document or its messages.
+            RequeueMessage: a server did not take the document or its messages.
         """
         encoder, rows = service.encoder, prepared.chunked.rows
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
@@ -118,7 +118,7 @@ class LongTexts:
             tokens=[tokens[part.start : part.stop] for part in parts],
             devices=[device.id if device is not None else None for device in chosen],
         )
-        with as_not_stored():
+        with requeue_if_server_fails():
             self._documents.begin(message.sutra_raw, message.payload, document)
         chunks = prepared.chunked.layout.chunk_count
         logger.info("%d chunks are spread over the fleet in %d parts", chunks, len(parts))
@@ -134,12 +134,12 @@ class LongTexts:
             document is given up or gone.
 
         Raises:
-            NotStored: the server did not return the part.
+            RequeueMessage: the server did not return the part.
             ModelError: this device cannot load the model, or has no model of the part's space.
             CorruptMessageError: the rows do not decode.
         """
         began_at = time.monotonic()
-        with as_not_stored():
+        with requeue_if_server_fails():
             part = self._documents.store.part(request.group, request.group_index)
         if part is None:
             return None
@@ -164,11 +164,11 @@ class LongTexts:
         """Return the answer to a call from the results of its parts.
 
         Raises:
-            NotStored: the server did not return them.
+            RequeueMessage: the server did not return them.
             Ignore: the document is gone, because the caller has the outcome already.
             Exception: the error of the document, if it was given up.
         """
-        with as_not_stored():
+        with requeue_if_server_fails():
             found = self._documents.store.ended(task_id)
         if found is None:
             raise Ignore

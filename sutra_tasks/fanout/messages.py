@@ -15,7 +15,7 @@ from typing import Any, Final
 from kombu.utils import json as kombu_json
 
 from sutra_tasks import keys
-from sutra_tasks.broker.requeue import ATTEMPTS, NEAR
+from sutra_tasks.broker.attempts import ATTEMPTS, DEATHS_NEARBY
 from sutra_tasks.client.call import BYTES_PER_TOKEN, HEADER, TOKENS_PER_TEXT, Demand
 from sutra_tasks.client.call import VERSION as HEADER_VERSION
 
@@ -47,7 +47,7 @@ def body_message(message: bytes, payload: Sequence[Any]) -> str:
     _, _, callbacks = payload
     body: dict[str, Any] = json.loads(message)
     headers = body["headers"]
-    for name in (ATTEMPTS, NEAR, "redelivered", "compression"):
+    for name in (ATTEMPTS, DEATHS_NEARBY, "redelivered", "compression"):
         headers.pop(name, None)
     header = headers.get(HEADER)
     sent = header if isinstance(header, dict) else {"v": HEADER_VERSION}

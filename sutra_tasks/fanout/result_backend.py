@@ -9,7 +9,7 @@ from celery import states
 
 from sutra_tasks import keys
 from sutra_tasks.broker import result_backend
-from sutra_tasks.broker.result_backend import as_not_stored
+from sutra_tasks.broker.result_backend import requeue_if_server_fails
 from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.settings import settings
 
@@ -28,23 +28,23 @@ class ResultBackend(result_backend.ResultBackend):
         """Join the parts of a long text in their document, and those of any other chord as Celery does.
 
         Raises:
-            NotStored: the server did not take it.
+            RequeueMessage: the server did not take it.
         """
         if getattr(request, "task", None) != keys.PART_TASK:
             super().on_chord_part_return(request, state, result, **options)
             return
-        with as_not_stored():
+        with requeue_if_server_fails():
             if state == states.SUCCESS:
                 self._documents.join(request.group, request.group_index, result)
             else:
                 self._documents.fail(request.group, result)
 
-    def on_settled(self, task_id: str, request: Any) -> None:
+    def on_outcome_stored(self, task_id: str, request: Any) -> None:
         """Delete the document of a long text whose outcome is stored.
 
         Raises:
-            NotStored: the server did not take it.
+            RequeueMessage: the server did not take it.
         """
         if getattr(request, "task", None) == keys.COMBINE_TASK:
-            with as_not_stored():
+            with requeue_if_server_fails():
                 self._documents.store.delete(task_id)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from sutra_tasks import keys, lua
-from sutra_tasks.broker.queues import MOST_CREDIT, NO_DEVICE, lane
+from sutra_tasks.broker.load import LOAD_CONSTANTS
+from sutra_tasks.broker.queues import NO_DEVICE, lane
 from sutra_tasks.fanout.messages import BODY_DEMAND, part_demand, part_message, priority_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ PartSizes = Sequence[Sequence[int]]
 PARTS_AT_ONCE: Final = 100
 """Messages in one command: the server serves nobody else meanwhile."""
 
-SEND: Final = lua.script("fanout/send", MOST_CREDIT=MOST_CREDIT, LOAD_TTL_S=keys.FORGET_AFTER_S)
+SEND: Final = lua.script("fanout/send", **LOAD_CONSTANTS)
 
 
 class Sender:

@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from sutra_tasks import keys, lua
-from sutra_tasks.broker.queues import MOST_CREDIT, lanes
+from sutra_tasks.broker.load import MOST_CREDIT
+from sutra_tasks.broker.queues import lanes
 from sutra_tasks.errors import UnsupportedVersionError
 from sutra_tasks.membership.device_record import DeviceRecord
 
@@ -66,7 +67,7 @@ def beat(client: redis.Redis, record: DeviceRecord) -> int:
         leases=keys.LEASES,
         record=keys.device(record.id),
         load=keys.load(record.id),
-        in_flight=keys.held(record.incarnation),
+        in_flight=keys.in_flight(record.incarnation),
         lanes=lanes(keys.device_queue(record.id)),
         device_id=record.id,
         incarnation=record.incarnation,

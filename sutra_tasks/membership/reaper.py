@@ -15,7 +15,7 @@ from celery.utils.log import get_logger
 
 from sutra_tasks import keys, lua
 from sutra_tasks.broker.queues import device_of, queue_lengths
-from sutra_tasks.broker.requeue import give_back_all, give_back_queue
+from sutra_tasks.broker.requeue import requeue_device_queue, requeue_in_flight
 from sutra_tasks.membership.fleet import fleet_members, keep_lease, leave
 from sutra_tasks.membership.leases import POLL_S, LeaseLossDetector, LeaseObservations
 
@@ -56,7 +56,7 @@ def reap(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: b
         leave(client, device_id, incarnation)
         # The newer messages first: what is requeued last is taken first.
         requeued = requeue_waiting(client, device_id)
-    requeued += give_back_all(client, incarnation, died=died)
+    requeued += requeue_in_flight(client, incarnation, died=died)
     client.delete(keys.suspect(incarnation))
     client.hdel(keys.LEASES, incarnation)
     return requeued
@@ -82,7 +82,7 @@ def requeue_waiting(client: redis.Redis, device_id: str) -> int:
     """
     if any(one.id == device_id and one.takes_work for one in fleet_members(client)):
         return 0
-    return give_back_queue(client, device_id)
+    return requeue_device_queue(client, device_id)
 
 
 def requeue_absent_devices(client: redis.Redis, ttl_s: float) -> int:
@@ -104,7 +104,7 @@ def requeue_absent_devices(client: redis.Redis, ttl_s: float) -> int:
     requeued = 0
     for name in absent:
         if waiting[keys.device_queue(name)]:
-            requeued += give_back_queue(client, name)
+            requeued += requeue_device_queue(client, name)
         else:
             FORGET_QUEUE(client, queues=keys.QUEUES, device_id=name, forget_s=keys.FORGET_AFTER_S)
     return requeued

@@ -37,7 +37,7 @@ __all__ = ["device_app", "distill_app", "main", "router_app"]
 
 logger = get_logger(__name__)
 
-TRANSPORT: Final = "sutra_tasks.broker.channel:Transport"
+TRANSPORT: Final = "sutra_tasks.broker.transport:Transport"
 RESULTS: Final = "sutra_tasks.fanout.result_backend.ResultBackend"
 ROUTER_PREFETCH: Final = 256
 ROUTER_QUEUES: Final = (keys.EMBED_QUEUE, keys.CONTROL_QUEUE)

@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import bootsteps
 
-from sutra_tasks.broker.in_flight import held_by
+from sutra_tasks.broker.in_flight import in_flight_of
 from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.fanout.overdue import resend_overdue
@@ -36,7 +36,7 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
         self._router = worker.sutra_router = Router(
             options, client, name, incarnation=incarnation, first_ticket=secrets.randbelow(2**32)
         )
-        held_by(incarnation).may_take = self._router.may_take
+        in_flight_of(incarnation).may_take = self._router.may_take
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:

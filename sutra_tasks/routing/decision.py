@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.broker.load import MOST_CREDIT
 from sutra_tasks.client.call import check_strategy
 from sutra_tasks.errors import NoHealthyWorkersError
 from sutra_tasks.routing.balancing import choose

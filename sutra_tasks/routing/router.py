@@ -17,10 +17,10 @@ import redis
 from celery.utils.log import get_logger
 
 from sutra_tasks import keys
-from sutra_tasks.broker.dead_letters import bury
+from sutra_tasks.broker.attempts import attempts_of
+from sutra_tasks.broker.dead_letters import add_dead_letter
 from sutra_tasks.broker.queues import queue_lengths
-from sutra_tasks.broker.requeue import attempts_of
-from sutra_tasks.broker.result_backend import NotStored
+from sutra_tasks.broker.result_backend import RequeueMessage
 from sutra_tasks.client.call import HEADER, demand_of
 from sutra_tasks.errors import PoisonMessageError, SutraError
 from sutra_tasks.routing.decision import decide
@@ -130,7 +130,7 @@ class Router:
     def _handle(self, arrival: _Arrival) -> None:
         try:
             is_done = self._forward_or_end(arrival)
-        except (NotStored, redis.RedisError) as error:
+        except (RequeueMessage, redis.RedisError) as error:
             is_done = False
             if not arrival.has_waited:
                 task_id = arrival.message.headers.get("id")
@@ -148,7 +148,7 @@ class Router:
         attempts = attempts_of(message.headers)
         if attempts >= self._options.max_attempts:
             poison = PoisonMessageError(attempts, "workers died or failed with it")
-            bury(self._client, message.headers.get("id"), message.sutra_raw, poison, now=now)
+            add_dead_letter(self._client, message.headers.get("id"), message.sutra_raw, poison, now=now)
             fail_task(message, task, self._consumer, poison)
             return True
         if revoke_task(message, task, self._consumer, now):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from sutra_tasks import keys
-from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.broker.load import MOST_CREDIT
 from sutra_tasks.health.states import DeviceState
 
 if TYPE_CHECKING:

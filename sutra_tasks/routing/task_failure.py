@@ -22,7 +22,7 @@ def fail_task(message: Any, task: Any, consumer: Any, error: SutraError) -> None
     """Store an error as the task's result, let its chord and error callbacks know, and acknowledge it.
 
     Raises:
-        NotStored: the results server did not take it.
+        RequeueMessage: the results server did not take it.
     """
     try:
         request = _request(message, task, consumer)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import redis
 
-from sutra_tasks.broker.in_flight import HeldMessages, held_by
+from sutra_tasks.broker.in_flight import InFlightMessages, in_flight_of
 from sutra_tasks.broker.queues import new_incarnation
 from sutra_tasks.host.embedded_server import embedded_server
 from tests.redis.peers import Receiver, send
@@ -53,8 +53,8 @@ def _nothing_is_left_behind(client: redis.Redis, leaves: set[str]) -> Iterator[N
 
 
 @pytest.fixture
-def held() -> HeldMessages:
-    return held_by(new_incarnation("t"))
+def in_flight() -> InFlightMessages:
+    return in_flight_of(new_incarnation("t"))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def put(url: str) -> Callable[..., list[bytes]]:
 
 @pytest.fixture
 def open_receiver(url: str) -> Iterator[Callable[..., Receiver]]:
-    """``open_receiver(*queues, held=...)``: a consumer, closed when the test ends."""
+    """``open_receiver(*queues, in_flight=...)``: a consumer, closed when the test ends."""
     with ExitStack() as opened:
 
         def open_one(*queues: Any, **options: Any) -> Receiver:

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from kombu import Message
 
-    from sutra_tasks.broker.in_flight import HeldMessages
+    from sutra_tasks.broker.in_flight import InFlightMessages
 
-OURS = "sutra_tasks.broker.channel:Transport"
+OURS = "sutra_tasks.broker.transport:Transport"
 QUIET_S = 0.3
 """How long nothing must arrive to say that nothing will: three waits of an idle worker."""
 
@@ -68,14 +68,14 @@ class Receiver:
         self,
         url: str,
         *queues: str | Queue,
-        held: HeldMessages | None = None,
+        in_flight: InFlightMessages | None = None,
         prefetch: int = 0,
         no_ack: bool = False,
         on_message: Callable[[Message], None] | None = None,
     ) -> None:
         options: dict[str, Any] = {}
-        if held is not None:
-            named = {"incarnation": held.incarnation}
+        if in_flight is not None:
+            named = {"incarnation": in_flight.incarnation}
             options = {"transport": OURS, "transport_options": named}
         self.messages: list[Message] = []
         self.connection = Connection(url, **options)

@@ -13,7 +13,7 @@ import pytest
 from kombu import Connection, Consumer, Exchange, Message, Producer, Queue
 from kombu.asynchronous import Hub, set_event_loop
 
-from sutra_tasks.broker.in_flight import HeldMessages, held_by
+from sutra_tasks.broker.in_flight import InFlightMessages, in_flight_of
 from sutra_tasks.broker.queues import lane, new_incarnation
 from tests.redis.peers import OURS, Receiver, waiting
 
@@ -29,7 +29,7 @@ def receive(request: pytest.FixtureRequest, open_receiver: Receive) -> Receive:
     """Open a receiver over each of the two transports in turn."""
     if request.param == "stock":
         return open_receiver
-    return partial(open_receiver, held=held_by(new_incarnation("t")))
+    return partial(open_receiver, in_flight=in_flight_of(new_incarnation("t")))
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_threads_may_acknowledge_while_the_loop_receives(
     transport: str, hub: Hub, put: Put, open_receiver: Receive, client: redis.Redis
 ) -> None:
     put("q", *range(60))
-    held = held_by(new_incarnation("t")) if transport == "ours" else None
+    in_flight = in_flight_of(new_incarnation("t")) if transport == "ours" else None
     arrived: list[object] = []
     threads: list[threading.Thread] = []
 
@@ -370,7 +370,7 @@ def test_threads_may_acknowledge_while_the_loop_receives(
         threads.append(threading.Thread(target=message.ack))
         threads[-1].start()
 
-    receiver = open_receiver("q", held=held, prefetch=8, on_message=acknowledge_elsewhere)
+    receiver = open_receiver("q", in_flight=in_flight, prefetch=8, on_message=acknowledge_elsewhere)
     receiver.connection.register_with_event_loop(hub)
     while len(arrived) < 60 or client.keys():
         hub.run_once()
@@ -380,15 +380,15 @@ def test_threads_may_acknowledge_while_the_loop_receives(
 
 
 def test_the_loop_never_holds_more_than_the_prefetch_limit(
-    hub: Hub, put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis
+    hub: Hub, put: Put, open_receiver: Receive, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
     put("q", *range(30))
-    receiver = open_receiver("q", held=held, prefetch=3)
+    receiver = open_receiver("q", in_flight=in_flight, prefetch=3)
     receiver.connection.register_with_event_loop(hub)
     for expected in range(30):
         while not receiver.messages:
             hub.run_once()
-        assert client.llen(held.key) <= 3
+        assert client.llen(in_flight.key) <= 3
         message = receiver.messages.pop(0)
         assert message.payload == expected
         message.ack()
@@ -397,12 +397,12 @@ def test_the_loop_never_holds_more_than_the_prefetch_limit(
 
 
 def test_an_acknowledgement_wakes_the_loop_also_after_the_loop_was_reset(
-    hub: Hub, put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis
+    hub: Hub, put: Put, open_receiver: Receive, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
     # Celery resets it at each lost connection; after the first, acknowledgements waited for a timer.
     put("q", "text")
     hub.reset()
-    receiver = open_receiver("q", held=held, prefetch=1)
+    receiver = open_receiver("q", in_flight=in_flight, prefetch=1)
     receiver.connection.register_with_event_loop(hub)
     while not receiver.messages:
         hub.run_once()
@@ -414,12 +414,12 @@ def test_an_acknowledgement_wakes_the_loop_also_after_the_loop_was_reset(
 
 
 def test_one_take_stops_at_a_megabyte(
-    put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis
+    put: Put, open_receiver: Receive, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
     put("q", *("x" * 600_000 for _ in range(6)))
-    receiver = open_receiver("q", held=held)
+    receiver = open_receiver("q", in_flight=in_flight)
     receiver.connection.drain_events(timeout=5)
-    assert client.llen(held.key) == len(receiver.messages) == 2
+    assert client.llen(in_flight.key) == len(receiver.messages) == 2
     for message in receiver.take(6):
         message.ack()
 
@@ -433,12 +433,12 @@ def test_a_transport_that_holds_nothing_can_publish(url: str, open_receiver: Rec
 
 @pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}', b"[]", b"\xff"])
 def test_what_is_no_message_is_dropped_and_consuming_goes_on(
-    put: Put, open_receiver: Receive, held: HeldMessages, client: redis.Redis, poison: bytes
+    put: Put, open_receiver: Receive, in_flight: InFlightMessages, client: redis.Redis, poison: bytes
 ) -> None:
     put("q", "before")
     client.lpush("q", poison)
     put("q", "after")
-    receiver = open_receiver("q", held=held)
+    receiver = open_receiver("q", in_flight=in_flight)
     messages = receiver.take(2)
     assert [message.payload for message in messages] == ["before", "after"]
     for message in messages:

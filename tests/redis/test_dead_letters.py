@@ -10,9 +10,9 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.broker.dead_letters import DeadLetter, bury, dead_letters, drop, retry
+from sutra_tasks.broker.attempts import ATTEMPTS, attempts_of
+from sutra_tasks.broker.dead_letters import DeadLetter, add_dead_letter, dead_letters, drop, retry
 from sutra_tasks.broker.queues import lane
-from sutra_tasks.broker.requeue import ATTEMPTS, attempts_of
 from sutra_tasks.errors import PoisonMessageError
 from sutra_tasks.membership.reaper import reap
 from tests.redis.flow import Worker, message, numbers, send
@@ -34,7 +34,7 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 def buried(client: redis.Redis, *messages: bytes) -> list[DeadLetter]:
     """Give messages up, one a second."""
     for at, raw in enumerate(messages):
-        bury(client, json.loads(raw)["headers"]["id"], raw, ERROR, now=1000.0 + at)
+        add_dead_letter(client, json.loads(raw)["headers"]["id"], raw, ERROR, now=1000.0 + at)
     return dead_letters(client)
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sutra_tasks import keys
-from sutra_tasks.broker.queues import MOST_CREDIT, lane, queue_lengths
+from sutra_tasks.broker.load import MOST_CREDIT
+from sutra_tasks.broker.queues import lane, queue_lengths
 from sutra_tasks.health.states import DeviceState
 from sutra_tasks.membership.fleet import FleetMember, beat, fleet_members, leave
 from sutra_tasks.routing.snapshot import Device, Fleet, fleet_of
@@ -219,7 +220,7 @@ def test_a_device_with_nothing_waiting_and_nothing_held_loses_its_load(client: r
     assert client.exists(keys.load("gpu1"))
 
 
-WORK = [keys.held(RECORD.incarnation), *(lane(keys.device_queue("gpu0"), p) for p in (0, 3, 6, 9))]
+WORK = [keys.in_flight(RECORD.incarnation), *(lane(keys.device_queue("gpu0"), p) for p in (0, 3, 6, 9))]
 
 
 @pytest.mark.parametrize("where", WORK)

@@ -23,9 +23,9 @@ from sutra_tasks import keys
 from sutra_tasks.batching.batcher import Batcher
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService, Prepared
+from sutra_tasks.broker.load import weight_of
 from sutra_tasks.broker.queues import lane, lanes
-from sutra_tasks.broker.requeue import weight_of
-from sutra_tasks.broker.result_backend import NotStored
+from sutra_tasks.broker.result_backend import RequeueMessage
 from sutra_tasks.client.admission import Backlog
 from sutra_tasks.client.call import HEADER, Call
 from sutra_tasks.documents.answer import AnswerLayout, TextLayout
@@ -729,9 +729,9 @@ def test_parts_that_are_done_leave_no_load(client: redis.Redis, documents: Docum
         worker = Worker(client, device)
         for raw in worker.take():
             assert weight_of(json.loads(raw)) > 0
-            worker.finish(raw)
+            worker.acknowledge(raw)
         assert not settled(client, device)
-        worker.tell()
+        worker.send_pending()
     assert settled(client, "g0", "g1")
 
 
@@ -754,11 +754,11 @@ def test_parts_of_a_device_that_is_gone_end_as_the_load_of_another(
     assert len(taken) == (6 if resent else 3)
     for raw in taken:
         router.forward(raw, "g1")
-    router.tell()
+    router.send_pending()
     assert load(client, "g1")["tokens_dispatched"] == (6600 if resent else 3300)
     for raw in other.take():
-        other.finish(raw)
-    other.tell()
+        other.acknowledge(raw)
+    other.send_pending()
     assert settled(client, "g0", "g1")
 
 
@@ -940,9 +940,9 @@ def test_a_server_that_is_away_sends_the_message_back(share: Callable[..., LongT
     one = share("g0")
     away = absent_server()
     one._documents = documents_on(away, away)
-    with pytest.raises(NotStored):
+    with pytest.raises(RequeueMessage):
         spread(one, device("g0"))
-    with pytest.raises(NotStored):
+    with pytest.raises(RequeueMessage):
         one.part(Context(group="1", group_index=0))
-    with pytest.raises(NotStored):
+    with pytest.raises(RequeueMessage):
         one.combine("1")

@@ -12,7 +12,7 @@ import redis
 from celery.app.task import Context
 from celery.exceptions import Reject
 
-from sutra_tasks.broker.result_backend import LeaseEnded, NotStored, ResultBackend
+from sutra_tasks.broker.result_backend import LeaseEnded, RequeueMessage, ResultBackend
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.membership.reaper import reap
 from tests.conftest import disconnect
@@ -148,7 +148,7 @@ def test_a_client_has_no_lease_that_could_end(client: redis.Redis, url: str, par
 
 
 def test_an_error_of_the_server_is_no_tasks(client: redis.Redis, backend: Any, part: Context) -> None:
-    with pytest.raises(NotStored):
+    with pytest.raises(RequeueMessage):
         backend.mark_as_failure("t", redis.ConnectionError("refused"), request=part)
     assert stored(client) is None
     assert not touched(client)
@@ -158,9 +158,9 @@ def test_what_a_full_server_does_not_take_goes_back(
     client: redis.Redis, backend: Any, part: Context
 ) -> None:
     with full_memory(client):
-        with pytest.raises(NotStored):
+        with pytest.raises(RequeueMessage):
             fail(backend, part)
-        with pytest.raises(NotStored):
+        with pytest.raises(RequeueMessage):
             backend.mark_as_done("t", [1.0], request=part)
     assert stored(client) is None
     assert not touched(client)
@@ -170,13 +170,13 @@ def test_what_an_absent_server_does_not_take_goes_back(
     backend: Any, part: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "client", absent_server())
-    with pytest.raises(NotStored):
+    with pytest.raises(RequeueMessage):
         fail(backend, part)
 
 
 def test_celery_gives_a_message_back_whose_result_was_not_stored() -> None:
-    assert issubclass(NotStored, Reject)
-    assert NotStored("away").requeue
+    assert issubclass(RequeueMessage, Reject)
+    assert RequeueMessage("away").requeue
     assert LeaseEnded().requeue
 
 

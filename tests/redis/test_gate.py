@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from kombu.asynchronous import Hub, set_event_loop
 
-from sutra_tasks.broker.channel import OTHER_END
 from sutra_tasks.broker.queues import lane
+from sutra_tasks.broker.take_protocol import BACKWARDS_EVERY
 from tests.redis.flow import message, numbers, send
 from tests.redis.peers import Receiver, waiting
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import redis
     from kombu import Message
 
-    from sutra_tasks.broker.in_flight import HeldMessages
+    from sutra_tasks.broker.in_flight import InFlightMessages
 
 Receive = Callable[..., Receiver]
 
@@ -31,11 +31,11 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 
 
 @pytest.fixture
-def receive(open_receiver: Receive, held: HeldMessages) -> Receive:
+def receive(open_receiver: Receive, in_flight: InFlightMessages) -> Receive:
     """Open a connection of this one process over our transport."""
 
     def open_held(*queues: str, **options: object) -> Receiver:
-        return open_receiver(*queues, held=held, **options)
+        return open_receiver(*queues, in_flight=in_flight, **options)
 
     return open_held
 
@@ -55,76 +55,76 @@ def ids(messages: list[Message]) -> list[int]:
 
 
 def test_a_worker_without_room_takes_nothing(
-    receive: Receive, client: redis.Redis, held: HeldMessages
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
-    held.may_take = lambda _: False
+    in_flight.may_take = lambda _: False
     for number in range(20):
         send(client, message(number, priority=number % 10), queue="q")
     assert receive("q").take_all() == []
     assert len(waiting(client, "q")) == 20
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_a_worker_without_room_tells_what_it_did(
-    receive: Receive, client: redis.Redis, held: HeldMessages
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     send(client, *(message(number) for number in range(5)), queue="q")
     receiver = receive("q", prefetch=3)
     finished, forwarded, kept = receiver.take_all()
-    held.may_take = lambda _: False
+    in_flight.may_take = lambda _: False
     finished.ack()
     receiver.channel.forward(forwarded, "gpu0")
     assert receiver.take_all() == []
-    assert numbers(client.lrange(held.key, 0, -1)) == ids([kept])  # type: ignore[arg-type]  # not async
+    assert numbers(client.lrange(in_flight.key, 0, -1)) == ids([kept])  # type: ignore[arg-type]  # not async
     assert numbers(waiting(client, "sutra.device.gpu0")) == ids([forwarded])
-    assert not held.has_news
+    assert not in_flight.has_pending
     assert numbers(waiting(client, "q")) == [3, 4]
 
 
 def test_a_worker_with_room_again_takes_what_waited(
-    receive: Receive, client: redis.Redis, held: HeldMessages
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
-    held.may_take = lambda _: False
+    in_flight.may_take = lambda _: False
     receiver = receive("q")
     send(client, *(message(number) for number in range(5)), queue="q")
     assert receiver.take_all() == []
-    held.may_take = lambda _: True
+    in_flight.may_take = lambda _: True
     assert ids(receiver.take(5)) == [0, 1, 2, 3, 4]
 
 
 def test_a_worker_without_room_for_one_queue_takes_from_the_others(
-    receive: Receive, client: redis.Redis, held: HeldMessages
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
-    held.may_take = lambda queue: queue != "closed"
+    in_flight.may_take = lambda queue: queue != "closed"
     receiver = receive("closed", "open")
     for turn in range(3):
         for number, queue in enumerate(("closed", "open")):
             send(client, message(10 * turn + number, priority=3 * turn), queue=queue)
         assert ids(receiver.take_all()) == [10 * turn + 1]
-    held.may_take = lambda _: True
+    in_flight.may_take = lambda _: True
     assert ids(receiver.take(3)) == [0, 10, 20]
 
 
 def test_what_was_to_be_told_over_a_dropped_connection_is_told_without_room_too(
-    receive: Receive, client: redis.Redis, held: HeldMessages
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     send(client, message(0), queue="q")
     receiver = receive("q")
     [done] = receiver.take(1)
-    held.may_take = lambda _: False
+    in_flight.may_take = lambda _: False
     receiver.take_all()  # the take that was under way
     done.ack()
     client.client_pause(500)  # what is told does not reach the server
     receiver.channel.connection.cycle.on_poll_start()
     receiver.channel.client.connection.disconnect()
     receiver.take_all()
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_a_worker_with_nothing_to_tell_and_no_room_asks_nothing(
-    receive: Receive, client: redis.Redis, held: HeldMessages
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
-    held.may_take = lambda _: False
+    in_flight.may_take = lambda _: False
     receiver = receive("q")
     receiver.take_all()
     assert not receiver.channel._in_poll
@@ -135,7 +135,7 @@ def test_a_worker_with_nothing_to_tell_and_no_room_asks_nothing(
 
 @pytest.mark.parametrize("how", ["ack", "drop", "requeue"])
 def test_who_makes_room_takes_the_next_message_at_once(
-    receive: Receive, client: redis.Redis, held: HeldMessages, hub: Hub, how: str
+    receive: Receive, client: redis.Redis, in_flight: InFlightMessages, hub: Hub, how: str
 ) -> None:
     poll, slept, had_room = hub.poller.poll, [], []
 
@@ -147,12 +147,12 @@ def test_who_makes_room_takes_the_next_message_at_once(
 
     hub.poller.poll = listen
     send(client, *(message(number) for number in range(20)), queue="q")
-    held.may_take = lambda _: held.credit < 1
+    in_flight.may_take = lambda _: in_flight.credit_used < 1
     arrived: list[int] = []
     threads: list[threading.Thread] = []
 
     def finish_elsewhere(one: Message) -> None:
-        assert client.llen(held.key) == 1
+        assert client.llen(in_flight.key) == 1
         end = one.ack
         if how == "drop":
             end = one.reject
@@ -171,7 +171,7 @@ def test_who_makes_room_takes_the_next_message_at_once(
 
     channel.wake = note_and_wake
     receiver.connection.register_with_event_loop(hub)
-    while client.llen("q") or client.llen(held.key):
+    while client.llen("q") or client.llen(in_flight.key):
         hub.run_once()
     assert slept == []
     assert all(had_room)  # when it was woken: else it may look, and sleep again, before there is
@@ -192,19 +192,21 @@ def test_the_last_lane_has_a_turn_however_much_waits_in_the_first(
     send(client, *(message(number) for number in urgent), queue="q")
     receiver = receive("q", prefetch=1)
     arrived = []
-    for _ in range(4 * OTHER_END):
+    for _ in range(4 * BACKWARDS_EVERY):
         [one] = receiver.take(1)
         arrived += ids([one])
         one.ack()
-    assert [arrived.index(number) for number in late] == [turn * OTHER_END - 1 for turn in (1, 2, 3)]
-    assert [number for number in arrived if number < 1000] == list(range(4 * OTHER_END - 3))
+    assert [arrived.index(number) for number in late] == [
+        turn * BACKWARDS_EVERY - 1 for turn in (1, 2, 3)
+    ]
+    assert [number for number in arrived if number < 1000] == list(range(4 * BACKWARDS_EVERY - 3))
 
 
 def test_urgent_messages_that_come_one_by_one_do_not_keep_others_waiting(
     receive: Receive, client: redis.Redis
 ) -> None:
     receiver = receive("q")
-    receiver.drain_until(lambda: receiver.channel._idle)  # it waits on its first lane next
+    receiver.drain_until(lambda: receiver.channel._protocol.idle)  # it waits on its first lane next
     arrived: list[int] = []
     while -1 not in arrived and len(arrived) < 1000:
         if len(arrived) == 5:

@@ -11,42 +11,33 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.broker.in_flight import HeldMessages, held_by
+from sutra_tasks.broker.in_flight import InFlightMessages, in_flight_of
 from sutra_tasks.broker.queues import lane, lanes, new_incarnation
-from sutra_tasks.broker.requeue import AT_ONCE, give_back_all
+from sutra_tasks.broker.requeue import MESSAGES_PER_CALL, requeue_in_flight
 from tests.redis.flow import message as sent_message
+from tests.redis.flow import take
 from tests.redis.peers import absent_server, full_memory, waiting
 
 Put = Callable[..., list[bytes]]
 Hold = Callable[..., list[bytes]]
 
+OTHER = keys.device_queue("other")
+
 
 def ask(
-    held: HeldMessages,
-    client: redis.Redis,
-    *queues: str,
-    room: int = 0,
-    most_bytes: int = 1 << 20,
+    in_flight: InFlightMessages, client: redis.Redis, *queues: str, **limits: int
 ) -> list[tuple[bytes, bytes]]:
-    """Tell the server what was noted and take from queues, as the channel does."""
-    lists = [name for queue in queues for name in lanes(queue)]
-    command = held.take_command(lists, room=room, most_bytes=most_bytes)
-    try:
-        answer: Any = client.execute_command(*command)  # type: ignore[no-untyped-call]
-    except redis.RedisError:
-        held.not_told()
-        raise
-    held.told()
-    return list(zip(answer[::2], answer[1::2], strict=True))
+    """Send what is pending and take from queues."""
+    return take(client, in_flight, [name for queue in queues for name in lanes(queue)], **limits)
 
 
 @pytest.fixture
-def hold(client: redis.Redis, held: HeldMessages, put: Put) -> Hold:
+def hold(client: redis.Redis, in_flight: InFlightMessages, put: Put) -> Hold:
     """Send to the queue ``q`` and take everything, as the channel's script does; oldest first."""
 
     def send_and_take(*bodies: object, priority: int = 0) -> list[bytes]:
         messages = put("q", *bodies, priority=priority)
-        assert [raw for _, raw in ask(held, client, "q", room=len(messages))] == messages
+        assert [raw for _, raw in ask(in_flight, client, "q", most_messages=len(messages))] == messages
         return messages
 
     return send_and_take
@@ -66,22 +57,22 @@ def unmarked(raw: bytes | str) -> dict[str, Any]:
 
 
 def test_giving_back_changes_nothing_but_the_marks(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     [raw] = hold({"texts": ["é"]}, priority=6)
-    assert give_back_all(client, held.incarnation, "q") == 1
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
     leaves.add(lane("q", 6))
     [returned] = client.lrange(lane("q", 6), 0, -1)
     assert unmarked(returned) == json.loads(raw)
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_what_is_given_back_is_next_and_in_the_order_it_was_taken(
-    hold: Hold, held: HeldMessages, put: Put, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, put: Put, client: redis.Redis, leaves: set[str]
 ) -> None:
     taken = hold(*range(5))
     waited = put("q", "later")
-    assert give_back_all(client, held.incarnation, "q") == 5
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 5
     leaves.add("q")
     *returned, last = waiting(client, "q")
     assert [unmarked(raw) for raw in returned] == [json.loads(raw) for raw in taken]
@@ -89,11 +80,11 @@ def test_what_is_given_back_is_next_and_in_the_order_it_was_taken(
 
 
 def test_giving_back_nothing_is_harmless(client: redis.Redis) -> None:
-    assert give_back_all(client, "never.started") == 0
+    assert requeue_in_flight(client, "never.started") == 0
 
 
 def test_callers_that_give_back_at_once_double_and_lose_nothing(
-    hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
     taken = hold(*range(60))
     start, given = threading.Barrier(4), []
@@ -101,7 +92,7 @@ def test_callers_that_give_back_at_once_double_and_lose_nothing(
     def give_back() -> None:
         with redis.Redis.from_url(url) as own:
             start.wait()
-            given.append(give_back_all(own, held.incarnation, "q"))
+            given.append(requeue_in_flight(own, in_flight.incarnation, "q"))
 
     threads = [threading.Thread(target=give_back) for _ in range(4)]
     for thread in threads:
@@ -127,164 +118,168 @@ class DiesAfter(redis.Redis):
 
 
 def test_giving_back_can_be_taken_up_where_another_died(
-    hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    taken = hold(*range(2 * AT_ONCE + 5))
+    taken = hold(*range(2 * MESSAGES_PER_CALL + 5))
     with DiesAfter.from_url(url) as dying, pytest.raises(KeyboardInterrupt):
-        give_back_all(dying, held.incarnation, "q")
+        requeue_in_flight(dying, in_flight.incarnation, "q")
     leaves.add("q")
-    assert client.llen("q") + client.llen(held.key) == 2 * AT_ONCE + 5
-    assert give_back_all(client, held.incarnation, "q") == 5
+    assert client.llen("q") + client.llen(in_flight.key) == 2 * MESSAGES_PER_CALL + 5
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 5
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(raw) for raw in taken]
 
 
 def test_a_full_server_still_takes_back_what_is_held(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     hold(*range(3))
     with full_memory(client):
-        assert give_back_all(client, held.incarnation, "q") == 3
+        assert requeue_in_flight(client, in_flight.incarnation, "q") == 3
     leaves.add("q")
     assert client.llen("q") == 3
 
 
 def test_one_process_has_one_object_for_what_it_holds() -> None:
     name = new_incarnation("t")
-    assert held_by(name) is held_by(name)
-    assert held_by(name) is not held_by(new_incarnation("t"))
+    assert in_flight_of(name) is in_flight_of(name)
+    assert in_flight_of(name) is not in_flight_of(new_incarnation("t"))
 
 
 def test_taking_serves_lists_in_order_and_names_each_messages_list(
-    held: HeldMessages, put: Put, client: redis.Redis
+    in_flight: InFlightMessages, put: Put, client: redis.Redis
 ) -> None:
     low = put("q", "low", priority=9)
     high = put("q", "high")[:1]
-    taken = ask(held, client, "q", room=5)
+    taken = ask(in_flight, client, "q", most_messages=5)
     assert taken == [(b"q", *high), (lane("q", 9).encode(), *low)]
-    assert client.lrange(held.key, 0, -1) == [*low, *high]
+    assert client.lrange(in_flight.key, 0, -1) == [*low, *high]
     for _, raw in taken:
-        held.finish(raw)
-    ask(held, client)
+        in_flight.acknowledge(raw)
+    ask(in_flight, client)
 
 
 @pytest.mark.parametrize(("limits", "expected"), [((0, 9**9), 0), ((2, 9**9), 2), ((9, 1), 1)])
 def test_taking_stops_at_its_room_and_at_the_message_that_fills_its_bytes(
-    held: HeldMessages, put: Put, client: redis.Redis, limits: tuple[int, int], expected: int
+    in_flight: InFlightMessages, put: Put, client: redis.Redis, limits: tuple[int, int], expected: int
 ) -> None:
     sent = put("q", *range(4))
     room, most_bytes = limits
-    taken = ask(held, client, "q", room=room, most_bytes=most_bytes)
+    taken = ask(in_flight, client, "q", most_messages=room, most_bytes=most_bytes)
     assert [raw for _, raw in taken] == sent[:expected]
     assert waiting(client, "q") == sent[expected:]
     client.flushdb()
 
 
 def test_the_server_hears_what_is_finished_with_the_next_take(
-    hold: Hold, held: HeldMessages, client: redis.Redis
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
     for raw in hold(*range(3)):
-        held.finish(raw)
-    assert held.has_news
-    assert client.llen(held.key) == 3
-    ask(held, client)
-    assert not client.exists(held.key)
-    assert not held.has_news
+        in_flight.acknowledge(raw)
+    assert in_flight.has_pending
+    assert client.llen(in_flight.key) == 3
+    ask(in_flight, client)
+    assert not client.exists(in_flight.key)
+    assert not in_flight.has_pending
 
 
 def test_what_the_server_could_not_be_told_is_told_the_next_time(
-    hold: Hold, held: HeldMessages, client: redis.Redis, unreachable: redis.Redis
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, unreachable: redis.Redis
 ) -> None:
     first, second, third = hold(*range(3))
-    held.finish(first)
-    held.forward(second, "other", 3, load="load", weight=0)
+    in_flight.acknowledge(first)
+    in_flight.forward(second, "other", 3, weight=0)
     with pytest.raises(redis.ConnectionError):
-        ask(held, unreachable)
-    assert held.has_news
-    held.finish(third)
-    ask(held, client)
-    assert not client.exists(held.key)
-    assert client.lpop(lane("other", 3)) == second
+        ask(in_flight, unreachable)
+    assert in_flight.has_pending
+    in_flight.acknowledge(third)
+    ask(in_flight, client)
+    assert not client.exists(in_flight.key)
+    assert client.lpop(lane(OTHER, 3)) == second
     assert client.keys() == []
 
 
 def test_what_could_not_be_told_on_reclaiming_is_told_the_next_time(
-    hold: Hold, held: HeldMessages, client: redis.Redis, unreachable: redis.Redis, leaves: set[str]
+    hold: Hold,
+    in_flight: InFlightMessages,
+    client: redis.Redis,
+    unreachable: redis.Redis,
+    leaves: set[str],
 ) -> None:
     finished, unfinished = hold(*range(2))
-    held.finish(finished)
+    in_flight.acknowledge(finished)
     with pytest.raises(redis.ConnectionError):
-        held.reclaim(unreachable, "q")
-    assert held.reclaim(client, "q") == 1
+        in_flight.requeue_unclaimed(unreachable, "q")
+    assert in_flight.requeue_unclaimed(client, "q") == 1
     leaves.add("q")
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unfinished)]
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_threads_may_finish_while_another_tells(
-    hold: Hold, held: HeldMessages, client: redis.Redis
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
     messages = hold(*range(200))
 
     def finish(part: list[bytes]) -> None:
         for raw in part:
-            held.finish(raw)
+            in_flight.acknowledge(raw)
 
     threads = [threading.Thread(target=finish, args=[messages[i::4]]) for i in range(4)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        ask(held, client)
-    ask(held, client)
-    assert not client.exists(held.key)
+        ask(in_flight, client)
+    ask(in_flight, client)
+    assert not client.exists(in_flight.key)
 
 
 @pytest.mark.parametrize("priority", [0, 1, 3, 5, 6, 8, 9])
 def test_a_forwarded_message_keeps_its_bytes_and_its_lane(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str], priority: int
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], priority: int
 ) -> None:
     [raw] = hold({"texts": ["é", "\\u00e9", '"', "\0"]})
-    held.forward(raw, "sutra.device.a", priority, load="load", weight=0)
-    ask(held, client)
+    in_flight.forward(raw, "a", priority, weight=0)
+    ask(in_flight, client)
     leaves.add(lane("sutra.device.a", priority))
     assert client.lrange(lane("sutra.device.a", priority), 0, -1) == [raw]
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_forwarding_keeps_order_and_reaches_each_destination(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     messages = hold(*range(6))
     for i, raw in enumerate(messages):
-        held.forward(raw, f"d{i % 2}", 0, load="load", weight=0)
-    ask(held, client)
-    leaves.update({"d0", "d1"})
-    assert waiting(client, "d0") == messages[0::2]
-    assert waiting(client, "d1") == messages[1::2]
+        in_flight.forward(raw, f"d{i % 2}", 0, weight=0)
+    ask(in_flight, client)
+    leaves.update(map(keys.device_queue, ("d0", "d1")))
+    assert waiting(client, keys.device_queue("d0")) == messages[0::2]
+    assert waiting(client, keys.device_queue("d1")) == messages[1::2]
 
 
 def test_one_command_finishes_forwards_and_takes(
-    hold: Hold, held: HeldMessages, put: Put, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, put: Put, client: redis.Redis, leaves: set[str]
 ) -> None:
     finished, forwarded, unfinished = hold(*range(3))
     sent = put("q", *range(3))
-    held.finish(finished)
-    held.forward(forwarded, "other", 0, load="load", weight=0)
-    assert [raw for _, raw in ask(held, client, "q", room=2)] == sent[:2]
-    leaves.update({"q", "other", held.key})
-    assert waiting(client, "other") == [forwarded]
-    assert client.lrange(held.key, 0, -1) == [*sent[1::-1], unfinished]
+    in_flight.acknowledge(finished)
+    in_flight.forward(forwarded, "other", 0, weight=0)
+    assert [raw for _, raw in ask(in_flight, client, "q", most_messages=2)] == sent[:2]
+    leaves.update({"q", OTHER, in_flight.key})
+    assert waiting(client, OTHER) == [forwarded]
+    assert client.lrange(in_flight.key, 0, -1) == [*sent[1::-1], unfinished]
 
 
 def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     [raw] = hold("text")
-    held.forward(raw, "other", 0, load="load", weight=0)
-    give_back_all(client, held.incarnation, "q")
-    ask(held, client)
+    in_flight.forward(raw, "other", 0, weight=0)
+    requeue_in_flight(client, in_flight.incarnation, "q")
+    ask(in_flight, client)
     leaves.add("q")
     assert client.llen("q") == 1
-    assert not client.exists("other")
+    assert not client.exists(OTHER)
 
 
 class LosesAnswers(redis.Redis):
@@ -296,124 +291,128 @@ class LosesAnswers(redis.Redis):
 
 
 def test_forwarding_again_because_the_answer_was_lost_pushes_once(
-    hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
     first, second = hold(*range(2))
-    held.forward(first, "other", 0, load="load", weight=0)
-    held.finish(second)
+    in_flight.forward(first, "other", 0, weight=0)
+    in_flight.acknowledge(second)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
-        ask(held, unlucky)
-    ask(held, client)
-    leaves.add("other")
-    assert client.lrange("other", 0, -1) == [first]
-    assert not client.exists(held.key)
+        ask(in_flight, unlucky)
+    ask(in_flight, client)
+    leaves.add(OTHER)
+    assert client.lrange(OTHER, 0, -1) == [first]
+    assert not client.exists(in_flight.key)
 
 
 def test_what_was_taken_but_never_heard_of_is_reclaimed(
-    hold: Hold, held: HeldMessages, url: str, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
     forwarded, waits = hold("routed", "text")
-    client.lmove(held.key, "q", "LEFT", "RIGHT")
-    held.forward(forwarded, "other", 0, load="load", weight=0)
+    client.lmove(in_flight.key, "q", "LEFT", "RIGHT")
+    in_flight.forward(forwarded, "other", 0, weight=0)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
-        ask(held, unlucky, "q", room=1)
-    assert client.llen(held.key) == 1
-    assert held.reclaim(client, "q") == 1
-    leaves.update({"q", "other"})
+        ask(in_flight, unlucky, "q", most_messages=1)
+    assert client.llen(in_flight.key) == 1
+    assert in_flight.requeue_unclaimed(client, "q") == 1
+    leaves.update({"q", OTHER})
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(waits)]
-    assert waiting(client, "other") == [forwarded]
+    assert waiting(client, OTHER) == [forwarded]
 
 
 def test_a_full_server_still_forwards(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     [raw] = hold("text")
-    held.forward(raw, "other", 0, load="load", weight=0)
+    in_flight.forward(raw, "other", 0, weight=0)
     with full_memory(client):
-        ask(held, client)
-    leaves.add("other")
-    assert client.lrange("other", 0, -1) == [raw]
+        ask(in_flight, client)
+    leaves.add(OTHER)
+    assert client.lrange(OTHER, 0, -1) == [raw]
 
 
 def test_reclaiming_tells_what_was_noted_and_returns_the_rest(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     finished, forwarded, unfinished = hold(*range(3))
-    held.finish(finished)
-    held.forward(forwarded, "other", 0, load="load", weight=0)
-    assert held.reclaim(client, "q") == 1
-    leaves.update({"q", "other"})
+    in_flight.acknowledge(finished)
+    in_flight.forward(forwarded, "other", 0, weight=0)
+    assert in_flight.requeue_unclaimed(client, "q") == 1
+    leaves.update({"q", OTHER})
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unfinished)]
-    assert client.lrange("other", 0, -1) == [forwarded]
-    assert set(client.keys()) == {b"q", b"other"}
+    assert client.lrange(OTHER, 0, -1) == [forwarded]
+    assert set(client.keys()) == {b"q", OTHER.encode()}
 
 
 def test_a_process_reclaims_only_its_own(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     hold("text")
-    assert HeldMessages(new_incarnation("t")).reclaim(client, "q") == 0
-    leaves.add(held.key)
-    assert client.llen(held.key) == 1
+    assert InFlightMessages(new_incarnation("t")).requeue_unclaimed(client, "q") == 0
+    leaves.add(in_flight.key)
+    assert client.llen(in_flight.key) == 1
 
 
 def test_a_process_reclaims_nothing_that_one_of_its_consumers_has(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     had, abandoned, unheard_of = hold(*range(3))
-    held.delivered(had, "q")
-    held.delivered(abandoned, "its own")
-    held.abandon(abandoned)
-    assert held.reclaim(client, "q") == 2
-    leaves.update({"q", "its own", held.key})
+    in_flight.delivered(had, "q")
+    in_flight.delivered(abandoned, "its own")
+    in_flight.consumer_gone(abandoned)
+    assert in_flight.requeue_unclaimed(client, "q") == 2
+    leaves.update({"q", "its own", in_flight.key})
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unheard_of)]
     assert [unmarked(raw) for raw in waiting(client, "its own")] == [json.loads(abandoned)]
-    assert client.lrange(held.key, 0, -1) == [had]
+    assert client.lrange(in_flight.key, 0, -1) == [had]
 
 
 def test_what_could_not_be_given_back_is_reclaimed_to_its_own_queue(
-    hold: Hold, held: HeldMessages, client: redis.Redis, unreachable: redis.Redis, leaves: set[str]
+    hold: Hold,
+    in_flight: InFlightMessages,
+    client: redis.Redis,
+    unreachable: redis.Redis,
+    leaves: set[str],
 ) -> None:
     [raw] = hold("text")
-    held.delivered(raw, "its own", tokens=1, weight=0)
+    in_flight.delivered(raw, "its own", tokens=1, weight=0)
     with pytest.raises(redis.ConnectionError):
-        held.give_back(unreachable, raw, "its own")
-    assert held.credit == 0
-    assert held.reclaim(client, "q") == 1
-    assert held.reclaim(client, "q") == 0
+        in_flight.requeue(unreachable, raw, "its own")
+    assert in_flight.credit_used == 0
+    assert in_flight.requeue_unclaimed(client, "q") == 1
+    assert in_flight.requeue_unclaimed(client, "q") == 0
     leaves.add("its own")
     assert [unmarked(one) for one in waiting(client, "its own")] == [json.loads(raw)]
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_what_a_dead_process_held_goes_back_to_the_router(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     hold("text", priority=3)
-    assert give_back_all(client, held.incarnation) == 1
+    assert requeue_in_flight(client, in_flight.incarnation) == 1
     leaves.add(lane(keys.EMBED_QUEUE, 3))
     assert len(waiting(client, keys.EMBED_QUEUE)) == 1
 
 
 @pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}', b"[]", b"\xff"])
 def test_what_is_no_message_is_dropped_and_does_not_keep_others_from_going_back(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str], poison: bytes
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], poison: bytes
 ) -> None:
     hold("text")
-    client.lpush(held.key, poison)
-    client.rpush(held.key, poison)
-    assert give_back_all(client, held.incarnation, "q") == 1
+    client.lpush(in_flight.key, poison)
+    client.rpush(in_flight.key, poison)
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
     leaves.add("q")
     assert client.llen("q") == 1
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_a_message_without_headers_can_be_given_back(
-    hold: Hold, held: HeldMessages, client: redis.Redis, leaves: set[str]
+    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
     message = json.loads(hold("text")[0])
-    client.lset(held.key, 0, json.dumps({**message, "headers": None}))
-    assert give_back_all(client, held.incarnation, "q") == 1
+    client.lset(in_flight.key, 0, json.dumps({**message, "headers": None}))
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
     leaves.add("q")
     [returned] = waiting(client, "q")
     assert unmarked(returned) == {**message, "headers": {}}
@@ -424,8 +423,8 @@ def test_what_a_dead_process_held_of_another_queue_goes_back_there(
     client: redis.Redis, leaves: set[str], queue: str
 ) -> None:
     raw = sent_message(1, routing_key=queue)
-    client.lpush(keys.held("distill.1"), raw)
-    assert give_back_all(client, "distill.1", died=True) == 1
+    client.lpush(keys.in_flight("distill.1"), raw)
+    assert requeue_in_flight(client, "distill.1", died=True) == 1
     leaves.add(queue)
     assert [json.loads(one)["headers"]["id"] for one in waiting(client, queue)] == ["1"]
     assert not client.exists(keys.EMBED_QUEUE)

@@ -14,8 +14,9 @@ import redis
 
 from sutra_tasks import keys
 from sutra_tasks.broker import requeue as returning
-from sutra_tasks.broker.queues import MOST_CREDIT, lane, lanes
-from sutra_tasks.broker.requeue import attempts_of
+from sutra_tasks.broker.attempts import attempts_of
+from sutra_tasks.broker.load import MOST_CREDIT
+from sutra_tasks.broker.queues import lane, lanes
 from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.fanout.overdue import resend_overdue
 from sutra_tasks.fanout.sender import Sender
@@ -71,7 +72,7 @@ def rest(client: redis.Redis) -> dict[str, list[int]]:
     """Return which messages wait where, in the order they would be taken, and which are held."""
     found = {}
     for name in sorted(name.decode() for name in client.scan_iter()):
-        if name.startswith((keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.held(""))):
+        if name.startswith((keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.in_flight(""))):
             newest_first: Any = client.lrange(name, 0, -1)
             found[name] = numbers(reversed(newest_first))
     return found
@@ -111,7 +112,7 @@ def test_every_lane_goes_back_to_its_own(client: redis.Redis, results: redis.Red
     given(client, "gpu0", messages)
     dead = Worker(client, "gpu0")
     for name in lanes(dead.queue):  # something of each lane is held, something waits
-        client.lmove(name, dead.held.key, "RIGHT", "LEFT")
+        client.lmove(name, dead.in_flight.key, "RIGHT", "LEFT")
     assert reap(client, results, dead.incarnation) == len(messages)
     assert rest(client) == {
         lane(keys.EMBED_QUEUE, 0): [0, 10, 1, 11, 2, 12, 3, 13],
@@ -130,7 +131,7 @@ def test_a_worker_that_dies_counts_one_attempt_of_each_message_it_held(
     router = Worker(client)
     for raw in router.take():
         router.forward(raw, "gpu1")
-    router.tell()
+    router.send_pending()
     again.take()
     reap(client, results, again.incarnation)
     assert attempts(client) == {0: 2, 1: 2, 2: 1}
@@ -243,7 +244,7 @@ class DiesAfter(redis.Redis):
 def test_a_reap_is_taken_up_wherever_another_died_in_it(
     client: redis.Redis, results: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(returning, "AT_ONCE", 2)
+    monkeypatch.setattr(returning, "MESSAGES_PER_CALL", 2)
     dead = at_work(client)
     died = 0
     with DiesAfter.from_url(url) as dying:
@@ -272,7 +273,7 @@ def test_a_reap_that_died_anywhere_is_finished_by_the_next(
     monkeypatch: pytest.MonkeyPatch,
     survived: int,
 ) -> None:
-    monkeypatch.setattr(returning, "AT_ONCE", 3)
+    monkeypatch.setattr(returning, "MESSAGES_PER_CALL", 3)
     dead = at_work(client)
     client.set(keys.suspect(dead.incarnation), "2", ex=60)
     with DiesAfter.from_url(url) as dying:
@@ -318,7 +319,7 @@ def test_a_successor_that_serves_keeps_its_place_its_queue_and_its_work(
     assert rest(client) == {
         keys.EMBED_QUEUE: [0, 1],
         successor.queue: [4, 5],
-        successor.held.key: [2, 3],
+        successor.in_flight.key: [2, 3],
     }
     assert [one.record for one in fleet_members(client)] == [said]
     assert client.hexists(keys.LEASES, successor.incarnation)
@@ -346,7 +347,7 @@ def test_other_devices_are_left_alone(client: redis.Redis, results: redis.Redis)
     assert rest(client) == {
         keys.EMBED_QUEUE: [0, 1],
         other.queue: [1],
-        other.held.key: [0],
+        other.in_flight.key: [0],
         silent: [7],  # somebody else's to look after
     }
 
@@ -363,13 +364,13 @@ def test_what_a_paused_worker_acknowledges_stays_with_its_second_taker(
     router = Worker(client)
     [again] = router.take()
     router.forward(again, "gpu0")
-    router.tell()
+    router.send_pending()
     successor = Worker(client, "gpu0")
     successor.take()
     before = load(client, "gpu0")
-    paused.finish(mine)
-    paused.tell()
-    assert rest(client) == {successor.held.key: [0]}
+    paused.acknowledge(mine)
+    paused.send_pending()
+    assert rest(client) == {successor.in_flight.key: [0]}
     assert load(client, "gpu0") == before
 
 
@@ -383,8 +384,8 @@ def test_what_a_paused_router_forwards_stays_with_its_second_taker(
     second = Worker(client)
     second.take()
     paused.forward(mine, "gpu0")
-    paused.tell()
-    assert rest(client) == {second.held.key: [0]}
+    paused.send_pending()
+    assert rest(client) == {second.in_flight.key: [0]}
     assert load(client, "gpu0") == {}
 
 
@@ -541,7 +542,7 @@ def test_a_lease_ends_once_it_stands_still_for_long_enough(
     reaper.step()
     look(reaper, clock, for_s=LEASE_S - 1)
     assert client.hexists(keys.LEASES, dead.incarnation)
-    assert rest(client) == {dead.held.key: [0, 1, 2, 3], dead.queue: [4, 5, 6, 7, 8, 9]}
+    assert rest(client) == {dead.in_flight.key: [0, 1, 2, 3], dead.queue: [4, 5, 6, 7, 8, 9]}
     look(reaper, clock, for_s=1)
     assert not client.hexists(keys.LEASES, dead.incarnation)
     assert rest(client) == {keys.EMBED_QUEUE: list(range(10))}
@@ -556,7 +557,7 @@ def test_who_beats_keeps_its_lease(client: redis.Redis, clock: Time, make_reaper
         look(reaper, clock, for_s=LEASE_S - 1)
         client.hincrby(keys.LEASES, lives.incarnation, 1)
     assert client.hexists(keys.LEASES, lives.incarnation)
-    assert client.llen(lives.held.key) == 4
+    assert client.llen(lives.in_flight.key) == 4
 
 
 def test_a_reaper_that_could_not_look_begins_anew(

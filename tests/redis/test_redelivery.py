@@ -13,9 +13,9 @@ import pytest
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.broker.channel import MOST_MESSAGES
 from sutra_tasks.broker.queues import lane
-from sutra_tasks.broker.requeue import give_back_all
+from sutra_tasks.broker.requeue import requeue_in_flight
+from sutra_tasks.broker.take_protocol import MOST_MESSAGES
 from sutra_tasks.host.processes import spawn
 from sutra_tasks.host.supervisor import Supervisor, WorkerSpec
 from tests.conftest import wait_until
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from kombu import Message
 
-    from sutra_tasks.broker.in_flight import HeldMessages
+    from sutra_tasks.broker.in_flight import InFlightMessages
 
 Put = Callable[..., list[bytes]]
 Receive = Callable[..., Receiver]
@@ -34,23 +34,23 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture
-def receive(open_receiver: Receive, held: HeldMessages) -> Receive:
-    """Open a connection of this one process over our transport; they share what is held."""
+def receive(open_receiver: Receive, in_flight: InFlightMessages) -> Receive:
+    """Open a connection of this one process over our transport; they share what is in_flight."""
 
     def open_held(*queues: str, **options: Any) -> Receiver:
-        return open_receiver(*queues, held=held, **options)
+        return open_receiver(*queues, in_flight=in_flight, **options)
 
     return open_held
 
 
 @pytest.fixture
-def start_victim(url: str, held: HeldMessages) -> Iterator[Start]:
+def start_victim(url: str, in_flight: InFlightMessages) -> Iterator[Start]:
     """Start a consuming process that the test may kill."""
     started: list[subprocess.Popen[bytes]] = []
 
     def start(queue: str, *, mode: str = "keep", idle_wait_s: float = 0.1) -> subprocess.Popen[bytes]:
         module = [sys.executable, "-m", "tests.redis.victim"]
-        options = [url, held.incarnation, queue, mode, str(idle_wait_s)]
+        options = [url, in_flight.incarnation, queue, mode, str(idle_wait_s)]
         started.append(spawn([*module, *options]))
         return started[-1]
 
@@ -74,14 +74,14 @@ def cut_connections(client: redis.Redis) -> None:
 
 
 def test_at_every_moment_a_message_is_in_its_queue_or_held(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     for priority in (0, 3, 6, 9):
         put("q", *range(10), priority=priority)
     seen: list[int] = []
 
     def count(message: Message) -> None:
-        seen.append(len(waiting(client, "q")) + client.llen(held.key))
+        seen.append(len(waiting(client, "q")) + client.llen(in_flight.key))
         receiver.messages.append(message)
 
     receiver = receive("q", on_message=count)
@@ -93,27 +93,27 @@ def test_at_every_moment_a_message_is_in_its_queue_or_held(
 
 
 def test_nothing_is_lost_when_a_process_is_killed(
-    start_victim: Start, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+    start_victim: Start, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     sent = [*put("q", *range(30)), *put("q", *range(10), priority=6)[30:]]
     victim = start_victim("q")
-    wait_until(lambda: client.llen(held.key) == 40)
+    wait_until(lambda: client.llen(in_flight.key) == 40)
     victim.kill()
     victim.wait()
-    assert give_back_all(client, held.incarnation, "q") == 40
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 40
     leaves.update({"q", lane("q", 6)})
     assert tags(waiting(client, "q")) == tags(sent)
 
 
 def test_nothing_is_lost_when_a_process_is_killed_while_it_acknowledges(
-    start_victim: Start, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+    start_victim: Start, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     put("q", *range(400))
     victim = start_victim("q", mode="finish")
     wait_until(lambda: client.llen("done") >= 100)
     victim.kill()
     victim.wait()
-    give_back_all(client, held.incarnation, "q")
+    requeue_in_flight(client, in_flight.incarnation, "q")
     leaves.update({"q", "done"})
     done = [int(text) for text in client.lrange("done", 0, -1)]
     left = tags(waiting(client, "q"))
@@ -124,23 +124,23 @@ def test_nothing_is_lost_when_a_process_is_killed_while_it_acknowledges(
 
 
 def test_what_reaches_a_stopped_process_is_not_lost_when_it_is_killed(
-    start_victim: Start, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+    start_victim: Start, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     victim = start_victim("q", idle_wait_s=60)
     wait_until(lambda: any(one["flags"] == "b" for one in client.client_list()))
     victim.send_signal(signal.SIGSTOP)
     put("q", "text")
-    wait_until(lambda: client.llen(held.key) == 1)  # the server moved it; nobody reads the answer
+    wait_until(lambda: client.llen(in_flight.key) == 1)  # the server moved it; nobody reads the answer
     victim.kill()
     victim.wait()
-    assert give_back_all(client, held.incarnation, "q") == 1
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
     leaves.add("q")
     assert client.llen("q") == 1
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_closing_gives_back_what_is_unacknowledged_in_its_order(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     sent = put("q", *range(6))
     receiver = receive("q", prefetch=4)
@@ -149,11 +149,11 @@ def test_closing_gives_back_what_is_unacknowledged_in_its_order(
     receiver.close()
     leaves.add("q")
     assert tags(waiting(client, "q")) == tags([sent[0], *sent[2:]])
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_closing_while_a_take_is_under_way_gives_back_what_it_took(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     receiver = receive("q")
     assert receiver.take_all() == []
@@ -162,7 +162,7 @@ def test_closing_while_a_take_is_under_way_gives_back_what_it_took(
     receiver.close()
     leaves.add("q")
     assert client.llen("q") == 1
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def close(receiver: Receiver) -> None:
@@ -199,7 +199,7 @@ def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_fin
 
 
 def test_what_could_not_go_back_on_closing_goes_back_on_reconnecting(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages, leaves: set[str]
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     sent = put("q", *range(3))
     lost = receive("q")
@@ -207,17 +207,17 @@ def test_what_could_not_go_back_on_closing_goes_back_on_reconnecting(
     finished.ack()
     lost.channel.__dict__["_commands"] = absent_server()  # the server is away
     lost.close()
-    assert client.llen(held.key) == 3
+    assert client.llen(in_flight.key) == 3
     receiver = receive("q", prefetch=1)
     receiver.take(1)
     receiver.close()
     leaves.add("q")
     assert tags(waiting(client, "q")) == tags(sent[1:])
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
 
 
 def test_a_message_finished_on_a_closed_connection_stays_with_its_second_taker(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     put("q", "text")
     first = receive("q")
@@ -227,7 +227,7 @@ def test_a_message_finished_on_a_closed_connection_stays_with_its_second_taker(
     [message] = second.take(1)
     late.channel.basic_ack(late.delivery_tag)
     assert second.take_all() == []
-    assert client.llen(held.key) == 1
+    assert client.llen(in_flight.key) == 1
     message.ack()
     second.drain_until(lambda: not client.keys())
 
@@ -266,21 +266,21 @@ def test_a_server_that_forgets_its_scripts_changes_nothing(
 
 
 def test_a_full_server_is_worked_empty(
-    receive: Receive, put: Put, client: redis.Redis, held: HeldMessages
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     put("q", *range(3))
     receiver = receive("q")
     with full_memory(client):
         messages = receiver.take(3)
         assert payloads(messages) == [0, 1, 2]
-        assert client.llen("q") + client.llen(held.key) == 3
+        assert client.llen("q") + client.llen(in_flight.key) == 3
         for message in messages:
             message.ack()
         receiver.drain_until(lambda: not client.keys())
 
 
 def test_every_forwarded_message_arrives_untouched_and_makes_room_for_the_next(
-    receive: Receive, open_receiver: Receive, put: Put, client: redis.Redis, held: HeldMessages
+    receive: Receive, open_receiver: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     sent = put("q", *range(20), compression="zlib", priority=4, headers={"id": "x"})
 
@@ -291,7 +291,7 @@ def test_every_forwarded_message_arrives_untouched_and_makes_room_for_the_next(
     router = receive("q", prefetch=2, on_message=pass_on)
     router.drain_until(lambda: len(waiting(client, queue)) == 20)
     assert client.lrange(lane(queue, 4), 0, -1) == sent[::-1]
-    assert not client.exists(held.key)
+    assert not client.exists(in_flight.key)
     messages = open_receiver(queue).take(20)
     assert payloads(messages) == list(range(20))
     assert "redelivered" not in messages[0].headers
@@ -370,10 +370,10 @@ def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
         supervisor.start(0.0)
         try:
             [child] = supervisor._children
-            process, held = child.process, keys.held(child.incarnation)
+            process, in_flight = child.process, keys.in_flight(child.incarnation)
             assert process is not None
             put(keys.EMBED_QUEUE, "text")
-            client.lmove(keys.EMBED_QUEUE, held, "RIGHT", "LEFT")
+            client.lmove(keys.EMBED_QUEUE, in_flight, "RIGHT", "LEFT")
             own.away = True
             process.kill()
             wait_until(lambda: process.poll() is not None)
@@ -383,5 +383,5 @@ def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
                 supervisor.step(float(now))
         finally:
             supervisor.stop()
-    assert client.llen(held) == 0
+    assert client.llen(in_flight) == 0
     assert len(waiting(client, keys.EMBED_QUEUE)) == 1

@@ -18,7 +18,7 @@ from tests.conftest import wait_until
 from tests.redis.peers import Receiver, absent_server, waiting
 
 if TYPE_CHECKING:
-    from sutra_tasks.broker.in_flight import HeldMessages
+    from sutra_tasks.broker.in_flight import InFlightMessages
 
 Put = Callable[..., list[bytes]]
 Receive = Callable[..., Receiver]
@@ -32,9 +32,9 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 
 
 @pytest.fixture(params=["stock", "ours"])
-def either(request: pytest.FixtureRequest, held: HeldMessages) -> HeldMessages | None:
+def either(request: pytest.FixtureRequest, in_flight: InFlightMessages) -> InFlightMessages | None:
     """What a receiver holds; None makes it a stock one."""
-    return held if request.param == "ours" else None
+    return in_flight if request.param == "ours" else None
 
 
 # --- a connection that is dropped without an error -----------------------------------------------
@@ -44,22 +44,22 @@ def either(request: pytest.FixtureRequest, held: HeldMessages) -> HeldMessages |
 
 
 def test_what_was_taken_over_a_connection_dropped_unheard_is_delivered_later(
-    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+    put: Put, client: redis.Redis, open_receiver: Receive, in_flight: InFlightMessages
 ) -> None:
     put("q", "text")
-    receiver = open_receiver("q", held=held)
+    receiver = open_receiver("q", in_flight=in_flight)
     receiver.channel.connection.cycle.on_poll_start()  # the take is sent, its answer never read
-    wait_until(lambda: client.llen(held.key) == 1)
+    wait_until(lambda: client.llen(in_flight.key) == 1)
     receiver.channel.client.connection.disconnect()
     [message] = receiver.take_all()
     assert message.payload == "text"
 
 
 def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
-    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+    put: Put, client: redis.Redis, open_receiver: Receive, in_flight: InFlightMessages
 ) -> None:
     put("q", *range(2))
-    receiver = open_receiver("q", held=held)
+    receiver = open_receiver("q", in_flight=in_flight)
     finished, forwarded = receiver.take(2)
     finished.ack()
     receiver.channel.forward(forwarded, "gpu0")
@@ -67,21 +67,21 @@ def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
     receiver.channel.connection.cycle.on_poll_start()
     receiver.channel.client.connection.disconnect()
     receiver.take_all()
-    assert client.llen(held.key) == 0
+    assert client.llen(in_flight.key) == 0
     assert client.llen(keys.device_queue("gpu0")) == 1
 
 
 def test_what_was_finished_is_not_repeated_if_telling_failed_on_sending(
-    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+    put: Put, client: redis.Redis, open_receiver: Receive, in_flight: InFlightMessages
 ) -> None:
     put("q", *range(2))
-    lost = open_receiver("q", held=held)
+    lost = open_receiver("q", in_flight=in_flight)
     lost.take(2)[0].ack()
     lost.channel.client.connection._sock.shutdown(socket.SHUT_RDWR)
     with pytest.raises(redis.ConnectionError):
         lost.take(1)
     lost.connection.collect()
-    messages = open_receiver("q", held=held).take_all()
+    messages = open_receiver("q", in_flight=in_flight).take_all()
     assert [message.payload for message in messages] == [1]
 
 
@@ -89,35 +89,35 @@ def test_what_was_finished_is_not_repeated_if_telling_failed_on_sending(
 
 
 def test_closing_gives_each_message_back_to_its_own_queue(
-    put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
+    put: Put, client: redis.Redis, open_receiver: Receive, either: InFlightMessages | None
 ) -> None:
     put("a", "a")
     put("b", "b")
-    receiver = open_receiver("a", "b", held=either)
+    receiver = open_receiver("a", "b", in_flight=either)
     receiver.take(2)
     receiver.close()
     assert [len(waiting(client, queue)) for queue in ("a", "b")] == [1, 1]
 
 
 def test_work_of_a_lost_connection_does_not_go_to_the_queue_that_is_consumed_first(
-    put: Put, client: redis.Redis, open_receiver: Receive, held: HeldMessages
+    put: Put, client: redis.Redis, open_receiver: Receive, in_flight: InFlightMessages
 ) -> None:
     # Mingle, Celery's default, consumes a queue for replies before a worker's own, on reconnecting.
     put("q", *range(3))
-    lost = open_receiver("q", held=held)
+    lost = open_receiver("q", in_flight=in_flight)
     lost.take(3)
     lost.channel.__dict__["_commands"] = absent_server()  # the server is away
     lost.close()
-    open_receiver("reply", held=held)
+    open_receiver("reply", in_flight=in_flight)
     assert waiting(client, "reply") == []
-    assert len(open_receiver("q", held=held).take_all()) == 3
+    assert len(open_receiver("q", in_flight=in_flight).take_all()) == 3
 
 
 def test_a_message_asked_for_goes_back_on_closing(
-    put: Put, client: redis.Redis, open_receiver: Receive, either: HeldMessages | None
+    put: Put, client: redis.Redis, open_receiver: Receive, either: InFlightMessages | None
 ) -> None:
     put("q", "text")
-    receiver = open_receiver("unused", held=either)
+    receiver = open_receiver("unused", in_flight=either)
     receiver.channel.basic_get("q")
     receiver.close()
     assert len(waiting(client, "q")) == 1

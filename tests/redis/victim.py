@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from sutra_tasks.broker import channel
-from sutra_tasks.broker.in_flight import held_by
+from sutra_tasks.broker import take_protocol
+from sutra_tasks.broker.in_flight import in_flight_of
 from tests.redis.peers import Receiver
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(url: str, incarnation: str, queue: str, mode: str, idle_wait_s: str) -> None:
-    channel.IDLE_WAIT_S = float(idle_wait_s)  # type: ignore[misc]  # long enough to be stopped in
+    take_protocol.IDLE_WAIT_S = float(idle_wait_s)  # type: ignore[misc]  # long enough to be stopped in
     client = redis.Redis.from_url(url)
 
     def finish(message: Message) -> None:
@@ -30,7 +30,7 @@ def main(url: str, incarnation: str, queue: str, mode: str, idle_wait_s: str) ->
     receiver = Receiver(
         url,
         queue,
-        held=held_by(incarnation),
+        in_flight=in_flight_of(incarnation),
         on_message=finish if mode == "finish" else None,
     )
     while True:

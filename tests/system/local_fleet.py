@@ -88,7 +88,7 @@ class LocalFleet:
 
     def is_empty(self) -> bool:
         """Say whether no message is anywhere in the fleet."""
-        patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.held(""))
+        patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.in_flight(""))
         return not any(any(self.client.scan_iter(f"{one}*", count=1000)) for one in patterns)
 
 

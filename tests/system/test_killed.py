@@ -13,7 +13,7 @@ from sutra_tasks.broker.queues import lanes
 from tests.conftest import wait_until
 from tests.system.faulty_device import COMPUTED
 from tests.system.local_fleet import frozen
-from tests.system.work import IN_FLIGHT, LOADED, Work, held_by
+from tests.system.work import IN_FLIGHT, LOADED, Work, tasks_in_flight
 
 CALLBACKS = "callbacks"
 
@@ -27,7 +27,7 @@ def test_a_device_is_killed_while_it_computes(start_fleet, client, wait_until):
         pid = fleet.pid(victim)
         wait_until(lambda: fleet.device(victim).held)
         with frozen(pid):
-            held = held_by(client, fleet.incarnation(victim))
+            held = tasks_in_flight(client, fleet.incarnation(victim))
             os.kill(pid, signal.SIGKILL)
         assert held
         assert work.in_flight() >= IN_FLIGHT - len(held)
@@ -120,7 +120,7 @@ def test_a_device_that_only_stood_still_changes_no_result(
         wait_until(lambda: raises_there in (tmp_path / COMPUTED).read_text())
         with frozen(pid):
             assert work.in_flight() >= IN_FLIGHT
-            assert work.sent[raises_there].id in held_by(client, incarnation)
+            assert work.sent[raises_there].id in tasks_in_flight(client, incarnation)
             fleet.await_lease_end(incarnation)
             if late == "after":
                 wait_until(work.sent[raises_there].ready)
@@ -156,7 +156,7 @@ def test_a_rolling_restart_under_load_loses_and_fails_nothing(start_fleet, clien
                 os.kill(pid, signal.SIGTERM)
                 fleet.await_end(pid)
                 # Nothing is left for which its end could be blamed.
-                assert not held_by(client, incarnation)
+                assert not tasks_in_flight(client, incarnation)
             fleet.await_another(victim, pid)
         work.check()
         assert all("status 0;" in report for report in fleet.reports)

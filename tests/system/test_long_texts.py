@@ -113,7 +113,7 @@ def arguments(message):
 
 def raw_of(client, task_id):
     """Return the message of a task that waits for a router, or for its look into what it holds."""
-    names = [keys.EMBED_QUEUE, *client.scan_iter(f"{keys.held('')}*")]
+    names = [keys.EMBED_QUEUE, *client.scan_iter(f"{keys.in_flight('')}*")]
     (found,) = {raw for name in names for raw in client.lrange(name, 0, -1) if task_id.encode() in raw}
     return found
 

@@ -44,7 +44,7 @@ def test_the_server_is_full(start_fleet, client, wait_until):
         work.fill(fleet)
         client.config_set("maxmemory", "1")
         try:
-            wait_until(lambda: fleet.log.read_text().count("goes back to its queue") > 100)
+            wait_until(lambda: fleet.log.read_text().count("is requeued") > 100)
         finally:
             client.config_set("maxmemory", "0")
         work.check()

@@ -74,7 +74,7 @@ class Work:
         return {result.id for result in self.sent.values()}
 
 
-def held_by(client: redis.Redis, incarnation: str) -> set[str]:
+def tasks_in_flight(client: redis.Redis, incarnation: str) -> set[str]:
     """Return the ids of the tasks a worker holds."""
-    messages: Any = client.lrange(keys.held(incarnation), 0, -1)
+    messages: Any = client.lrange(keys.in_flight(incarnation), 0, -1)
     return {json.loads(message)["headers"]["id"] for message in messages}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.broker.load import MOST_CREDIT
 from sutra_tasks.client import call as calls
 from sutra_tasks.client.call import Demand, check_strategy
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.broker.queues import MOST_CREDIT
+from sutra_tasks.broker.load import MOST_CREDIT
 from sutra_tasks.client.call import Demand
 from sutra_tasks.errors import InvalidOptionError, NoHealthyWorkersError
 from sutra_tasks.routing.decision import decide, waited_s

@@ -16,7 +16,8 @@ from kombu import Connection, Producer, Queue
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
-from sutra_tasks.broker.requeue import ATTEMPTS, NEAR, attempts_of, weight_of
+from sutra_tasks.broker.attempts import ATTEMPTS, DEATHS_NEARBY, attempts_of
+from sutra_tasks.broker.load import weight_of
 from sutra_tasks.client.call import HEADER, Call, demand_of
 from sutra_tasks.fanout import tasks as parts
 from sutra_tasks.fanout.messages import body_message, part_demand, part_message, priority_of
@@ -139,11 +140,11 @@ def test_a_call_that_came_compressed_has_a_body_that_is_not(compression: str) ->
 def test_the_body_has_none_of_the_attempts_at_the_call_and_parts_begin_at_their_first() -> None:
     one = sent()
     message = json.loads(one.raw)
-    message["headers"] |= {ATTEMPTS: 2, NEAR: 5, "redelivered": True, "retries": 3}
+    message["headers"] |= {ATTEMPTS: 2, DEATHS_NEARBY: 5, "redelivered": True, "retries": 3}
     message["properties"]["delivery_info"]["redelivered"] = True
     body = Sent(json.dumps(message).encode(), one.payload).body
     assert attempts_of(body["headers"]) == 0
-    assert not {ATTEMPTS, NEAR, "redelivered"} & body["headers"].keys()
+    assert not {ATTEMPTS, DEATHS_NEARBY, "redelivered"} & body["headers"].keys()
     assert "redelivered" not in body["properties"]["delivery_info"]
     assert body["headers"]["retries"] == 3
     assert json.loads(part_message(body, 0, 1, 3, 1000))["headers"]["retries"] == 0

@@ -8,16 +8,16 @@ import pytest
 from kombu.transport.redis import Channel as KombuChannel
 
 from sutra_tasks import keys
+from sutra_tasks.broker.load import load_key
 from sutra_tasks.broker.queues import (
     NO_DEVICE,
     device_of,
-    home,
     lane,
     lanes,
     new_incarnation,
     queue_lengths,
+    requeue_target,
 )
-from sutra_tasks.broker.requeue import load_of
 from sutra_tasks.errors import SettingsError
 from sutra_tasks.settings import Settings
 
@@ -62,8 +62,8 @@ def test_a_queue_is_as_long_as_all_its_lanes() -> None:
         ("another", "another"),
     ],
 )
-def test_each_queue_has_a_home_for_its_messages(queue: str, expected: str) -> None:
-    assert home(queue) == expected
+def test_each_queue_has_one_that_its_messages_are_requeued_to(queue: str, expected: str) -> None:
+    assert requeue_target(queue) == expected
 
 
 @pytest.mark.parametrize("device", ["gpu0", "a-b_c", None])
@@ -74,7 +74,7 @@ def test_every_start_of_a_worker_has_a_name_of_its_own_that_tells_its_device(dev
 
 
 def test_what_a_worker_that_is_no_device_holds_is_in_no_devices_load() -> None:
-    assert load_of("gpu0.1") == keys.load("gpu0")
-    assert load_of(new_incarnation(None)) == keys.load(NO_DEVICE)
+    assert load_key("gpu0.1") == keys.load("gpu0")
+    assert load_key(new_incarnation(None)) == keys.load(NO_DEVICE)
     with pytest.raises(SettingsError):
         Settings(device_id=NO_DEVICE)

@@ -1,4 +1,4 @@
-"""The form in which a message goes back, and what it weighs."""
+"""The form in which a message is requeued, and what it weighs."""
 
 import json
 from types import SimpleNamespace
@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 from sutra_tasks import keys
 from sutra_tasks.broker import requeue
-from sutra_tasks.broker.requeue import (
+from sutra_tasks.broker.attempts import (
     ATTEMPTS,
-    MOST_NEAR,
-    NEAR,
+    DEATHS_NEARBY,
+    DEATHS_NEARBY_PER_ATTEMPT,
     SUSPECT_AFTER,
-    _returned,
     attempts_of,
-    give_back_all,
-    tokens_of,
-    weight_of,
 )
+from sutra_tasks.broker.load import tokens_of, weight_of
+from sutra_tasks.broker.requeue import _requeued, requeue_in_flight
 from sutra_tasks.client.call import demand_of, estimated_tokens
 
 JSON = st.recursive(
@@ -46,7 +44,7 @@ def raw(value: Any) -> bytes:
 
 def attempts_after(headers: dict[str, Any], **how: Any) -> int:
     """Return the attempts that a message with these headers counts when it went back."""
-    going = _returned(raw(message(**headers)), **how)
+    going = _requeued(raw(message(**headers)), **how)
     assert going is not None
     return attempts_of(json.loads(going.message)["headers"])
 
@@ -71,7 +69,7 @@ def test_redelivering_marks_a_message_and_changes_nothing_else(
         "properties": properties
         | {"delivery_info": info | {"routing_key": "sutra.embed"}, "priority": priority},
     } | ({} if headers is None else {"headers": headers})
-    going = _returned(raw(sent))
+    going = _requeued(raw(sent))
     assert going is not None
     assert going.priority == (priority if isinstance(priority, int) else 0)
     assert going.weight == tokens_of(sent)
@@ -86,7 +84,7 @@ def test_redelivering_marks_a_message_and_changes_nothing_else(
 
 def test_what_no_worker_has_taken_goes_back_as_it_came() -> None:
     sent = b' {"properties": {"delivery_info": {"routing_key": "sutra.embed"}}, "body": ""}'
-    going = _returned(sent, redelivered=False)
+    going = _requeued(sent, redelivered=False)
     assert going is not None
     assert going.message == sent
 
@@ -100,19 +98,20 @@ def test_each_death_counts_one_attempt_until_a_message_is_suspect() -> None:
 
 def test_a_death_near_a_suspect_counts_little() -> None:
     # Two messages that end their workers took innocent ones with them: these shared three deaths.
+    per_attempt = DEATHS_NEARBY_PER_ATTEMPT
     message_: Any = raw(message(**{ATTEMPTS: SUSPECT_AFTER}))
-    for deaths in range(1, 2 * MOST_NEAR + 1):
-        going = _returned(message_, died=True)
+    for deaths in range(1, 2 * per_attempt + 1):
+        going = _requeued(message_, died=True)
         assert going is not None
         message_ = going.message
-        assert attempts_of(json.loads(message_)["headers"]) == SUSPECT_AFTER + deaths // MOST_NEAR
+        assert attempts_of(json.loads(message_)["headers"]) == SUSPECT_AFTER + deaths // per_attempt
 
 
 def test_if_a_suspect_is_named_only_it_is_to_blame() -> None:
-    assert attempts_after({"id": "it", ATTEMPTS: 2}, died=True, suspect="it") == 3
-    assert attempts_after({"id": "it", ATTEMPTS: 2, NEAR: 5}, died=True, suspect="it") == 3
-    assert attempts_after({"id": "other", ATTEMPTS: 2}, died=True, suspect="it") == 2
-    assert attempts_after({}, died=True, suspect="it") == 0
+    assert attempts_after({"id": "it", ATTEMPTS: 2}, died=True, suspect_id="it") == 3
+    assert attempts_after({"id": "it", ATTEMPTS: 2, DEATHS_NEARBY: 5}, died=True, suspect_id="it") == 3
+    assert attempts_after({"id": "other", ATTEMPTS: 2}, died=True, suspect_id="it") == 2
+    assert attempts_after({}, died=True, suspect_id="it") == 0
 
 
 @pytest.mark.parametrize("count", [None, -1, "3", 2.0, True, [1]])
@@ -151,10 +150,10 @@ def test_a_routing_key_of_another_client_changes_no_weight(routing_key: Any) -> 
     assert weight_of(message(routing_key)) == weight_of(message())
 
 
-def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back(
+def test_an_unreadable_message_in_flight_does_not_keep_the_others_from_going_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # give_back_all: JSONDecodeError or KeyError at one message, and at every later start again.
+    # requeue_in_flight: JSONDecodeError or KeyError at one message, and at every later start again.
     good = raw(message())
     returned: list[bytes] = []
     dropped: list[bytes] = []
@@ -168,6 +167,6 @@ def test_an_unreadable_held_message_does_not_keep_the_others_from_going_back(
         lrange=lambda *_: [b"not json", b"{}", good],
         lrem=lambda _, __, one: dropped.append(one),
     )
-    assert give_back_all(client, "gpu0.1") == 1
+    assert requeue_in_flight(client, "gpu0.1") == 1
     assert returned == [good]
     assert dropped == [b"not json", b"{}"]

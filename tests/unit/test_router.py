@@ -15,7 +15,7 @@ from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.broker.dead_letters import dead_letters
 from sutra_tasks.broker.queues import lane
-from sutra_tasks.broker.result_backend import NotStored
+from sutra_tasks.broker.result_backend import RequeueMessage
 from sutra_tasks.client.admission import Backlog
 from sutra_tasks.errors import (
     InvalidOptionError,
@@ -315,7 +315,7 @@ def test_a_message_that_cannot_be_kept_is_not_failed_and_tried_again(
     world.add("a")
     message, other = Message(world, sutra_attempts=3), Message(world)
     with monkeypatch.context() as away:
-        away.setattr(module, "bury", refuse)
+        away.setattr(module, "add_dead_letter", refuse)
         world.route(message, other)
         world.tick()
     assert (world.failed, message.acknowledged) == ({}, 0)
@@ -325,7 +325,7 @@ def test_a_message_that_cannot_be_kept_is_not_failed_and_tried_again(
     assert len(dead_letters(world.client)) == 1
 
 
-@pytest.mark.parametrize("error", [NotStored("away"), redis.ConnectionError(), TypeError()])
+@pytest.mark.parametrize("error", [RequeueMessage("away"), redis.ConnectionError(), TypeError()])
 def test_a_task_whose_failure_cannot_be_stored_is_tried_again(
     world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
