@@ -1,4 +1,4 @@
-"""The thread that feeds the engine: it collects jobs, asks for the next batch, and settles futures."""
+"""The thread that owns the engine: it collects jobs, computes batches of their rows, ends the jobs."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import numpy as np
-
+from sutra_tasks.batching.budget import TokenBudget
+from sutra_tasks.batching.halving import encode_by_halves
 from sutra_tasks.batching.jobs import (
+    NO_CONTEXT,
     Batch,
     DeviceBroken,
     Drained,
     Encoded,
-    Encodes,
-    Submitted,
+    EngineCall,
+    Job,
     TextError,
     Unwanted,
     fail,
 )
-from sutra_tasks.batching.next_batch import (
-    Budget,
-    Limits,
-    encode_by_halves,
-    pause_s,
-    take,
-)
+from sutra_tasks.batching.next_batch import pause_s, take_batch
 from sutra_tasks.batching.watchdog import watched
 from sutra_tasks.engines.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
+    from sutra_tasks.batching.halving import Outcome
+    from sutra_tasks.batching.jobs import BatchRow, Encodes, JobContext
+    from sutra_tasks.batching.next_batch import Limits
     from sutra_tasks.engines.encoder import TokenizedText
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Batch", "Batcher", "DeviceBroken", "Drained", "Encoded", "Encodes", "TextError", "Unwanted"]
+__all__ = ["Batcher"]
 
 logger = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 
+OUT_OF_MEMORY: Final = "out of memory at %d padded tokens: batches hold %d for now"
+
 
 class Batcher:
     """Runs one device's models on one thread, in batches drawn from everything submitted.
 
-    A batch is one model's. A job is computed by the engine it was submitted with, so a model that is
-    replaced finishes what was tokenised for it.
+    A batch is one model's. A job is computed by the encoder it was submitted with, so a model that is
+    replaced finishes what was tokenized for it.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Batcher:
         Args:
             limits: bounds of a batch, as long as memory suffices.
             on_batch: told of every batch, on the thread.
-            self_check: says whether the device works. Asked on the thread when a batch had errors that
-                are not for want of memory; if it says no, every job of the batch fails with
+            self_check: says whether the device works. Asked on the thread when a batch had errors other
+                than running out of memory; if it says no, every job of the batch fails with
                 :class:`DeviceBroken`. One that raises has failed; without one the text is at fault.
             batch_timeout_s: when one call of the engine, ``self_check`` or a called function takes
                 longer, the *process* ends, with all stacks on its standard error. None: never.
@@ -74,11 +74,11 @@ class Batcher:
         """
         self._on_batch, self._clock = on_batch, clock
         self._self_check, self._batch_timeout_s = self_check, batch_timeout_s
-        self._budget, self._limits = Budget(limits), limits
+        self._budget, self._limits = TokenBudget(limits), limits
         self._changed = threading.Condition()
-        self._jobs: list[Submitted] = []
-        self._calls: list[tuple[Future[Any], Callable[[], Any]]] = []
-        self._arriving = 0
+        self._announced: set[object] = set()
+        self._jobs: list[Job] = []
+        self._calls: list[EngineCall[Any]] = []
         self._texts = self._tokens = 0
         self._draining = self._closed = False
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -92,25 +92,27 @@ class Batcher:
         """Texts submitted and not yet in a batch."""
         return self._texts
 
-    def announce(self) -> None:
-        """Say that a job is on its way, so that a batch with room may wait for it."""
-        with self._changed:
-            self._arriving += 1
+    def announce(self) -> object:
+        """Say that a job is on its way, so that a batch with space may wait for it.
 
-    def arrived(self) -> None:
-        """Say that an announced job was submitted, or will not be."""
+        Returns:
+            The announcement, for the job's :class:`JobContext` and for :meth:`withdraw`.
+        """
+        announcement = object()
         with self._changed:
-            self._arriving -= 1
-            if not self._arriving:
-                self._changed.notify()
+            self._announced.add(announcement)
+        return announcement
+
+    def withdraw(self, announcement: object) -> None:
+        """Say that nobody need wait for an announced job; nothing if it was submitted or withdrawn."""
+        if announcement in self._announced:
+            with self._changed:
+                self._announced.discard(announcement)
+                if not self._announced:
+                    self._changed.notify()
 
     def submit(
-        self,
-        texts: Sequence[TokenizedText],
-        *,
-        encoder: Encodes,
-        alone: bool = False,
-        wanted: Callable[[], bool] = lambda: True,
+        self, texts: Sequence[TokenizedText], *, encoder: Encodes, context: JobContext = NO_CONTEXT
     ) -> Future[Encoded]:
         """Queue one job.
 
@@ -119,35 +121,21 @@ class Batcher:
         given up, and with :class:`Drained` when the worker stops before the job has begun.
 
         Args:
-            texts: what to embed.
-            encoder: the engine that tokenised them; its ``encode`` is called on the thread only.
-            alone: share no batch with other jobs.
-            wanted: asked before each batch until the job's last text is in one, on the batcher's thread;
-                quick. One that raises is logged, counts as wanted, and is not asked again.
+            texts: what to embed; at least one.
+            encoder: the engine that tokenized them; its ``encode`` is called on the thread only.
+            context: what the caller knows of the job.
         """
-        lengths = [text.tokens for text in texts]
-        order = sorted(range(len(texts)), key=lengths.__getitem__)
-        job = Submitted(
-            texts=[texts[i] for i in order],
-            order=order,
-            lengths=sorted(lengths),
-            alone=alone,
-            engine=encoder,
-            pads=not encoder.info.is_static,
-            rows=np.empty((len(texts), encoder.info.width), dtype=np.float32),
-            arrived_s=self._clock(),
-            wanted=wanted,
-            missing=len(texts),
-        )
+        job = Job.of(texts, encoder, arrived_s=self._clock(), context=context)
         with self._changed:
+            self._announced.discard(context.announcement)
             if self._draining or self._closed:
                 job.future.set_exception(Drained())
                 return job.future
             idle = not self._jobs
             self._jobs.append(job)
-            self._texts += len(texts)
-            self._tokens += sum(lengths)
-            if idle or self._is_full():
+            self._texts += len(job.lengths)
+            self._tokens += sum(job.lengths)
+            if idle or not self._announced or self._limits.are_reached(self._texts, self._tokens):
                 self._changed.notify()
         return job.future
 
@@ -156,25 +144,25 @@ class Batcher:
 
         The future fails with :class:`Drained` when the worker stops before that.
         """
-        future: Future[Answer] = Future()
+        call = EngineCall(function)
         with self._changed:
             if self._draining or self._closed:
-                future.set_exception(Drained())
-                return future
-            self._calls.append((future, function))
-            self._changed.notify()
-        return future
+                call.future.set_exception(Drained())
+            else:
+                self._calls.append(call)
+                self._changed.notify()
+        return call.future
 
     def drain(self) -> None:
-        """Give back every job and call that has not begun, and refuse new ones; begun jobs finish."""
+        """Fail every job and call that has not begun, and refuse new ones; begun jobs finish."""
         with self._changed:
             self._draining = True
-            given_back = [job for job in self._jobs if not job.begun]
-            for job in given_back:
+            not_begun = [job for job in self._jobs if not job.begun]
+            for job in not_begun:
                 self._remove(job)
             calls, self._calls = self._calls, []
             self._changed.notify()
-        for future in [*(job.future for job in given_back), *(future for future, _ in calls)]:
+        for future in [*(job.future for job in not_begun), *(call.future for call in calls)]:
             fail(future, Drained())
 
     def close(self, timeout_s: float) -> None:
@@ -185,27 +173,17 @@ class Batcher:
             self._changed.notify()
         self._thread.join(timeout_s)
 
-    def _is_full(self) -> bool:
-        return self._texts >= self._limits.max_texts or self._tokens >= self._limits.max_tokens
-
-    def _remove(self, job: Submitted) -> None:
-        self._jobs.remove(job)
-        self._texts -= len(job.lengths)
-        self._tokens -= sum(job.lengths)
+    # The thread.
 
     def _run(self) -> None:
-        while (taken := self._next()) is not None:
-            self._settle(taken)
-            del taken  # or the thread, while it waits, would keep a model that left in memory
+        while (rows := self._await_batch()) is not None:
+            try:
+                self._compute(rows)
+            except Exception as error:  # noqa: BLE001 - without this thread every later task hangs
+                self._give_up_all(rows, partial(TextError, cause=error))
+            del rows  # or the thread, while it waits, would keep a model that was evicted in memory
 
-    def _settle(self, taken: list[tuple[Submitted, TokenizedText, int]]) -> None:
-        try:
-            self._compute(taken)
-        except Exception as error:  # noqa: BLE001 - without this thread every later task hangs
-            for job, _, position in taken:
-                self._give_up(job, TextError(position, error))
-
-    def _next(self) -> list[tuple[Submitted, TokenizedText, int]] | None:
+    def _await_batch(self) -> list[BatchRow] | None:
         """Wait for a batch that is due, running calls; None when closed and nothing is left."""
         while True:
             with self._changed:
@@ -216,39 +194,30 @@ class Batcher:
                         return None
                     self._changed.wait(pause)
                     continue
-            self._answer_all(calls)
+            self._run_calls(calls)
             # A call may have taken long: whether a batch is due is asked again.
-            if not calls and (taken := self._take()):
-                return taken
+            if not calls and (rows := self._take_batch()):
+                return rows
 
     def _pause_s(self) -> float | None:
+        """Return for how long to wait for more rows; None if none wait."""
         if not self._jobs:
             return None
         return pause_s(
             texts=self._texts,
             tokens=self._tokens,
             oldest_age_s=self._clock() - self._jobs[0].arrived_s,
-            more_arriving=self._arriving > 0,
+            more_announced=bool(self._announced),
             limits=self._limits,
         )
 
-    def _answer_all(self, calls: list[tuple[Future[Any], Callable[[], Any]]]) -> None:
-        for future, function in calls:
-            self._answer(future, function)
-
-    def _answer(self, future: Future[Answer], function: Callable[[], Answer]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
+    def _run_calls(self, calls: list[EngineCall[Any]]) -> None:
+        for call in calls:
             with watched(self._batch_timeout_s):
-                answer = function()
-        except Exception as error:  # noqa: BLE001 - it belongs to who called
-            future.set_exception(error)
-        else:
-            future.set_result(answer)
+                call.run()
 
-    def _take(self) -> list[tuple[Submitted, TokenizedText, int]]:
-        # Not under the lock: `wanted` is somebody else's code.
+    def _take_batch(self) -> list[BatchRow]:
+        # Not under the lock, because `is_wanted` is the caller's code.
         for job in self._jobs.copy():
             if not job.is_wanted():
                 self._give_up(job, Unwanted())
@@ -256,50 +225,35 @@ class Batcher:
             if not self._jobs:
                 return []
             self._limits = self._budget.at(self._clock())
-            taken = take(self._jobs, self._limits)
-            self._texts -= len(taken)
-            self._tokens -= sum(text.tokens for _, text, _ in taken)
-            return taken
+            rows = take_batch(self._jobs, self._limits)
+            self._texts -= len(rows)
+            self._tokens -= sum(text.tokens for _, text, _ in rows)
+            return rows
 
-    def _compute(self, taken: list[tuple[Submitted, TokenizedText, int]]) -> None:
-        texts = [text for _, text, _ in taken]
-        encoder: Encodes = taken[0][0].engine
-        began = self._clock()
+    def _compute(self, rows: list[BatchRow]) -> None:
+        texts, encoder = [row.text for row in rows], rows[0].job.encoder
+        began_s = self._clock()
         outcome = encode_by_halves(partial(self._encode, encoder), texts, encoder.info.width)
-        compute_s = self._clock() - began
-        tokens = sum(text.tokens for text in texts)
-        retried = outcome.too_large is not None
-        errors, space = len(outcome.errors), encoder.info.space
-        self._on_batch(Batch(len(texts), tokens, errors, compute_s, retried, space))
-        if outcome.too_large is not None:
-            self._budget = self._budget.out_of_memory(outcome.too_large, self._clock())
-            logger.warning(
-                "out of memory at %d padded tokens: batches hold %d for now",
-                outcome.too_large,
-                self._budget.lowered_to,
+        ended_s = self._clock()
+        self._on_batch(
+            Batch(
+                texts=len(texts),
+                tokens=sum(text.tokens for text in texts),
+                errors=len(outcome.errors),
+                compute_s=ended_s - began_s,
+                retried=outcome.too_large is not None,
+                space=encoder.info.space,
             )
-        suspicious = not all(is_out_of_memory(error) for error in outcome.errors.values())
-        if suspicious and not self._device_works():
-            # Not even the other rows of this batch are to be believed.
-            for index, (job, _, position) in enumerate(taken):
-                if index in outcome.errors:
-                    self._give_up(job, DeviceBroken(position))
-            for job, _, position in taken:
-                self._give_up(job, DeviceBroken(position))
-            return
-        touched: dict[Submitted, None] = {}
-        for index, (job, _, position) in enumerate(taken):
-            if index in outcome.errors:
-                self._give_up(job, TextError(position, outcome.errors[index]))
-                continue
-            touched[job] = None
-            job.rows[position] = outcome.rows[index]
-            job.missing -= 1
-        for job in touched:
-            job.compute_s += compute_s
-            if job.missing == 0 and not job.future.done():
-                queue_s = max(0.0, began + compute_s - job.arrived_s - job.compute_s)
-                job.future.set_result(Encoded(job.rows, queue_s, job.compute_s))
+        )
+        if outcome.too_large is not None:
+            self._budget = self._budget.out_of_memory(outcome.too_large, ended_s)
+            logger.warning(OUT_OF_MEMORY, outcome.too_large, self._budget.lowered_to)
+        if all(is_out_of_memory(error) for error in outcome.errors.values()) or self._device_works():
+            self._settle(rows, outcome, ended_s - began_s, ended_s)
+        else:
+            # The other vectors are not to be trusted either; a job is told of a text that failed.
+            failed = [row for index, row in enumerate(rows) if index in outcome.errors]
+            self._give_up_all([*failed, *rows], DeviceBroken)
 
     def _encode(self, encoder: Encodes, texts: Sequence[TokenizedText]) -> Floats:
         with watched(self._batch_timeout_s):
@@ -316,9 +270,30 @@ class Batcher:
             logger.exception("the device's own check raised")
             return False
 
-    def _give_up(self, job: Submitted, error: Exception) -> None:
+    def _settle(self, rows: list[BatchRow], outcome: Outcome, compute_s: float, ended_s: float) -> None:
+        """Store a batch's vectors in its jobs; finish those that have all of theirs."""
+        touched: dict[Job, None] = {}
+        for index, (job, _, position) in enumerate(rows):
+            if index in outcome.errors:
+                self._give_up(job, TextError(position, outcome.errors[index]))
+            else:
+                touched[job] = None
+                job.store(position, outcome.rows[index])
+        for job in touched:
+            job.finish_batch(compute_s, ended_s)
+
+    def _give_up_all(self, rows: list[BatchRow], error_at: Callable[[int], Exception]) -> None:
+        for job, _, position in rows:
+            self._give_up(job, error_at(position))
+
+    def _give_up(self, job: Job, error: Exception) -> None:
         """Fail a job as a whole: its other texts need not be computed."""
         with self._changed:
             if job in self._jobs:
                 self._remove(job)
         fail(job.future, error)
+
+    def _remove(self, job: Job) -> None:
+        self._jobs.remove(job)
+        self._texts -= len(job.lengths)
+        self._tokens -= sum(job.lengths)

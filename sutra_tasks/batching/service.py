@@ -1,15 +1,23 @@
-"""A call answered by one device: tokenise, chunk, batch, aggregate and normalise."""
+"""Answers a call on one device: tokenize, chunk, compute in the batcher, aggregate and normalize."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sutra_tasks.batching.batcher import DeviceBroken, Drained, Encoded, TextError, Unwanted
+from sutra_tasks.batching.jobs import (
+    NO_CONTEXT,
+    DeviceBroken,
+    Drained,
+    Encoded,
+    TextError,
+    Unwanted,
+)
 from sutra_tasks.client.call import estimated_tokens
 from sutra_tasks.documents.answer import AggregationError, answer
 from sutra_tasks.documents.chunked_call import CallChunker
@@ -18,6 +26,7 @@ from sutra_tasks.errors import EncodingError
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher
+    from sutra_tasks.batching.jobs import JobContext
     from sutra_tasks.client.call import Call
     from sutra_tasks.documents.chunked_call import ChunkedCall
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
@@ -36,7 +45,13 @@ class OnAnswer(Protocol):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Prepared:
-    """A call that is tokenised and chunked; ``began_at`` by the monotonic clock."""
+    """A call that is tokenized and chunked.
+
+    Attributes:
+        call: what the caller sent.
+        chunked: its rows, and how their vectors become those of its texts.
+        began_at: when work on it began, by the monotonic clock.
+    """
 
     call: Call
     chunked: ChunkedCall
@@ -44,12 +59,12 @@ class Prepared:
 
     @property
     def can_spread(self) -> bool:
-        """Whether its rows may be computed apart, on several devices."""
+        """Whether several devices may compute its rows: late chunking needs a long text in one place."""
         return not self.chunked.late_windows
 
 
 class EmbeddingService:
-    """What a device worker does with a call; safe to use from many threads."""
+    """Answers calls with one model; safe to use from many threads."""
 
     def __init__(
         self,
@@ -62,6 +77,13 @@ class EmbeddingService:
     ) -> None:
         """Check the settings for long texts against the model.
 
+        Args:
+            encoder: the model; its ``encode`` and ``pool`` run on the batcher's thread only.
+            batcher: computes the rows.
+            device: the device's name, for details of answers and for errors.
+            options: how texts are chunked and aggregated.
+            on_answer: told of each answered call.
+
         Raises:
             ModelError: they do not fit it.
         """
@@ -70,7 +92,7 @@ class EmbeddingService:
         self._on_answer = on_answer
 
     def prepare(self, call: Call) -> Prepared:
-        """Tokenise and chunk a call's texts.
+        """Tokenize and chunk a call's texts.
 
         Raises:
             InvalidOptionError: this model has no such prompt or width.
@@ -79,19 +101,12 @@ class EmbeddingService:
         check_options(self.encoder.info, call.prompt, call.dimensions)
         return Prepared(call, self._chunker.chunk(call), began_at)
 
-    def answer(
-        self,
-        prepared: Prepared,
-        *,
-        submitted: Callable[[], None] = lambda: None,
-        alone: bool = False,
-        wanted: Callable[[], bool] = lambda: True,
-    ) -> Vectors | Embeddings:
-        """Embed one call's texts; the rest is as for :meth:`encode`."""
+    def answer(self, prepared: Prepared, context: JobContext = NO_CONTEXT) -> Vectors | Embeddings:
+        """Embed the texts of a call; arguments and errors are those of :meth:`encode`."""
         call, info, chunked = prepared.call, self.encoder.info, prepared.chunked
-        encoded = self._encode(chunked.rows, chunked.position_of, submitted, alone=alone, wanted=wanted)
+        encoded = self._encode(chunked.rows, chunked.position_of, context)
         if chunked.late_windows:
-            encoded = self._with_late_windows(chunked, encoded, wanted)
+            encoded = self._with_late_windows(chunked, encoded, context)
         self._count(
             encoded,
             [*chunked.rows, *(one.text for one in chunked.late_windows)],
@@ -112,17 +127,59 @@ class EmbeddingService:
         except AggregationError as error:
             raise EncodingError(self._device, error.position, error.reason) from None
 
-    def _with_late_windows(
-        self, chunked: ChunkedCall, encoded: Encoded, wanted: Callable[[], bool]
+    def encode(
+        self,
+        rows: Sequence[TokenizedText],
+        position_of: Callable[[int], int],
+        context: JobContext = NO_CONTEXT,
+        *,
+        estimated_tokens: int,
+        began_at: float,
     ) -> Encoded:
-        """Run the passes of late chunking, one at a time: others have their turn between two."""
+        """Embed rows.
+
+        Args:
+            rows: none over the model's window.
+            position_of: the text of the call to which a row belongs.
+            context: what the caller knows of the job.
+            estimated_tokens: what the rows count as in the device's speed.
+            began_at: when work on them began, by the monotonic clock.
+
+        Raises:
+            EncodingError: the engine failed on one of the texts.
+            Drained: the worker is stopping and the texts had not begun.
+            Unwanted: the call was revoked or expired, as ``context`` said.
+            DeviceBroken: the engine failed, and not because of a text.
+        """
+        encoded = self._encode(rows, position_of, context)
+        self._count(encoded, rows, estimated_tokens=estimated_tokens, began_at=began_at)
+        return encoded
+
+    def _encode(
+        self, rows: Sequence[TokenizedText], position_of: Callable[[int], int], context: JobContext
+    ) -> Encoded:
+        if not rows:
+            self._batcher.withdraw(context.announcement)
+            return Encoded(np.empty((0, self.encoder.info.width), dtype=np.float32), 0.0, 0.0)
+        try:
+            return self._batcher.submit(rows, encoder=self.encoder, context=context).result()
+        except TextError as error:
+            # The engine's words may hold the text: only their kind is passed on.
+            raise EncodingError(
+                self._device, position_of(error.position), type(error.cause).__name__
+            ) from None
+        except DeviceBroken as error:
+            raise DeviceBroken(position_of(error.position)) from None
+
+    def _with_late_windows(self, chunked: ChunkedCall, encoded: Encoded, context: JobContext) -> Encoded:
+        """Run the passes of late chunking, one at a time: other calls' batches run between two."""
         rows = np.empty((chunked.layout.row_count, self.encoder.info.width), dtype=np.float32)
         rows[chunked.row_numbers()] = encoded.rows
-        compute_s, began = encoded.compute_s, time.monotonic()
+        compute_s, began_s = encoded.compute_s, time.monotonic()
         for one in chunked.late_windows:
-            if not wanted():
+            if not context.is_wanted():
                 raise Unwanted
-            future = self._batcher.call(lambda: _timed(lambda: self.encoder.pool(one.text, one.spans)))  # noqa: B023
+            future = self._batcher.call(partial(_timed, partial(self.encoder.pool, one.text, one.spans)))
             try:
                 found, seconds = future.result()
             except Drained:
@@ -132,66 +189,8 @@ class EmbeddingService:
                 raise EncodingError(self._device, position, type(error).__name__) from None
             rows[one.row_numbers] = found
             compute_s += seconds
-        queue_s = encoded.queue_s + time.monotonic() - began - (compute_s - encoded.compute_s)
+        queue_s = encoded.queue_s + time.monotonic() - began_s - (compute_s - encoded.compute_s)
         return Encoded(rows, queue_s, compute_s)
-
-    def encode(
-        self,
-        rows: Sequence[TokenizedText],
-        position_of: Callable[[int], int],
-        *,
-        estimated_tokens: int,
-        began_at: float,
-        submitted: Callable[[], None] = lambda: None,
-        alone: bool = False,
-        wanted: Callable[[], bool] = lambda: True,
-    ) -> Encoded:
-        """Embed rows.
-
-        Args:
-            rows: none over the model's window.
-            position_of: the text of the call to which a row belongs.
-            estimated_tokens: what the rows count as in the device's speed.
-            began_at: when work on them began, by the monotonic clock.
-            submitted: called once the rows are with the batcher, or will not be.
-            alone: share no batch with other calls.
-            wanted: asked before each batch, on the batcher's thread, whether to go on; quick.
-
-        Raises:
-            EncodingError: the engine failed on one of the texts.
-            Drained: the worker is stopping and the texts had not begun.
-            Unwanted: the call was given up, as ``wanted`` said.
-            DeviceBroken: the engine failed, and not because of a text.
-        """
-        encoded = self._encode(rows, position_of, submitted, alone=alone, wanted=wanted)
-        self._count(encoded, rows, estimated_tokens=estimated_tokens, began_at=began_at)
-        return encoded
-
-    def _encode(
-        self,
-        rows: Sequence[TokenizedText],
-        position_of: Callable[[int], int],
-        submitted: Callable[[], None],
-        *,
-        alone: bool,
-        wanted: Callable[[], bool],
-    ) -> Encoded:
-        encoded = Encoded(np.empty((0, self.encoder.info.width), dtype=np.float32), 0.0, 0.0)
-        if rows:
-            future = self._batcher.submit(rows, encoder=self.encoder, alone=alone, wanted=wanted)
-            submitted()
-            try:
-                encoded = future.result()
-            except TextError as error:
-                # The engine's words may hold the text: only their kind is passed on.
-                raise EncodingError(
-                    self._device, position_of(error.position), type(error.cause).__name__
-                ) from None
-            except DeviceBroken as error:
-                raise DeviceBroken(position_of(error.position)) from None
-        else:
-            submitted()
-        return encoded
 
     def _count(
         self,
@@ -211,5 +210,6 @@ class EmbeddingService:
 
 
 def _timed(function: Callable[[], Floats]) -> tuple[Floats, float]:
+    """Return what a function returns, and the seconds that it took."""
     began = time.monotonic()
     return function(), time.monotonic() - began

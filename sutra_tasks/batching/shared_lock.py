@@ -1,4 +1,8 @@
-"""Many at once, or one alone."""
+"""A readers-writer lock that prefers the writer: jobs share it, a suspect takes it alone.
+
+A lock around the tasks and not a flag of the batcher's jobs, because texts are tokenized on the tasks'
+own threads, and a text may end the process there as well.
+"""
 
 from __future__ import annotations
 
@@ -6,49 +10,49 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Floor"]
+__all__ = ["SharedLock"]
 
 
-class Floor:
-    """A lock that many threads share, unless one wants to be alone: it goes before who comes later."""
+class SharedLock:
+    """Held by many threads at once, or by one exclusively; a waiting exclusive holder goes first."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._sharing = self._wanting = 0
+        self._sharing = self._waiting = 0
         self._taken = False
 
-    def join(self) -> None:
-        """Come onto the floor with others; whoever does must :meth:`leave`, on any thread."""
+    def acquire_shared(self) -> None:
+        """Wait until nobody has or wants the lock exclusively, and share it."""
         with self._changed:
-            self._changed.wait_for(lambda: not (self._taken or self._wanting))
+            self._changed.wait_for(lambda: not (self._taken or self._waiting))
             self._sharing += 1
 
-    def leave(self) -> None:
-        """Leave the floor to others."""
+    def release_shared(self) -> None:
+        """End one :meth:`acquire_shared`, which may have been another thread's."""
         with self._changed:
             self._sharing -= 1
-            if self._wanting and not self._sharing:
+            if self._waiting and not self._sharing:
                 self._changed.notify_all()
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Be on the floor with others."""
-        self.join()
+        """Share the lock inside the block."""
+        self.acquire_shared()
         try:
             yield
         finally:
-            self.leave()
+            self.release_shared()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be on the floor alone."""
+    def exclusive(self) -> Iterator[None]:
+        """Be the only one with the lock inside the block."""
         with self._changed:
-            self._wanting += 1
+            self._waiting += 1
             try:
                 self._changed.wait_for(lambda: not (self._taken or self._sharing))
                 self._taken = True
             finally:
-                self._wanting -= 1
+                self._waiting -= 1
         try:
             yield
         finally:

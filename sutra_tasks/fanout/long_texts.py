@@ -5,8 +5,8 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -24,7 +24,7 @@ from sutra_tasks.routing.balancing import assign
 from sutra_tasks.vectors import Vectors
 
 if TYPE_CHECKING:
-    from sutra_tasks.batching.batcher import Encoded
+    from sutra_tasks.batching.jobs import JobContext
     from sutra_tasks.batching.service import EmbeddingService, Prepared
     from sutra_tasks.fanout.documents import Documents
     from sutra_tasks.routing.snapshot import Fleet
@@ -48,7 +48,7 @@ class LongTexts:
         documents: Documents,
         device_id: str,
         options: Settings,
-        computed: Callable[..., Encoded],
+        admitted: Callable[[], AbstractContextManager[JobContext]],
     ) -> None:
         """Use what the device has.
 
@@ -57,11 +57,10 @@ class LongTexts:
             documents: the long texts of the fleet.
             device_id: its name.
             options: the settings.
-            computed: runs a function that computes, given what it passes on to the service, and the id
-                of the task whose caller may revoke it.
+            admitted: the block in which this thread's task may compute, with the context of its job.
         """
         self._services, self._documents, self._device_id = services, documents, device_id
-        self._options, self._computed = options, computed
+        self._options, self._admitted = options, admitted
 
     def fan_out(
         self,
@@ -145,14 +144,14 @@ class LongTexts:
             return None
         # All parts of a text are of one model: one that was swapped since is loaded once more.
         service = self._services(part.model, part.space)
-        encode = partial(
-            service.encode,
-            service.encoder.unpack(part.rows),
-            part.positions.__getitem__,
-            estimated_tokens=demand_of(request.get(HEADER), 0).tokens,
-            began_at=began_at,
-        )
-        encoded = self._computed(encode, task_id=request.group)
+        with self._admitted() as context:
+            encoded = service.encode(
+                service.encoder.unpack(part.rows),
+                part.positions.__getitem__,
+                context,
+                estimated_tokens=demand_of(request.get(HEADER), 0).tokens,
+                began_at=began_at,
+            )
         return {
             "rows": Vectors.of(encoded.rows),
             "device": self._device_id,

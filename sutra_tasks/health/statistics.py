@@ -17,7 +17,7 @@ from sutra_tasks.health.states import HealthMeasurements
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sutra_tasks.batching.batcher import Batch
+    from sutra_tasks.batching.jobs import Batch
 
 __all__ = ["Statistics"]
 

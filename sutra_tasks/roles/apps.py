@@ -163,7 +163,7 @@ def _succeed(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a 
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:
-    sender.pool.on_ready()
+    sender.pool.runtime.join_fleet()
 
 
 def main(arguments: list[str]) -> None:

@@ -59,4 +59,5 @@ def sutra_health(state: Any) -> dict[str, Any] | None:
 
 
 def _monitor(state: Any) -> Any:
-    return getattr(state.consumer.controller.pool, "monitor", None)
+    runtime = getattr(state.consumer.controller.pool, "runtime", None)
+    return runtime.monitor if runtime is not None else None

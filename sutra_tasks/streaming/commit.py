@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import redis
 
-from sutra_tasks.batching.batcher import DeviceBroken, Drained, Encoded, TextError
+from sutra_tasks.batching.jobs import DeviceBroken, Drained, Encoded, TextError
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.streaming import pacing
 from sutra_tasks.streaming.items import (

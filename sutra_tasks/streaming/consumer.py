@@ -16,11 +16,13 @@ from sutra_tasks.streaming.commit import Committer
 from sutra_tasks.streaming.intake import Intake
 from sutra_tasks.streaming.recorder import Recorder
 from sutra_tasks.streaming.shared_state import SharedState
-from sutra_tasks.streaming.submission import Seat, Submitter
+from sutra_tasks.streaming.submission import Submitter
 from sutra_tasks.streaming.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from sutra_tasks.batching.batcher import Batch, Batcher
+    from sutra_tasks.batching.batcher import Batcher
+    from sutra_tasks.batching.jobs import Batch
+    from sutra_tasks.batching.shared_lock import SharedLock
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.settings import Settings
     from sutra_tasks.streaming.store import StreamStore
@@ -41,7 +43,7 @@ class StreamConsumer:
         *,
         options: Settings,
         device_id: str,
-        seat: Seat,
+        lock: SharedLock,
         serves: Callable[[], bool],
         load: Callable[[], float],
     ) -> None:
@@ -54,13 +56,13 @@ class StreamConsumer:
             batcher: computes.
             options: of this deployment.
             device_id: of this device.
-            seat: shares the device with tasks.
+            lock: shares the device with tasks; a suspect has it exclusively.
             serves: says whether the device takes work.
             load: returns the load of this machine, 0 to 1.
         """
         self._shared = SharedState(SizeOptimizer(options.stream_batch_size, options.batch_texts))
         recorder = Recorder(batcher)
-        submitter = Submitter(batcher, store, self._shared, seat)
+        submitter = Submitter(batcher, store, self._shared, lock)
         upkeep = Upkeep(store, upkeep_store, recorder, options, load)
         intake = Intake(
             store,

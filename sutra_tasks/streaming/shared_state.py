@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from sutra_tasks.batching.batcher import Encoded
+    from sutra_tasks.batching.jobs import Encoded
     from sutra_tasks.streaming.batch_size import SizeOptimizer
     from sutra_tasks.streaming.items import StreamItem
     from sutra_tasks.streaming.tokenizing import StreamTokenizer

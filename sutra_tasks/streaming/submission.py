@@ -5,39 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sutra_tasks.streaming.shared_state import StreamBatch
 
 if TYPE_CHECKING:
-    from sutra_tasks.batching.batcher import Batcher, Encoded
+    from sutra_tasks.batching.batcher import Batcher
+    from sutra_tasks.batching.jobs import Encoded
+    from sutra_tasks.batching.shared_lock import SharedLock
     from sutra_tasks.streaming.items import StreamItem
     from sutra_tasks.streaming.shared_state import SharedState
     from sutra_tasks.streaming.store import StreamStore
     from sutra_tasks.streaming.tokenizing import StreamTokenizer
 
-__all__ = ["Seat", "Submitter"]
-
-
-class Seat(Protocol):
-    """How a worker's streams share the device with its tasks."""
-
-    def join(self) -> None:
-        """Begin to use it, with others."""
-
-    def leave(self) -> None:
-        """End that."""
-
-    def alone(self) -> AbstractContextManager[None]:
-        """Return a context in which nobody else uses it."""
+__all__ = ["Submitter"]
 
 
 class Submitter:
     """Submits items to the batcher, and passes each batch to the writer once it is computed."""
 
-    def __init__(self, batcher: Batcher, store: StreamStore, shared: SharedState, seat: Seat) -> None:
-        self._batcher, self._store, self._shared, self._seat = batcher, store, shared, seat
+    def __init__(
+        self, batcher: Batcher, store: StreamStore, shared: SharedState, lock: SharedLock
+    ) -> None:
+        self._batcher, self._store, self._shared, self._lock = batcher, store, shared, lock
 
     @property
     def waiting_texts(self) -> int:
@@ -50,12 +40,16 @@ class Submitter:
         Raises:
             Exception: the tokenizer failed. The items are left to be claimed, one by one.
         """
-        batch = self._begin(items, tokenizer)
+        self._lock.acquire_shared()  # before the tokenizer runs, because it can end the process as well
+        try:
+            batch = self._begin(items, tokenizer)
+        except BaseException:
+            self._lock.release_shared()
+            raise
         rows = [row for item in items for row in item.rows]
         if not rows:
-            self._shared.computed.put((batch, None))
+            self._computed(batch, None)
             return
-        self._seat.join()
         future = self._batcher.submit(rows, encoder=tokenizer.encoder)
         future.add_done_callback(lambda done: self._computed(batch, done))
 
@@ -68,23 +62,21 @@ class Submitter:
             Exception: the tokenizer or the server failed. The item is left to be claimed.
         """
         self._shared.await_nothing_in_flight(or_stop=True)
-        batch = self._begin([item], tokenizer)
-        if not item.rows:
-            self._shared.computed.put((batch, None))
-            return
+        batch: StreamBatch | None = None
         future: Future[Encoded] | None = None
         try:
-            with self._seat.alone():
+            with self._lock.exclusive():
                 self._store.mark_suspect(item.source)
-                future = self._batcher.submit(item.rows, encoder=tokenizer.encoder, alone=True)
-                future.exception()
-                self._store.unmark_suspect()
+                try:
+                    batch = self._begin([item], tokenizer)
+                    if item.rows:
+                        future = self._batcher.submit(item.rows, encoder=tokenizer.encoder)
+                        future.exception()
+                finally:
+                    self._store.unmark_suspect()
         finally:
-            if future is not None:
+            if batch is not None:
                 self._shared.computed.put((batch, future))
-            else:  # the server is away
-                self._shared.remove(batch.items)
-                self._shared.finish(batch)
 
     def _begin(self, items: Sequence[StreamItem], tokenizer: StreamTokenizer) -> StreamBatch:
         formed_at = time.monotonic()
@@ -98,6 +90,6 @@ class Submitter:
         self._shared.begin(batch)
         return batch
 
-    def _computed(self, batch: StreamBatch, future: Future[Encoded]) -> None:
-        self._seat.leave()
+    def _computed(self, batch: StreamBatch, future: Future[Encoded] | None) -> None:
+        self._lock.release_shared()
         self._shared.computed.put((batch, future))

@@ -7,7 +7,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from celery.exceptions import Ignore, TaskRevokedError
 
 from sutra_tasks import keys
 from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import NO_CONTEXT
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService, Prepared
 from sutra_tasks.broker.load import weight_of
@@ -787,7 +788,7 @@ def share(documents: Documents) -> Iterator[Callable[..., LongTexts]]:
             opened.callback(batcher.close, 10)
             service = EmbeddingService(engine, batcher, device, OPTIONS)
             return LongTexts(
-                lambda *_: service, documents, device, OPTIONS, lambda compute, **_: compute()
+                lambda *_: service, documents, device, OPTIONS, lambda: nullcontext(NO_CONTEXT)
             )
 
         yield share_of

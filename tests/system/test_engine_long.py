@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.batching.batcher import Batcher, Unwanted
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import JobContext, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
 from sutra_tasks.client.call import Call
@@ -482,7 +483,7 @@ def test_no_pass_runs_for_a_call_that_is_given_up(engine, monkeypatch):
         prepared = service.prepare(Call.of([PROSE * 12], {}, Settings()))
         assert len(prepared.chunked.late_windows) > 3
         with pytest.raises(Unwanted):
-            service.answer(prepared, wanted=lambda: len(ran) < 2)
+            service.answer(prepared, JobContext(lambda: len(ran) < 2))
     assert len(ran) == 2
 
 

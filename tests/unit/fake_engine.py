@@ -8,7 +8,8 @@ from threading import Event
 
 import numpy as np
 
-from sutra_tasks.batching.batcher import Batcher, Encoded, Encodes
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import NO_CONTEXT, Encoded, Encodes, JobContext
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.vectors import Floats
@@ -75,10 +76,9 @@ class OfOneModel(Batcher):
         texts: Sequence[TokenizedText],
         *,
         encoder: Encodes | None = None,
-        alone: bool = False,
-        wanted: Callable[[], bool] = lambda: True,
+        context: JobContext = NO_CONTEXT,
     ) -> Future[Encoded]:
-        return super().submit(texts, encoder=encoder or self.encoder, alone=alone, wanted=wanted)
+        return super().submit(texts, encoder=encoder or self.encoder, context=context)
 
 
 @contextmanager

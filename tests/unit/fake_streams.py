@@ -11,7 +11,7 @@ import redis
 
 from sutra_tasks.batching.batcher import Batcher
 from sutra_tasks.batching.next_batch import Limits
-from sutra_tasks.batching.shared_lock import Floor
+from sutra_tasks.batching.shared_lock import SharedLock
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
@@ -142,7 +142,7 @@ def consuming(
     encoder: SimulatedEncoder | None = None,
     *,
     batcher: Batcher | None = None,
-    floor: Floor | None = None,
+    lock: SharedLock | None = None,
     **options: Any,
 ) -> Iterator[StreamConsumer]:
     """Run a consumer, and see its threads end."""
@@ -157,7 +157,7 @@ def consuming(
         batcher,
         options=replace(Settings(stream_claim_s=0.5), **options),
         device_id="d",
-        seat=floor or Floor(),
+        lock=lock or SharedLock(),
         serves=lambda: True,
         load=lambda: 0.0,
     )

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.batching.batcher import Batch, Batcher, Drained, TextError, Unwanted
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import Batch, Drained, JobContext, TextError, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.engines.encoder import TokenizedText
 from tests.unit.fake_engine import (
@@ -26,7 +27,7 @@ from tests.unit.fake_engine import (
 
 
 def taken(batcher: Batcher) -> list[int]:
-    return [text.content for _, text, _ in batcher._take()]
+    return [text.content for _, text, _ in batcher._take_batch()]
 
 
 @laws(max_examples=30, deadline=None)
@@ -124,15 +125,24 @@ def test_an_idle_batcher_closes() -> None:
 def test_a_batch_waits_for_work_that_was_announced() -> None:
     encoder = FakeEncoder()
     with running(encoder, Limits(max_tokens=1000, max_texts=8, max_wait_s=60)) as batcher:
-        batcher.announce()
-        batcher.announce()
-        futures = [batcher.submit(texts(1))]
-        batcher.arrived()
+        contexts = [JobContext(announcement=batcher.announce()) for _ in range(2)]
+        futures = [batcher.submit(texts(1), context=contexts[0])]
         assert not encoder.began.wait(0.01)
-        futures.append(batcher.submit(texts(2)))
-        batcher.arrived()
+        futures.append(batcher.submit(texts(2), context=contexts[1]))
         assert not wait(futures, WITHIN_S).not_done
     assert [sorted(batch) for batch in encoder.batches] == [[1, 2]]
+
+
+def test_a_batch_waits_no_more_for_an_announcement_that_was_withdrawn() -> None:
+    encoder = FakeEncoder()
+    with running(encoder, Limits(max_tokens=1000, max_texts=8, max_wait_s=60)) as batcher:
+        first, second, third = (batcher.announce() for _ in range(3))
+        future = batcher.submit(texts(1), context=JobContext(announcement=first))
+        for announcement in (first, second, second):  # what is no longer announced is no other's
+            batcher.withdraw(announcement)
+        assert not encoder.began.wait(0.01)
+        batcher.withdraw(third)
+        assert numbers_of(future) == [1]
 
 
 def test_a_batch_waits_no_longer_than_its_limit() -> None:
@@ -170,19 +180,13 @@ def test_a_job_that_finishes_overtakes_nobody() -> None:
     assert taken(batcher) == [2]
 
 
-def test_a_job_that_is_alone_shares_no_batch() -> None:
-    encoder = FakeEncoder()
-    with busy(encoder) as batcher:
-        futures = [batcher.submit(texts(n), alone=n in {2, 3}) for n in (1, 2, 3, 4)]
-        encoder.gate.set()
-        assert [numbers_of(future) for future in futures] == [[1], [2], [3], [4]]
-    assert [sorted(batch) for batch in encoder.batches] == [[0], [1, 4], [2], [3]]
-
-
 def test_what_is_not_wanted_any_more_is_not_computed() -> None:
     encoder, wanted = FakeEncoder(), {1, 2, 3}
     with busy(encoder) as batcher:
-        futures = [batcher.submit(texts(n), wanted=partial(wanted.__contains__, n)) for n in (1, 2, 3)]
+        futures = [
+            batcher.submit(texts(n), context=JobContext(partial(wanted.__contains__, n)))
+            for n in (1, 2, 3)
+        ]
         wanted.remove(2)
         encoder.gate.set()
         assert isinstance(futures[1].exception(WITHIN_S), Unwanted)
@@ -194,7 +198,8 @@ def test_what_is_not_wanted_any_more_is_not_computed() -> None:
 def test_a_job_given_up_half_way_is_computed_no_further() -> None:
     encoder = FakeEncoder()
     with running(encoder, ONE_BY_ONE) as batcher:
-        given_up = batcher.submit(texts(1, 2, 3, 4), wanted=lambda: len(encoder.batches) < 2)
+        context = JobContext(lambda: len(encoder.batches) < 2)
+        given_up = batcher.submit(texts(1, 2, 3, 4), context=context)
         assert isinstance(given_up.exception(WITHIN_S), Unwanted)
         assert batcher.waiting_texts == 0
         assert numbers_of(batcher.submit(texts(5))) == [5]
@@ -209,8 +214,8 @@ def test_a_job_is_asked_before_each_batch_until_all_of_it_is_in_one() -> None:
         asked.append(job)
         return True
 
-    batcher.submit(texts(*range(16), tokens=100), wanted=partial(wanted, "large"))
-    batcher.submit(texts(*range(16, 20), tokens=100), wanted=partial(wanted, "small"))
+    for job, numbers in (("large", range(16)), ("small", range(16, 20))):
+        batcher.submit(texts(*numbers, tokens=100), context=JobContext(partial(wanted, job)))
     assert [len(taken(batcher)) for _ in range(3)] == [8, 8, 4]  # small and large share one
     assert asked == ["large", "small", "large", "small", "large"]
 
@@ -225,7 +230,7 @@ def test_a_job_that_cannot_say_whether_it_is_wanted_is_computed(
         raise OSError
 
     with running(FakeEncoder(), ONE_BY_ONE) as batcher:
-        assert numbers_of(batcher.submit(texts(1, 2, 3), wanted=wanted)) == [1, 2, 3]
+        assert numbers_of(batcher.submit(texts(1, 2, 3), context=JobContext(wanted))) == [1, 2, 3]
     assert len(asked) == len(caplog.records) == 1
 
 
@@ -243,11 +248,11 @@ def test_a_call_runs_on_the_engines_thread_before_the_next_batch() -> None:
 def test_a_call_does_not_wait_for_company() -> None:
     with running(FakeEncoder(), Limits(max_tokens=1000, max_texts=8, max_wait_s=60)) as batcher:
         assert batcher.call(lambda: 1).result(WITHIN_S) == 1  # idle
-        batcher.announce()
+        announcement = batcher.announce()
         future = batcher.submit(texts(2))
         assert batcher.call(lambda: 3).result(WITHIN_S) == 3
         assert not future.done()
-        batcher.arrived()
+        batcher.withdraw(announcement)
         assert numbers_of(future) == [2]
 
 

@@ -17,13 +17,10 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.batching import watchdog
-from sutra_tasks.batching.batcher import Batch, DeviceBroken, Encoded, TextError
-from sutra_tasks.batching.next_batch import (
-    REGROWTH_S,
-    Budget,
-    Limits,
-    encode_by_halves,
-)
+from sutra_tasks.batching.budget import REGROWTH_S, TokenBudget
+from sutra_tasks.batching.halving import encode_by_halves
+from sutra_tasks.batching.jobs import Batch, DeviceBroken, Encoded, TextError
+from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.out_of_memory import is_out_of_memory
 from sutra_tasks.vectors import Floats
@@ -40,7 +37,7 @@ from tests.unit.fake_engine import (
 START_S = 1000.0
 SECONDS = st.floats(0, 1e6)
 BUDGETS = st.builds(
-    lambda max_tokens: Budget(Limits(max_tokens, max_texts=9, max_wait_s=0)), st.integers(1, 9000)
+    lambda max_tokens: TokenBudget(Limits(max_tokens, max_texts=9, max_wait_s=0)), st.integers(1, 9000)
 )
 SOME = st.sets(st.integers(0, 19), max_size=4)
 
@@ -138,7 +135,7 @@ def test_want_of_memory_is_known_without_torch(error: Exception, expected: bool)
     later_s=SECONDS,
 )
 def test_a_budget_is_halved_at_once_and_doubles_every_minute_to_its_limit(
-    budget: Budget, events: list[tuple[float, int]], later_s: float
+    budget: TokenBudget, events: list[tuple[float, int]], later_s: float
 ) -> None:
     limits, now_s = budget.limits, START_S
     assert budget.at(now_s) == limits
@@ -159,7 +156,7 @@ def test_a_budget_is_halved_at_once_and_doubles_every_minute_to_its_limit(
     [(0, 1000), (59.9, 1000), (60, 2000), (119.9, 2000), (120, 4000), (180, 5000), (1e9, 5000)],
 )
 def test_a_budget_grows_at_the_full_minute(after_s: float, expected: int) -> None:
-    budget = Budget(Limits(max_tokens=5000, max_texts=9, max_wait_s=0)).out_of_memory(2000, START_S)
+    budget = TokenBudget(Limits(max_tokens=5000, max_texts=9, max_wait_s=0)).out_of_memory(2000, START_S)
     assert budget.at(START_S + after_s).max_tokens == expected
 
 

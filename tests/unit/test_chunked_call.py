@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.batching.batcher import Batcher, Unwanted
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import JobContext, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
 from sutra_tasks.client.call import Call
@@ -399,4 +400,4 @@ def test_a_late_window_that_fails_names_its_text(
 def test_late_windows_end_where_the_call_is_given_up(late: EmbeddingService) -> None:
     left = [True, True]
     with pytest.raises(Unwanted):
-        late.answer(asked(late, prose(60)), wanted=lambda: bool(left) and left.pop())
+        late.answer(asked(late, prose(60)), JobContext(lambda: bool(left) and left.pop()))

@@ -1,15 +1,17 @@
 """Parts of a long text go to devices that have its model, by whatever name."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import NO_CONTEXT
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
 from sutra_tasks.client.call import HEADER, VERSION, Call
-from sutra_tasks.device.pool import DevicePool
+from sutra_tasks.device.tasks import DeviceTasks
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError
 from sutra_tasks.fanout.long_texts import LongTexts
@@ -29,7 +31,7 @@ def document_of(model: str, *devices: Device) -> NewDocument:
     kept: list[NewDocument] = []
     documents: Any = SimpleNamespace(begin=lambda _, __, found: kept.append(found))
     service = EmbeddingService(ENCODER, Batcher(Limits(256, 8, 0)), "g0", OPTIONS)
-    texts = LongTexts(lambda *_: service, documents, "g0", OPTIONS, lambda compute, **_: compute())
+    texts = LongTexts(lambda *_: service, documents, "g0", OPTIONS, lambda: nullcontext(NO_CONTEXT))
     header = {"v": VERSION, "texts": 1, "bytes": len(LONG), "sent_at": None, "strategy": "round_robin"}
     message = SimpleNamespace(
         headers={HEADER: header}, payload=([], {}, {}), sutra_raw=b"", sutra_weight=0
@@ -77,9 +79,10 @@ def test_a_part_is_computed_by_a_model_of_its_space_by_whatever_name() -> None:
             raise InvalidOptionError("model", model, "one of docs")
         return SimpleNamespace(service="by name")
 
-    pool: Any = SimpleNamespace(
-        _models=SimpleNamespace(of_space=lambda space: held if space == "s:4" else None), _model=by_name
+    tasks: Any = SimpleNamespace(
+        _models=SimpleNamespace(find_by_space=lambda space: held if space == "s:4" else None),
+        _model=by_name,
     )
-    service: Any = DevicePool._service_of_part
-    assert service(pool, "/another/host/docs", "s:4") == "of the space"
-    assert service(pool, "docs", "t:4") == "by name"
+    service: Any = DeviceTasks.service_of_part
+    assert service(tasks, "/another/host/docs", "s:4") == "of the space"
+    assert service(tasks, "docs", "t:4") == "by name"

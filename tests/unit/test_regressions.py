@@ -13,7 +13,8 @@ import pytest
 import redis
 from kombu.utils import json as kombu_json
 
-from sutra_tasks.batching.batcher import Batcher, TextError
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import TextError
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.client.call import demand_of
 from sutra_tasks.client.embed_task import embed

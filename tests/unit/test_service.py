@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sutra_tasks.batching.batcher import Batcher, DeviceBroken, Drained, Unwanted
+from sutra_tasks.batching.batcher import Batcher
+from sutra_tasks.batching.jobs import DeviceBroken, Drained, JobContext, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
 from sutra_tasks.client.call import Call, estimated_tokens
@@ -125,10 +126,12 @@ def test_a_failure_names_device_and_position_and_tells_no_text(service: Embeddin
 
 
 @pytest.mark.parametrize("texts", ["one", ["a", "b"], []])
-def test_submitted_is_said_once(service: EmbeddingService, texts: Any) -> None:
-    said: list[None] = []
-    service.answer(service.prepare(call(texts)), submitted=lambda: said.append(None))
-    assert len(said) == 1
+def test_no_batch_waits_for_a_call_whose_rows_are_submitted(
+    service: EmbeddingService, batcher: Batcher, texts: Any
+) -> None:
+    context = JobContext(announcement=batcher.announce())
+    service.answer(service.prepare(call(texts)), context)
+    assert not batcher._announced
 
 
 def test_an_answer_is_counted_with_its_time(batcher: Batcher) -> None:
@@ -153,7 +156,7 @@ def test_a_stopping_device_gives_the_call_back(service: EmbeddingService, batche
 
 def test_a_call_that_is_given_up_is_not_answered(service: EmbeddingService) -> None:
     with pytest.raises(Unwanted):
-        service.answer(service.prepare(call(["one", "two"])), wanted=lambda: False)
+        service.answer(service.prepare(call(["one", "two"])), JobContext(lambda: False))
 
 
 def test_a_broken_device_blames_no_text(batcher: Batcher, service: EmbeddingService) -> None:
@@ -162,18 +165,3 @@ def test_a_broken_device_blames_no_text(batcher: Batcher, service: EmbeddingServ
         service.answer(service.prepare(call(["a", SECRET])))
     assert broken.value.position == 1
     assert SECRET not in "".join(traceback.format_exception(broken.value))
-
-
-@pytest.mark.parametrize("alone", [False, True])
-def test_a_suspect_is_computed_alone(
-    monkeypatch: pytest.MonkeyPatch, batcher: Batcher, service: EmbeddingService, alone: bool
-) -> None:
-    submit, seen = batcher.submit, list[Any]()
-
-    def spy(texts: Sequence[TokenizedText], **options: Any) -> Any:
-        seen.append(options["alone"])
-        return submit(texts, **options)
-
-    monkeypatch.setattr(batcher, "submit", spy)
-    service.answer(service.prepare(call("one")), alone=alone)
-    assert seen == [alone]

@@ -1,19 +1,19 @@
-"""The floor: many at once, or one alone."""
+"""The lock that many threads share, or one has exclusively."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sutra_tasks.batching.shared_lock import Floor
+from sutra_tasks.batching.shared_lock import SharedLock
 from tests.conftest import wait_until
 
 
-def test_many_share_the_floor() -> None:
-    floor, met = Floor(), threading.Barrier(8)
+def test_many_share_the_lock() -> None:
+    lock, met = SharedLock(), threading.Barrier(8)
 
     def share() -> None:
-        with floor.shared():
+        with lock.shared():
             met.wait(10)
 
     with ThreadPoolExecutor(8) as threads:
@@ -21,21 +21,21 @@ def test_many_share_the_floor() -> None:
             done.result()
 
 
-def test_who_wants_to_be_alone_is_and_goes_before_who_comes_later() -> None:
-    floor, order = Floor(), list[str]()
+def test_an_exclusive_holder_waits_for_those_that_share_and_goes_before_later_ones() -> None:
+    lock, order = SharedLock(), list[str]()
     with ThreadPoolExecutor() as threads:
 
         def alone() -> None:
-            with floor.alone():
+            with lock.exclusive():
                 order.append("alone")
 
         def shared() -> None:
-            with floor.shared():
+            with lock.shared():
                 order.append("shared")
 
-        with floor.shared():
+        with lock.shared():
             first = [threads.submit(alone) for _ in range(3)]
-            wait_until(lambda: floor._wanting == 3)
+            wait_until(lambda: lock._waiting == 3)
             later = [threads.submit(shared) for _ in range(3)]
             assert order == []
         for done in [*first, *later]:
@@ -43,13 +43,13 @@ def test_who_wants_to_be_alone_is_and_goes_before_who_comes_later() -> None:
     assert order == 3 * ["alone"] + 3 * ["shared"]
 
 
-def test_nobody_shares_the_floor_with_who_is_alone() -> None:
-    floor, inside, most = Floor(), 0, 0
+def test_nobody_shares_the_lock_with_an_exclusive_holder() -> None:
+    lock, inside, most = SharedLock(), 0, 0
     counting = threading.Lock()
 
     def visit(alone: bool) -> None:
         nonlocal inside, most
-        with floor.alone() if alone else floor.shared():
+        with lock.exclusive() if alone else lock.shared():
             with counting:
                 inside += 1
                 most = max(most, inside if alone else 0)
@@ -62,8 +62,8 @@ def test_nobody_shares_the_floor_with_who_is_alone() -> None:
     assert most == 1
 
 
-def test_an_error_leaves_the_floor() -> None:
-    floor = Floor()
-    for way in (floor.alone, floor.shared, floor.alone):
+def test_an_error_releases_the_lock() -> None:
+    lock = SharedLock()
+    for way in (lock.exclusive, lock.shared, lock.exclusive):
         with pytest.raises(ZeroDivisionError), way():
             raise ZeroDivisionError

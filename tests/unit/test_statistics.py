@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.batching.batcher import Batch
+from sutra_tasks.batching.jobs import Batch
 from sutra_tasks.health.baseline import BLOCK, FORGET_S, BaselineBatchTimes
 from sutra_tasks.health.states import HealthMeasurements
 from sutra_tasks.health.statistics import (

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sutra_tasks.batching.shared_lock import Floor
+from sutra_tasks.batching.shared_lock import SharedLock
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.streaming import pacing
@@ -77,27 +77,27 @@ def test_a_suspect_is_not_held_for_good_where_the_server_was_away(call: str) -> 
 
 
 def test_entries_that_wait_on_the_device_are_kept_from_others() -> None:
-    store, floor = FakeStore(), Floor()
-    with consuming(store, floor=floor, stream_batch_size=4), floor.alone():
+    store, lock = FakeStore(), SharedLock()
+    with consuming(store, lock=lock, stream_batch_size=4), lock.exclusive():
         store.waiting.extend(entry(n) for n in range(1, 5))
         wait_until(lambda: all(store.refreshed[f"{n}-0".encode()] > 1 for n in range(1, 5)))
         assert not store.committed
 
 
 def test_a_suspect_is_computed_alone_and_named_meanwhile() -> None:
-    store, floor, seen = FakeStore(), Floor(), dict[str, tuple[bool, str | None]]()
+    store, lock, seen = FakeStore(), SharedLock(), dict[str, tuple[bool, str | None]]()
 
     class Watching(Picky):
         def encode(self, batch: Sequence[TokenizedText]) -> Floats:
             if any("suspect" in text.content for text in batch):
                 assert len(batch) == 1
-                seen.setdefault(batch[0].content, (floor._taken, store.marked))
+                seen.setdefault(batch[0].content, (lock._taken, store.marked))
             return super().encode(batch)
 
     store.waiting.extend(entry(n) for n in range(1, 5))
     store.claims.append(ClaimedEntries(1, [entry(5, "suspect", id="mine")]))
     store.texts.append(open_text("suspect text", attempts=2))
-    with consuming(store, Watching(), floor=floor):
+    with consuming(store, Watching(), lock=lock):
         committed(store, _5="response")
         wait_until(lambda: store.committed.get("k") == "response")
         assert seen == {"suspect": (True, "mine"), "suspect text": (True, "id")}
