@@ -39,9 +39,9 @@ from sutra_tasks.errors import (
     UnsupportedVersionError,
 )
 from sutra_tasks.settings import Settings
+from sutra_tasks.streaming.client.producer import AsyncStreamProducer, StreamProducer
+from sutra_tasks.streaming.client.reader import AsyncStreamReader, StreamReader
 from sutra_tasks.streaming.entries import StreamEntry
-from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
-from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
 from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
 from sutra_tasks.vectors import Embeddings, Vectors
 

@@ -203,7 +203,7 @@ def stream_read(*, name: str, timeout_s: float | None, vectors: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
 def stream_status(*, name: str | None, follow: bool, as_json: bool) -> None:
     """Show backlog, pressure, latencies and quality."""
-    from sutra_tasks.cli.stream import run_status
+    from sutra_tasks.cli.stream_status import run_status
 
     run_status(settings(), only=name, follow=follow, as_json=as_json)
 
@@ -214,7 +214,7 @@ def stream_status(*, name: str | None, follow: bool, as_json: bool) -> None:
 @click.option("--drop", is_flag=True, help="Forget them for good.")
 def stream_dead(*, name: str, retry: bool, drop: bool) -> None:
     """Show what was given up because workers died of it."""
-    from sutra_tasks.cli.stream import run_dead
+    from sutra_tasks.cli.stream_status import run_dead
 
     if retry and drop:
         raise click.UsageError("--retry or --drop")
@@ -226,6 +226,6 @@ def stream_dead(*, name: str, retry: bool, drop: bool) -> None:
 @click.option("--force", is_flag=True, help="With everything in it.")
 def stream_delete(*, name: str, force: bool) -> None:
     """Forget a stream."""
-    from sutra_tasks.cli.stream import run_delete
+    from sutra_tasks.cli.stream_status import run_delete
 
     run_delete(settings(), name, force=force)

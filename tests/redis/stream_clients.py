@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
-from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
-from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
+from sutra_tasks.streaming.client.producer import AsyncStreamProducer, StreamProducer
+from sutra_tasks.streaming.client.reader import AsyncStreamReader, StreamReader
 
 if TYPE_CHECKING:
     from sutra_tasks.errors import BackpressureSignal

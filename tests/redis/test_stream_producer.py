@@ -21,10 +21,10 @@ from sutra_tasks.errors import (
 from sutra_tasks.host.embedded_server import free_port
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
+from sutra_tasks.streaming.client.producer import AsyncStreamProducer, StreamProducer
+from sutra_tasks.streaming.client.producer_core import FREE_SHARE, RETRY_AFTER_S
+from sutra_tasks.streaming.client.steps import REPEAT_S, RunScript, Step
 from sutra_tasks.streaming.entries import LOW_PRIORITY, StreamEntry
-from sutra_tasks.streaming.producer import AsyncStreamProducer, StreamProducer
-from sutra_tasks.streaming.producer_core import FREE_SHARE, RETRY_AFTER_S
-from sutra_tasks.streaming.steps import REPEAT_S, RunScript, Step
 from sutra_tasks.streaming.upkeep_store import StreamState, UpkeepStore
 from tests.redis.peers import full_memory
 from tests.redis.stream_clients import PRODUCERS, Producer

@@ -20,8 +20,8 @@ from sutra_tasks.errors import (
     UnsupportedVersionError,
 )
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming.reader import AsyncStreamReader, StreamReader
-from sutra_tasks.streaming.reader_core import FETCH
+from sutra_tasks.streaming.client.reader import AsyncStreamReader, StreamReader
+from sutra_tasks.streaming.client.reader_core import FETCH
 from sutra_tasks.streaming.responses import (
     EmbeddedChunk,
     StreamingError,

@@ -9,10 +9,10 @@ import pytest
 import redis
 
 from sutra_tasks import embed, keys
+from sutra_tasks.streaming.client.producer import StreamProducer
+from sutra_tasks.streaming.client.reader import StreamReader
 from sutra_tasks.streaming.entries import StreamEntry
 from sutra_tasks.streaming.metrics import StreamMetrics
-from sutra_tasks.streaming.producer import StreamProducer
-from sutra_tasks.streaming.reader import StreamReader
 from tests.system.streams import STREAMED, chunks_of
 from tests.system.work import Work
 

@@ -21,11 +21,11 @@ from sutra_tasks.errors import (
     UnconfirmedEntriesError,
 )
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming import producer_core as module
 from sutra_tasks.streaming.backpressure import ACTIONS, Level
+from sutra_tasks.streaming.client import producer_core as module
+from sutra_tasks.streaming.client.producer_core import ProducerCore, UnsentEntries
+from sutra_tasks.streaming.client.steps import END, REPEAT_S, NextItem, RunScript, Sleep, Step, run
 from sutra_tasks.streaming.entries import StreamEntry
-from sutra_tasks.streaming.producer_core import Intake, ProducerCore
-from sutra_tasks.streaming.steps import END, REPEAT_S, NextItem, RunScript, Sleep, Step, run
 
 CAPACITY = 10
 OPTIONS = Settings(broker_url="redis://unused", stream_buffer_size=CAPACITY)
@@ -103,8 +103,8 @@ class Producer:
         return run(self.core.send_many(iter(entries)), self._stream.perform)
 
     def offer(self, entries: Any) -> Iterator[BackpressureSignal]:
-        intake = Intake(iter(entries))
-        while signal := run(self.core.add_until_refused(intake), self._stream.perform):
+        unsent = UnsentEntries(iter(entries))
+        while signal := run(self.core.add_until_refused(unsent), self._stream.perform):
             yield signal
 
 

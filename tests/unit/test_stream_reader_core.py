@@ -14,9 +14,9 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming.reader_core import ACKNOWLEDGE_RESPONSES, BLOCK_S, FETCH, ReaderCore
+from sutra_tasks.streaming.client.reader_core import ACKNOWLEDGE_RESPONSES, BLOCK_S, FETCH, ReaderCore
+from sutra_tasks.streaming.client.steps import REPEAT_S, Command, RunScript, Sleep, Step, run
 from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
-from sutra_tasks.streaming.steps import REPEAT_S, Command, RunScript, Sleep, Step, run
 
 OPTIONS = Settings(broker_url="redis://unused")
 CLAIM_S = 30.0

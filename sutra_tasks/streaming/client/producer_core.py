@@ -21,14 +21,14 @@ from sutra_tasks.errors import (
 )
 from sutra_tasks.settings import settings
 from sutra_tasks.streaming.backpressure import pause_s
+from sutra_tasks.streaming.client.steps import END, NO_ANSWER, REPEAT_S, NextItem, RunScript, Sleep
 from sutra_tasks.streaming.entries import LOW_PRIORITY, StreamEntry, check_stream
-from sutra_tasks.streaming.steps import END, NO_ANSWER, REPEAT_S, NextItem, RunScript, Sleep
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
-    from sutra_tasks.streaming.steps import Steps
+    from sutra_tasks.streaming.client.steps import Steps
 
-__all__ = ["BATCH", "Intake", "ProducerCore"]
+__all__ = ["BATCH", "ProducerCore", "UnsentEntries"]
 
 BATCH: Final = 64
 BATCH_CHARS: Final = 1_000_000
@@ -59,27 +59,8 @@ _time_in_producers: Final = ContextVar("time_in_producers", default=_NONE)
 and a caller that feeds several streams would rest once for each."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """The server's answer to a batch."""
-
-    added: int
-    size: int
-    capacity: int
-    throttle_rate: float
-    per_s: float
-
-    def signal(self, accepted: int) -> BackpressureSignal:
-        """Return the signal for a call of which ``accepted`` entries are in the stream."""
-        least_s, most_s = RETRY_AFTER_S
-        free_s = FREE_SHARE * self.capacity / self.per_s if self.per_s else REPEAT_S
-        return BackpressureSignal(
-            self.size, self.capacity, self.throttle_rate, min(most_s, max(least_s, free_s)), accepted
-        )
-
-
 @dataclass(slots=True)
-class Intake:
+class UnsentEntries:
     """The entries of one call on their way into the stream.
 
     Attributes:
@@ -127,62 +108,61 @@ class ProducerCore:
     def send(self, text: str | StreamEntry, fields: dict[str, Any]) -> Steps[str]:
         """Add one text and return its id."""
         entry = self._entry(text if isinstance(text, StreamEntry) else StreamEntry(text, **fields))
-        yield from self._add_all(Intake(None, [entry], batch_began=self._clock()))
+        yield from self._add_all(UnsentEntries(None, [entry], batch_began=self._clock()))
         return entry.id or ""
 
     def send_many(self, source: Iterator[Any] | AsyncIterator[Any]) -> Steps[int]:
         """Add all entries of ``source`` and return how many they were."""
-        intake = Intake(source)
-        yield from self._add_all(intake)
-        return intake.accepted
+        unsent = UnsentEntries(source)
+        yield from self._add_all(unsent)
+        return unsent.accepted
 
-    def add_until_refused(self, intake: Intake) -> Steps[BackpressureSignal | None]:
+    def add_until_refused(self, unsent: UnsentEntries) -> Steps[BackpressureSignal | None]:
         """Add entries until the stream refuses one; return a signal then, and None when all are added.
 
         Raises:
             UnconfirmedEntriesError: the server did not answer.
             Exception: from the source, after the entries before it were added.
         """
-        while intake.batch or intake.source is not None:
-            if not intake.batch:
-                yield from self._fill(intake)
-            if intake.batch:
-                answer = yield from self._add(intake.batch)
-                intake.accepted += answer.added
-                intake.batch = intake.batch[answer.added :]
-                if intake.batch:
-                    return answer.signal(intake.accepted)
-        if intake.error is not None:
-            raise intake.error
+        while True:
+            if not unsent.batch:
+                yield from self._fill(unsent)
+            if not unsent.batch:
+                break
+            signal = yield from self._add(unsent)
+            if signal is not None:
+                return signal
+        if unsent.error is not None:
+            raise unsent.error
         return None
 
-    def _add_all(self, intake: Intake) -> Steps[None]:
+    def _add_all(self, unsent: UnsentEntries) -> Steps[None]:
         """Add entries, and wait while the stream refuses them; raise the signal after the timeout."""
-        while (signal := (yield from self.add_until_refused(intake))) is not None:
-            left_s = intake.batch_began + self._timeout_s - self._clock()
+        while (signal := (yield from self.add_until_refused(unsent))) is not None:
+            left_s = unsent.batch_began + self._timeout_s - self._clock()
             if not self._wait or left_s <= 0:
                 raise signal
             yield from self._rest(min(signal.retry_after_s, left_s))
 
-    def _fill(self, intake: Intake) -> Steps[None]:
+    def _fill(self, unsent: UnsentEntries) -> Steps[None]:
         """Take a batch from the source, which may run out or fail."""
+        if unsent.source is None:
+            return
         batch: list[StreamEntry] = []
         chars = 0
-        if intake.source is None:
-            return
-        step = NextItem(intake.source)
+        step = NextItem(unsent.source)
         try:
             while len(batch) < self._batch and chars < BATCH_CHARS:
                 given = yield step
                 if given is END:
-                    intake.source = None
+                    unsent.source = None
                     break
                 entry = self._entry(given)
                 batch.append(entry)
                 chars += len(entry.text)
         except Exception as error:  # noqa: BLE001 - of the caller's iterable, or an invalid entry
-            intake.source, intake.error = None, error
-        intake.batch, intake.batch_began = batch, self._clock()
+            unsent.source, unsent.error = None, error
+        unsent.batch, unsent.batch_began = batch, self._clock()
 
     def _entry(self, given: str | StreamEntry) -> StreamEntry:
         """Return a valid entry with an id."""
@@ -193,29 +173,38 @@ class ProducerCore:
         self._entries += 1
         return replace(entry, id=f"{self._name}-{self._entries}")
 
-    def _add(self, entries: Sequence[StreamEntry]) -> Steps[_Answer]:
-        """Rest as the throttle asks, then add a batch; repeat it until the server answers."""
+    def _add(self, unsent: UnsentEntries) -> Steps[BackpressureSignal | None]:
+        """Rest as the throttle asks, then add the batch; return a signal if some of it was refused."""
         rest_s = self._pause_s()
         if rest_s > 0:
             yield from self._rest(rest_s)
-        step = self._request(entries)
         began = self._clock()
+        added, size, capacity, throttle_rate, per_s = yield from self._answer(unsent.batch)
+        self._leave_producer(began)
+        self.throttle_rate = float(throttle_rate)
+        unsent.accepted += added
+        unsent.batch = unsent.batch[added:]
+        if not unsent.batch:
+            self._work_began = self._clock(), _time_in_producers.get()
+            return None
+        self._work_began = None  # the caller of a producer that was refused waits
+        free_s = FREE_SHARE * capacity / float(per_s) if float(per_s) else REPEAT_S
+        least_s, most_s = RETRY_AFTER_S
+        retry_after_s = min(most_s, max(least_s, free_s))
+        return BackpressureSignal(size, capacity, self.throttle_rate, retry_after_s, unsent.accepted)
+
+    def _answer(self, entries: Sequence[StreamEntry]) -> Steps[Any]:
+        """Send a batch until the server answers."""
+        step = self._request(entries)
+        deadline = self._clock() + self._timeout_s
         while True:
             try:
-                added, size, capacity, throttle_rate, per_s = yield step
-                break
+                return (yield step)
             except NO_ANSWER as error:
-                if self._clock() >= began + self._timeout_s:
-                    raise UnconfirmedEntriesError(
-                        [one.id or "" for one in entries], str(error)
-                    ) from None
-                yield Sleep(REPEAT_S)
-        self.throttle_rate = float(throttle_rate)
-        self._leave_producer(began)
-        # After a refusal the caller waits, which is no work.
-        refused = added < len(entries)
-        self._work_began = None if refused else (self._clock(), _time_in_producers.get())
-        return _Answer(added, size, capacity, float(throttle_rate), float(per_s))
+                if self._clock() >= deadline:
+                    ids = [entry.id or "" for entry in entries]
+                    raise UnconfirmedEntriesError(ids, str(error)) from None
+            yield Sleep(REPEAT_S)
 
     def _request(self, entries: Sequence[StreamEntry]) -> RunScript:
         """Return the step that adds a batch; the server knows a repeated step by the batch's number."""

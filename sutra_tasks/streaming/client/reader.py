@@ -13,8 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from sutra_tasks.connections import async_broker_client, broker_client
-from sutra_tasks.streaming.reader_core import REMEMBER, ReaderCore
-from sutra_tasks.streaming.steps import perform, perform_async, run, run_async
+from sutra_tasks.streaming.client.reader_core import REMEMBER, ReaderCore
+from sutra_tasks.streaming.client.steps import perform, perform_async, run, run_async
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -11,8 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from sutra_tasks.connections import async_broker_client, broker_client
-from sutra_tasks.streaming.producer_core import BATCH, Intake, ProducerCore
-from sutra_tasks.streaming.steps import perform, perform_async, run, run_async
+from sutra_tasks.streaming.client.producer_core import BATCH, ProducerCore, UnsentEntries
+from sutra_tasks.streaming.client.steps import perform, perform_async, run, run_async
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -105,8 +105,8 @@ class StreamProducer:
             InvalidInputError: as for :meth:`send_many`.
             UnconfirmedEntriesError: as for :meth:`send`.
         """
-        intake = Intake(iter(entries))
-        while signal := run(self._core.add_until_refused(intake), self._perform):
+        unsent = UnsentEntries(iter(entries))
+        while signal := run(self._core.add_until_refused(unsent), self._perform):
             yield signal
 
     def close(self) -> None:
@@ -167,8 +167,8 @@ class AsyncStreamProducer:
         self, entries: Iterable[str | StreamEntry] | AsyncIterable[str | StreamEntry]
     ) -> AsyncIterator[BackpressureSignal]:
         """Add any number of texts, and yield signals; see :meth:`StreamProducer.offer`."""
-        intake = Intake(_iterator(entries))
-        while signal := await run_async(self._core.add_until_refused(intake), self._perform):
+        unsent = UnsentEntries(_iterator(entries))
+        while signal := await run_async(self._core.add_until_refused(unsent), self._perform):
             yield signal
 
     async def close(self) -> None:

@@ -16,13 +16,13 @@ import redis
 from sutra_tasks import keys, lua
 from sutra_tasks.errors import BrokerNotConfiguredError, InvalidOptionError
 from sutra_tasks.settings import settings
+from sutra_tasks.streaming.client.steps import NO_ANSWER, REPEAT_S, Command, RunScript, Sleep
 from sutra_tasks.streaming.entries import check_stream
 from sutra_tasks.streaming.responses import StreamingError, StreamingResponse, parse_output
-from sutra_tasks.streaming.steps import NO_ANSWER, REPEAT_S, Command, RunScript, Sleep
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
-    from sutra_tasks.streaming.steps import Steps
+    from sutra_tasks.streaming.client.steps import Steps
 
 __all__ = ["REMEMBER", "ReaderCore"]
 
