@@ -1,4 +1,4 @@
-"""A fleet on this machine answers questions from the Python manual. Started by ``scripts/demo``."""
+"""Answers questions from the Python manual with a fleet on this machine; ``scripts/demo`` starts it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def main(questions: tuple[str, ...]) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-demo-")))
         address = stack.enter_context(embedded_server())
         options = replace(options, broker_url=address)
-        os.environ["SUTRA_BROKER_URL"] = address  # as a user's application would have it
+        os.environ["SUTRA_BROKER_URL"] = address  # as in a user's application
         devices = local_devices(options, None)
         specs = worker_specs(options, devices)
         output = {
@@ -93,8 +93,8 @@ def main(questions: tuple[str, ...]) -> None:
         )
 
         for question in questions:
-            asked = embed.delay(question).get(timeout=30)
-            scores = vectors @ asked
+            question_vector = embed.delay(question).get(timeout=30)
+            scores = vectors @ question_vector
             console.print(f"[bold]{escape(question)}[/]")
             for index in np.argsort(-scores)[:3]:
                 topic, text = manual[index]

@@ -1,4 +1,4 @@
-"""What all tiers share: no network, a way to await a condition, and one to close a result backend."""
+"""For all tests: an environment without network and settings, ``wait_until`` and ``disconnect``."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 for _name in [name for name in os.environ if name.startswith("SUTRA_")]:
     del os.environ[_name]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # So it is in what a script starts in the background, and would be in the commands that tests start.
+    # A shell ignores SIGINT in background jobs; the commands that tests start would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -25,5 +25,5 @@ def wait_until(condition: Callable[[], object], *, within_s: float = 20.0) -> No
 
 def disconnect(backend: Any) -> None:
     """Close the connections of a result backend: Celery leaves them to the garbage collector."""
-    backend.result_consumer._pubsub = None  # it would connect again for a result that is let go later
+    backend.result_consumer._pubsub = None  # else collecting a result later would connect it again
     backend.client.connection_pool.disconnect()

@@ -1,4 +1,4 @@
-"""A device as it describes itself, for tests of what reads that."""
+"""The record of a device, for tests of code that reads records."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ RECORD: Final = DeviceRecord(
 
 
 def record(device_id: str, start: str = "1", **facts: Any) -> DeviceRecord:
-    """Return what a device says in one of its starts."""
+    """Return the record of one start of a device, with ``facts`` instead of the usual ones."""
     return replace(RECORD, id=device_id, incarnation=f"{device_id}.{start}", **facts)

@@ -1,15 +1,15 @@
 """How long messages wait under each strategy: fleets of 4 to 256 devices, simulated.
 
-A discrete-event simulation runs the router's own pure functions, ``choose`` and ``Fleet.sent``. One
-router sees backlogs as they were at most 0.1 s ago, corrected by what it has sent since; a device
-serves in order, at its speed and with a small cost per message. Speeds are not given: a device is
-unmeasured at first, then each heartbeat tells the tokens per second of its last messages, with noise.
-Credits are as by default, and what no device has credit for waits at the router.
+A discrete-event simulation runs the router's own pure functions, ``choose`` and ``Fleet.after_sending``.
+One router sees backlogs as they were at most 0.1 s ago, corrected by the messages that it has sent
+since. A device serves in order, at its speed and with a small cost per message. The router is not given
+speeds: a device is unmeasured at first, then each heartbeat publishes the tokens per second of its last
+messages, with noise. Credits are as by default; when no device has credit, messages wait at the router.
 
 All strategies get the same arrivals, texts and noise. Waiting is the time from arrival to the start of
-service; a ratio compares two strategies' 95th percentiles in one run, and every figure is the median
-over the seeds. Runs are bounded. Strategies that know no speeds overload the slow devices of a mixed
-fleet: there, credits alone bound the waits, to one or two times ``SUTRA_CREDIT_S``.
+service. A ratio compares two strategies' 95th percentiles in one run, and every figure is the median
+over the seeds. A run ends after a fixed number of messages. Strategies that know no speeds overload the
+slow devices of a mixed fleet, where only credits bound the waits: to once or twice ``SUTRA_CREDIT_S``.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ SLOWEST_TOKENS_PER_S: Final = 10_000.0
 MIXED: Final = (1, 2, 4)
 MOST_TEXTS: Final = 64
 MESSAGE_S: Final = 0.001
-"""What a message costs a device beside its tokens."""
+"""Seconds that a message costs a device beside its tokens."""
 
 SNAPSHOT_S: Final = 0.1
 WORK_NOISE: Final = 0.1
 """Spread of the true cost of a message about its estimated tokens (log-normal)."""
 
 READING_NOISE: Final = 0.05
-"""Spread of the speed a heartbeat tells about the measured one (log-normal)."""
+"""Spread of the published speed about the measured one (log-normal)."""
 
 WINDOW_MESSAGES: Final = 64
 SMOOTHING: Final = 1 / 32
@@ -106,7 +106,7 @@ QUICK: Final = (Case(4, mixed=True), Case(16, mixed=False))
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A call on its way; ``work_tokens`` is what it will turn out to cost."""
+    """A call on its way; ``work_tokens`` is its true cost, which the router does not know."""
 
     number: int
     at_s: float
@@ -125,14 +125,17 @@ class Served:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one run measured, after the warm-up."""
+    """The measurements of one run, after its warm-up.
+
+    Attributes:
+        wait_s: seconds from arrival to the start of service: 50th, 95th and 99th percentile.
+        finish_s: seconds from arrival to the end of service: the same percentiles.
+        utilisation: share of the time in which each device served.
+    """
 
     wait_s: tuple[float, ...]
-    """50th, 95th and 99th percentile, as below."""
-
     finish_s: tuple[float, ...]
     utilisation: tuple[float, ...]
-    """Of each device."""
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -215,7 +218,7 @@ def simulate(job: tuple[Case, str, int, int]) -> Outcome:
 
 
 def traffic(case: Case, count: int, seed: int) -> list[Message]:
-    """Draw what arrives: the same for every strategy."""
+    """Draw the messages; they are the same for every strategy."""
     rng = np.random.default_rng(seed)
     texts = np.exp(rng.uniform(0, np.log(MOST_TEXTS + 1), count)).astype(int)
     drawn = rng.choice(_paragraph_bytes(), texts.sum())
@@ -273,7 +276,7 @@ class Simulation:
         self._env.process(self._arrive())
 
     def run(self) -> Outcome:
-        """Run until every message is served, and look at those after the warm-up."""
+        """Run until every message is served, and measure those after the warm-up."""
         while sum(len(worker.served) for worker in self._workers.values()) < len(self._messages):
             self._env.run(until=self._env.now + 1)
         served = [one for worker in self._workers.values() for one in worker.served]
@@ -297,7 +300,7 @@ class Simulation:
     def _check_load(
         self, utilisation: Sequence[float], messages: Sequence[Message], seconds: float
     ) -> None:
-        """A stable fleet is as busy as what it was offered, if each did its share."""
+        """Check that the fleet was as busy as the offered load requires: it is stable, and all share."""
         speeds = self._case.speeds
         per_message = MESSAGE_S * sum(speed**2 for speed in speeds) / sum(speeds)
         tokens = sum(message.work_tokens + per_message for message in messages)
@@ -330,7 +333,7 @@ class Simulation:
 
 
 class Worker:
-    """A device: it serves in order, measures itself, and tells so with each heartbeat."""
+    """A device: it serves in order, and publishes its measured speed with each heartbeat."""
 
     def __init__(
         self,
@@ -345,7 +348,7 @@ class Worker:
         self._backlog_tokens = self._backlog_messages = self._credit_used = 0
         self._window: deque[tuple[int, float]] = deque(maxlen=WINDOW_MESSAGES)
         self._latency_s = self._latency_per_token_s = 0.0
-        self._told = Device("", "", credit_tokens=MOST_CREDIT)
+        self._published = Device("", "", credit_tokens=MOST_CREDIT)
         self.served: list[Served] = []
         env.process(self._serve())
         env.process(self._beat(first_beat_s))
@@ -356,9 +359,9 @@ class Worker:
         self._inbox.put(message)
 
     def seen(self, name: str) -> Device:
-        """Return what the router can know of it now."""
+        """Return the device as the router can see it now."""
         return replace(
-            self._told,
+            self._published,
             id=name,
             backlog_tokens=self._backlog_tokens,
             backlog_messages=self._backlog_messages,
@@ -366,7 +369,7 @@ class Worker:
         )
 
     def busy_s(self, began_s: float, ended_s: float) -> float:
-        """Return how much of a time it was serving."""
+        """Return for how many seconds of a period it was serving."""
         return sum(
             max(0.0, min(one.ended_s, ended_s) - max(one.began_s, began_s)) for one in self.served
         )
@@ -396,8 +399,8 @@ class Worker:
             if self._window:
                 tokens, seconds = map(sum, zip(*self._window, strict=True))
                 speed = noise * tokens / seconds
-                self._told = replace(
-                    self._told,
+                self._published = replace(
+                    self._published,
                     credit_tokens=max(MOST_CREDIT, round(OPTIONS.credit_s * speed)),
                     tokens_per_s=speed,
                     latency_s=self._latency_s,

@@ -1,8 +1,8 @@
-"""Faults at random under load: nothing is lost, nothing is wrong, and how long the rescue takes.
+"""Random faults under load: whether a task is lost or wrong, and how long recovery takes.
 
 Four simulated devices, two routers and a server with an append-only file run with default settings,
 while a client keeps 2,000 tasks in flight and compares every vector. ``recovery_s`` is the time from the
-kill of devices to the client's last answer to what they held, their queues included.
+kill of devices to the client's last answer to the messages that they had in flight or in their queues.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ WORDS: Final = 40
 """42 tokens a task with the special ones: some 80 tasks a second and device."""
 
 RAISING: Final = 200
-"""One task in so many holds a text that cannot be embedded."""
+"""One task in this many has a text that cannot be embedded."""
 
 LOST_S: Final = 180.0
-"""A task that takes longer is lost; a hung device is found out after 120."""
+"""A task that takes longer counts as lost; a hung device is detected after 120 seconds."""
 
 AGREEMENT: Final = 0.99999
 FAULTS: Final = {
@@ -75,26 +75,26 @@ def run(*, quick: bool) -> dict[str, Any]:
     chosen = QUICK if quick else FAULTS
     plan = [name for name, count in chosen.items() for _ in range(count)]
     draw.shuffle(plan)
-    # What takes longest to be noticed comes early, so that other faults go on meanwhile.
+    # The hang comes early: it takes longest to be detected, and other faults run meanwhile.
     plan.sort(key=lambda name: name != "hang")
     plan.insert(draw.randrange(len(plan) // 4 + 1), plan.pop(0))
-    with _running(draw) as chaos, _loaded(chaos.load, 500 if quick else TASKS):
+    with _processes(draw) as chaos, _under_load(chaos.load, 500 if quick else TASKS):
         began = time.monotonic()
         for number, name in enumerate(plan):
             chaos.rest(draw.uniform(0.5, 2.0))
             at_s, answered = time.monotonic() - began, chaos.load.answered
             print(f"{at_s:5.0f} s {answered:6} answered; {number + 1:2}: {name}", flush=True)
             getattr(chaos, name)()
-        chaos.end()
+        chaos.await_due()
         load = chaos.load
         load.finish()
-        lasting = chaos.left()
+        remaining = chaos.remaining()
         seconds = time.monotonic() - began
     recovery_s = chaos.recovery_s
     return {
         "tasks": load.answered,
         "faults": len(plan),
-        "lost": load.lost + lasting,
+        "lost": load.lost + remaining,
         "wrong": load.wrong,
         "recovery_s": {
             "p50": percentile(recovery_s, 0.5),
@@ -126,18 +126,18 @@ class Load:
         self._last, self._ended = threading.Event(), threading.Event()
 
     def inject(self, text: str) -> str:
-        """Send a text soon, to be given up as a dead letter; return its task's id."""
+        """Send soon a text that has to become a dead letter; return its task's id."""
         task_id = f"special-{text.replace(' ', '-')}"
         self._special.append((task_id, text))
         return task_id
 
     def is_pending(self, task_ids: Sequence[str]) -> bool:
-        """Say whether any of these tasks has no answer yet."""
+        """Return whether any of these tasks has no answer yet."""
         specials = {task_id for task_id, _ in self._special.copy()}
         return any(one in self._pending or one in specials for one in task_ids)
 
     def run(self) -> None:
-        """Send until :meth:`finish`, and then receive what is left."""
+        """Send until :meth:`finish`, and then receive the remaining answers."""
         try:
             while not (self._last.is_set() and self.answered >= self.tasks):
                 self._send()
@@ -152,7 +152,7 @@ class Load:
             self._ended.set()
 
     def finish(self) -> None:
-        """Let it end, and wait until it has."""
+        """Stop sending, wait until every task has its answer, and raise the thread's error."""
         self._last.set()
         self._ended.wait()
         if self._broken is not None:
@@ -172,7 +172,7 @@ class Load:
             try:
                 result = embed.apply_async((text,), task_id=task_id)
             except (ServerUnavailableError, FleetSaturated, redis.ResponseError):
-                self.refused += 1  # away, or full: the caller was told
+                self.refused += 1  # the server is away, or the fleet or the server is full
                 return
             self._pending[result.id] = (text, result, time.monotonic(), expected)
             result.then(lambda one: self._arrived.append(one.id))
@@ -182,7 +182,7 @@ class Load:
                 self._special.popleft()
 
     def _receive(self) -> None:
-        """Take in what arrives within a moment."""
+        """Check the answers that arrive within 0.1 s."""
         oldest, (text, result, sent_at, _) = next(iter(self._pending.items()))
         with suppress(NotYet):
             result.get(timeout=0.1, propagate=False)
@@ -195,7 +195,7 @@ class Load:
 
     def _check(self, task_id: str) -> None:
         if task_id not in self._pending:
-            return  # it was told twice
+            return  # its answer was announced twice
         text, result, _, expected = self._pending.pop(task_id)
         self.answered += 1
         got = result.get(timeout=0, propagate=False)
@@ -214,7 +214,7 @@ class Load:
 
 @dataclass
 class Chaos:
-    """The processes, and what may befall them; each method named in ``FAULTS`` is a fault."""
+    """The processes under test; each method that ``FAULTS`` names is one fault."""
 
     options: Settings
     client: redis.Redis
@@ -226,16 +226,16 @@ class Chaos:
     load: Load = field(default_factory=Load)
     recovery_s: list[float] = field(default_factory=list)
     recovered: int = 0
-    _later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    _due: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
     _away: set[str] = field(default_factory=set)
     _deadly: int = 0
 
     def kill_device(self) -> None:
-        """Kill one device, whatever it does."""
+        """Kill one device, whatever it is doing."""
         self._kill([self._victim()])
 
     def kill_device_before_a_full_queue(self) -> None:
-        """Kill a device that has stood still while its queue filled."""
+        """Stop a device while its queue fills, then kill it."""
         self._kill([self._victim()], still_s=2.0)
 
     def kill_all_devices(self) -> None:
@@ -253,39 +253,39 @@ class Chaos:
             self._end_router(name)
 
     def terminate_device(self) -> None:
-        """Ask a device to end in order."""
+        """Send a device SIGTERM, so that it drains."""
         os.kill(self._pid(self._victim()), signal.SIGTERM)
 
     def stop_device_past_its_lease(self) -> None:
-        """Stop a device until others do its work; let it go on some time later."""
+        """Stop a device until its lease has ended; continue it some time later."""
         self._stop(self.options.lease_s + 4)
 
     def stop_device_briefly(self) -> None:
-        """Stop a device for a moment."""
+        """Stop a device for less than its lease."""
         self._stop(self.draw.uniform(1, 5))
 
     def restart_server(self) -> None:
-        """Have no server for a moment."""
+        """Stop the server for up to two seconds."""
         self.server.stop()
         time.sleep(self.draw.uniform(0, 2))
         self.server.start()
 
     def pause_server(self) -> None:
-        """Have the server answer nobody for ten seconds."""
+        """Pause the server: it answers no client for ten seconds."""
         self.client.client_pause(10_000)
         self.client.ping()
 
     def fill_memory(self) -> None:
-        """Leave the server no memory for three seconds."""
+        """Fill the server's memory for three seconds."""
         self.client.config_set("maxmemory", 1)
         time.sleep(3)
         self.client.config_set("maxmemory", 0)
 
     def give_no_numbers(self) -> None:
-        """Have a device compute nonsense, until somebody replaces it."""
+        """Make a device return NaN, until it is replaced after its state is unhealthy."""
         name = self._victim()
         (self.folder / f"{name}.nan").touch()
-        self._await(lambda: self._state(name) is DeviceState.UNHEALTHY, 20, "nonsense was not noticed")
+        self._await(lambda: self._state(name) is DeviceState.UNHEALTHY, 20, "NaN was not noticed")
 
         def replace_it() -> None:
             (self.folder / f"{name}.nan").unlink()
@@ -301,27 +301,27 @@ class Chaos:
         self._at(self.options.batch_timeout_s + 10, lambda: self._away.discard(name))
 
     def end_the_process(self) -> None:
-        """Send a text that ends whoever computes it, until it is a dead letter."""
+        """Send a text that kills each worker that computes it, until it is a dead letter."""
         self._deadly += 1
         task_id = self.load.inject(f"die {self._deadly}")
         self._await(lambda: not self.load.is_pending([task_id]), LOST_S, "it is no dead letter")
 
     def rest(self, seconds: float) -> None:
-        """Do what is due meanwhile."""
+        """Wait, and run the actions that become due."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            for one in [one for one in self._later if one[0] <= time.monotonic()]:
-                self._later.remove(one)
+            for one in [one for one in self._due if one[0] <= time.monotonic()]:
+                self._due.remove(one)
                 one[1]()
             time.sleep(0.01)
 
-    def end(self) -> None:
-        """Do what is still to be done, however late."""
-        while self._later:
+    def await_due(self) -> None:
+        """Wait until all actions have become due and run."""
+        while self._due:
             self.rest(0.1)
 
-    def left(self) -> int:
-        """Count what lies about though every task is answered."""
+    def remaining(self) -> int:
+        """Count the messages on the server when every task has its answer."""
         patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.in_flight(""))
         letters = {one.task_id for one in dead_letters(self.client)}
         assert len(letters) == self._deadly, letters
@@ -329,7 +329,7 @@ class Chaos:
         def lists() -> list[bytes]:
             return [name for one in patterns for name in self.client.scan_iter(f"{one}*", count=1000)]
 
-        deadline = time.monotonic() + 20  # what was computed twice may still be acknowledged
+        deadline = time.monotonic() + 20  # messages that were computed twice may still be acknowledged
         while (found := lists()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return sum(int(self.client.llen(name)) for name in found)
@@ -337,7 +337,7 @@ class Chaos:
     def _kill(self, names: Sequence[str], *, still_s: float = 0.0) -> None:
         pids = [self._pid(name) for name in names]
         for pid in pids:
-            _send_signal(pid, signal.SIGSTOP)  # so that what is read next is what dies with it
+            _send_signal(pid, signal.SIGSTOP)  # so that the messages read next are those it dies with
         for pid in pids:
             with suppress(psutil.NoSuchProcess):
                 while psutil.Process(pid).status() not in (
@@ -346,17 +346,18 @@ class Chaos:
                 ):
                     time.sleep(0.001)
         time.sleep(still_s)
-        held = [task for name in names for task in self._held(name)]
+        tasks = [task for name in names for task in self._tasks_of(name)]
         for pid in pids:
             _send_signal(pid, signal.SIGKILL)
         began = time.monotonic()
-        self._await(lambda: not self.load.is_pending(held), LOST_S, "what it held is lost")
-        if held:
+        self._await(lambda: not self.load.is_pending(tasks), LOST_S, "tasks of a killed device are lost")
+        if tasks:
             self.recovery_s.append(time.monotonic() - began)
-            self.recovered += len(held)
-            print(f"       {len(held)} tasks back after {self.recovery_s[-1]:.1f} s", flush=True)
+            self.recovered += len(tasks)
+            print(f"       {len(tasks)} tasks answered after {self.recovery_s[-1]:.1f} s", flush=True)
 
-    def _held(self, name: str) -> list[str]:
+    def _tasks_of(self, name: str) -> list[str]:
+        """Return the ids of the tasks that a device has in flight or in its queue."""
         record: Any = self.client.get(keys.device(name))
         if record is None:
             return []
@@ -380,7 +381,7 @@ class Chaos:
         self._at(seconds, go_on)
 
     def _victim(self) -> str:
-        """Return a device that works, when most do: one fault at a time is enough to be hard."""
+        """Return a working device, as soon as most devices work, so that faults do not pile up."""
         self._await(
             lambda: len(self._working()) >= DEVICES - 1 - len(self._away), 60, "devices stay away"
         )
@@ -409,7 +410,7 @@ class Chaos:
         return self.supervisor.pids[name]
 
     def _at(self, seconds: float, action: Callable[[], None]) -> None:
-        self._later.append((time.monotonic() + seconds, action))
+        self._due.append((time.monotonic() + seconds, action))
 
     def _await(self, condition: Callable[[], bool], within_s: float, otherwise: str) -> None:
         deadline = time.monotonic() + within_s
@@ -420,7 +421,7 @@ class Chaos:
 
 
 class Server:
-    """A server that finds again, on the same port, what it stored."""
+    """A server that keeps its port and its data over restarts."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
@@ -442,7 +443,7 @@ def _send_signal(pid: int, number: int) -> None:
 
 
 @contextmanager
-def _loaded(load: Load, tasks: int) -> Iterator[None]:
+def _under_load(load: Load, tasks: int) -> Iterator[None]:
     """Run the client in a thread of its own."""
     load.tasks = tasks
     running = threading.Thread(target=load.run, daemon=True)
@@ -452,7 +453,7 @@ def _loaded(load: Load, tasks: int) -> Iterator[None]:
 
 
 @contextmanager
-def _running(draw: random.Random) -> Iterator[Chaos]:
+def _processes(draw: random.Random) -> Iterator[Chaos]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-chaos-")))
         server = Server(folder)
@@ -466,7 +467,7 @@ def _running(draw: random.Random) -> Iterator[Chaos]:
         router, *others = worker_specs(options, devices)
         faulty = [sys.executable, "-m", "scripts.benchmarks.chaos_device"]
         specs = [
-            # Each router has a node name of its own, as on hosts of their own.
+            # Each router has its own node name, as if it ran on its own host.
             *(replace(router, name=name, command=[*router.command, "--hostname", f"{name}@chaos"])
               for name in ROUTERS),
             *(replace(one, command=faulty, environ={**one.environ, "CHAOS_FOLDER": str(folder)})
@@ -480,13 +481,13 @@ def _running(draw: random.Random) -> Iterator[Chaos]:
         await_devices(supervisor, options, devices)
         ended = threading.Event()
 
-        def look() -> None:
+        def supervise() -> None:
             while not ended.is_set():
                 ended.wait(supervisor.step(time.monotonic()))
 
-        looking = threading.Thread(target=look)
-        looking.start()
-        stack.callback(looking.join)
+        supervising = threading.Thread(target=supervise)
+        supervising.start()
+        stack.callback(supervising.join)
         stack.callback(ended.set)
         client = redis.Redis(port=server.port, socket_timeout=30)
         names = [device.id for device in devices]

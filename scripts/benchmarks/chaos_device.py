@@ -1,7 +1,7 @@
-"""A device worker whose engine can be made to fail: what ``bench chaos`` starts as devices.
+"""A device worker whose engine fails on demand; ``bench chaos`` starts its devices with it.
 
-A text that begins with ``raise`` or ``die`` does so. A file ``<device>.nan`` in ``CHAOS_FOLDER`` turns
-all vectors into NaN for as long as it exists, and ``<device>.hang`` hangs one call.
+A text that begins with ``raise`` raises an error; one that begins with ``die`` kills the process. While
+a file ``<device>.nan`` is in ``CHAOS_FOLDER``, all vectors are NaN; ``<device>.hang`` hangs one call.
 """
 
 from __future__ import annotations

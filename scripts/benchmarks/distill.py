@@ -1,8 +1,8 @@
 """Distillation: what students keep of MiniLM, how fast they are, and whether faults change the result.
 
-Everything runs as users run it: recipes are tasks, a distill worker makes versions in a registry,
+Everything runs as users run it: recipes are tasks, a distill worker makes versions in a registry, and
 devices serve them. Texts are glosses of WordNet and the words they explain; labels are words and their
-glosses. Figures of quality are on texts that nothing was learned from.
+glosses. Quality is measured on texts from which no student learned.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ RECIPES: Final[dict[str, dict[str, Any]]] = {
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Run the benchmark."""
-    # One server for all fleets, for this process stays its client.
+    # One server for all fleets, because this process stays a client of its first server.
     with tempfile.TemporaryDirectory(prefix="sutra-distill-") as name, embedded_server() as address:
         options = replace(_prepared(Path(name), quick=quick), broker_url=address)
         results = _projections(quick=quick)
@@ -69,7 +69,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         results |= _students(options, quick=quick)
         results["static"] |= _streamed(options, quick=quick)
         results["swap"] = _swap(options, quick=quick)
-        return {**results, "resume": resumed, "texts": glosses.named(_source(quick=quick))}
+        return {**results, "resume": resumed, "texts": glosses.source_title(_source(quick=quick))}
 
 
 def _source(*, quick: bool) -> str:
@@ -77,7 +77,7 @@ def _source(*, quick: bool) -> str:
 
 
 def _prepared(folder: Path, *, quick: bool) -> Settings:
-    """Write the texts, and begin a registry with the teacher in it."""
+    """Write the texts, and create a registry with the teacher in it."""
     source = _source(quick=quick)
     sentences, words, pairs = (600, 200, 100) if quick else (26_000, 8_000, 3_000)
     texts = glosses.sentences(sentences, SEED, source) + glosses.words(words, SEED, source)
@@ -99,11 +99,11 @@ def _prepared(folder: Path, *, quick: bool) -> Settings:
 
 
 def _projections(*, quick: bool) -> dict[str, Any]:
-    """Fit on some vectors, and measure what the way there and back keeps of others.
+    """Fit projections on some vectors, and measure how well they keep other vectors.
 
-    On sentences of manuals, and on glosses: how much a narrow space can hold is the texts' doing.
+    On sentences of manuals and on glosses: how much a narrow space holds depends on the texts.
     """
-    from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415 - after what needs the cores
+    from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415 - torch takes seconds to import
     from sutra_tasks.distillation.measuring.quality import draw_pairs, spearman  # noqa: PLC0415
     from sutra_tasks.distillation.measuring.ranking import neighbour_overlap  # noqa: PLC0415
     from sutra_tasks.distillation.training.projection import ceiling, jl, project, svd  # noqa: PLC0415
@@ -117,7 +117,7 @@ def _projections(*, quick: bool) -> dict[str, Any]:
     for title, source in sources.items():
         vectors = embed_locally(engine, glosses.sentences(fit + measured, SEED, source))
         held_out = vectors[fit:]
-        found: dict[str, Any] = {"texts": glosses.named(source)}
+        found: dict[str, Any] = {"texts": glosses.source_title(source)}
         for kind in ("svd", "jl"):
             for name, width in WIDTHS.items():
                 matrix: Floats = (
@@ -136,7 +136,7 @@ def _projections(*, quick: bool) -> dict[str, Any]:
 
 
 def _students(options: Settings, *, quick: bool) -> dict[str, Any]:
-    """Have the fleet make each student, and read its report."""
+    """Have the fleet distil each student, and read its report."""
     results: dict[str, Any] = {}
     with running(options, devices=1) as here:
         for name, recipe in RECIPES.items():
@@ -195,7 +195,7 @@ def _version(options: Settings, reference: str) -> Path:
 
 
 def _ended(result: EmbedResult, here: Running, timeout_s: float) -> None:
-    """Wait, and keep what dies alive meanwhile."""
+    """Wait for the result; meanwhile the supervisor restarts workers that die."""
     deadline = time.monotonic() + timeout_s
     while not result.ready():
         assert time.monotonic() < deadline, result.info
@@ -220,7 +220,7 @@ def _streamed(options: Settings, *, quick: bool) -> dict[str, Any]:
 
 
 def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
-    """Put a student in the teacher's place while tasks come in, and look at every answer."""
+    """Promote a student to the teacher's place under load, and check every answer."""
     tasks, warm = (200, 50) if quick else (2_000, 200)
     store = ModelRegistry(Path(options.models_dir or ""))
     made = store.manifest("layers3", 1)
@@ -264,8 +264,15 @@ def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class Loaded:
-    """What came back under load: seconds of each task, answers by space, and what was wrong."""
+class LoadResult:
+    """Answers under load.
+
+    Attributes:
+        seconds: of each task.
+        spaces: answers by embedding space.
+        failed: tasks without an answer.
+        mixed: answers whose vector is not that of their space.
+    """
 
     seconds: list[float] = field(default_factory=list)
     spaces: Counter[str] = field(default_factory=Counter)
@@ -274,7 +281,7 @@ class Loaded:
 
 
 def _expected(options: Settings, reference: str, texts: list[str]) -> Floats:
-    """Return the vectors a version gives by itself, computed here: devices have not seen it yet."""
+    """Compute a version's vectors in this process, because no device has loaded it yet."""
     from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415
     from sutra_tasks.models.loaded.loading import load_version  # noqa: PLC0415
 
@@ -282,7 +289,7 @@ def _expected(options: Settings, reference: str, texts: list[str]) -> Floats:
 
 
 def _rate(texts: list[str], count: int) -> float:
-    """Return half of what the fleet does of single tasks, so that nothing piles up by itself."""
+    """Return half of the fleet's rate of single tasks, at which no queue grows."""
     began = time.perf_counter()
     sent = [embed.delay(texts[number % len(texts)]) for number in range(count)]
     for result in sent:
@@ -297,9 +304,17 @@ def _load(
     expected: Mapping[str, Floats],
     *,
     until: threading.Thread | None = None,
-) -> Loaded:
-    """Offer tasks at a steady rate; each answer's time, space and vector are looked at."""
-    found, lock = Loaded(), threading.Lock()
+) -> LoadResult:
+    """Send tasks at a steady rate, and check each answer's time, space and vector.
+
+    Args:
+        texts: the texts, sent by turns.
+        count: tasks, at least.
+        per_s: tasks a second.
+        expected: the vectors of ``texts`` in each space.
+        until: a thread; tasks are sent until it has ended.
+    """
+    found, lock = LoadResult(), threading.Lock()
     began = time.perf_counter()
 
     def one(number: int, due: float) -> None:
@@ -329,7 +344,7 @@ def _load(
 
 
 def _resumed(options: Settings, *, quick: bool) -> dict[str, Any]:
-    """Kill the distill worker at random moments of a run; compare with one that nobody disturbed."""
+    """Kill the distill worker at random moments of a run; compare weights with an undisturbed run."""
     recipe: dict[str, Any] = {
         "layers": 2, "max_epochs": 2, "checkpoint_steps": 8, "half_precision": False, "pairs": None,
         "max_texts": 300 if quick else 1_500, "held_out": 100,
@@ -361,7 +376,10 @@ def _resumed(options: Settings, *, quick: bool) -> dict[str, Any]:
 
 
 def _trained(result: EmbedResult, here: Running, steps: int, *, unlike: Any) -> int:
-    """Wait until a process has done so many steps of the run; return the step it is at."""
+    """Wait until one process has trained ``steps`` steps; return the run's step, or 0 if it has ended.
+
+    Progress that equals ``unlike`` is ignored: a process that was killed left it.
+    """
     first: int | None = None
     while not result.ready():
         info = result.info

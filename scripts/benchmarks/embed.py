@@ -2,8 +2,8 @@
 
 (a) ``SentenceTransformer.encode`` in process, a torch thread per core; (b) our fleet with lists of 64;
 (c) our fleet with single texts; (d) a prefork Celery task around ``SentenceTransformer.encode``, one
-process and one torch thread per core, as a user would write it. All use the same texts of 12 words,
-and run in alternation: the fleet stands still while another is measured.
+process and one torch thread per core, as a user would write it. All use the same texts of 12 words and
+run by turns: the fleet is idle while (a) or (d) is measured.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     bulk, singles, plain, rounds = (128, 64, 16, 1) if quick else (1536, 512, 192, 5)
     cores = count_cores()
     texts = texts_of(bulk)
-    # In the precision of what it is compared with.
+    # sentence-transformers computes in float32.
     with (
         running(Settings(dtype="float32"), devices=cores) as here,
         _plain_celery(here, cores) as plain_task,
@@ -93,8 +93,8 @@ def run(*, quick: bool) -> dict[str, Any]:
             "fleet_singles": single, "plain_celery_singles": plain_celery,
         }  # fmt: skip
         rates: dict[str, list[float]] = {name: [] for name in measured}
-        for warm in measured.values():
-            warm()
+        for measure in measured.values():
+            measure()  # warm-up
         for turn in range(rounds):
             order = list(measured)
             for name in order if turn % 2 else reversed(order):
@@ -128,7 +128,7 @@ def _agree(rows: Any, reference: Any) -> None:
 
 
 def _batches_for_64(here: Running, texts: list[str]) -> int:
-    """Count the batches that 64 single texts take which are queued when one device begins."""
+    """Count the batches for 64 single texts that all wait when one device begins to take."""
     device = here.devices[0].id
     control = embed.app.control
     client = redis.Redis.from_url(here.options.broker_url or "")
@@ -150,7 +150,7 @@ def _batches_for_64(here: Running, texts: list[str]) -> int:
 
 
 def _settled(client: redis.Redis, device: str) -> tuple[int, int]:
-    """Return the counts after the next heartbeat; by then its last take is answered, too."""
+    """Return the counts after the next heartbeat; by then the device's last take has its answer."""
     time.sleep(1.2)
     return _counts(client, device)
 
@@ -163,7 +163,7 @@ def _counts(client: redis.Redis, device: str) -> tuple[int, int]:
 
 @contextmanager
 def _plain_celery(here: Running, cores: int) -> Iterator[Any]:
-    """Run (d) on the same server, another database."""
+    """Run (d) on the same server, in another database."""
     from celery import Celery  # noqa: PLC0415
 
     address = (here.options.broker_url or "").removesuffix("/0") + "/1"

@@ -1,7 +1,7 @@
 """A document of 64 chunks at 10 ms a chunk, on 1, 2 and 4 simulated devices, through the real fleet.
 
-Every fleet takes the same path: tokenise, chunk, a chord of parts, combine. So ``2`` and ``4`` are what
-more devices gain, and ``overhead_s.n`` is what the path costs beside the devices' own time.
+Every fleet takes the same path: tokenise, chunk, a chord of parts, combine. The results ``2`` and ``4``
+are speed-ups over one device; ``overhead_s.n`` is the time that the path adds to the devices' own time.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ CHUNKS: Final = 64
 CHUNK_S: Final = 0.010
 REPEATS: Final = 15
 ASKED: Final = {2: 1.9, 4: 3.6}
+"""The least speed-up over one device, by number of devices."""
+
 LEAST_COSINE: Final = 0.99999
 
 
 def run(*, quick: bool) -> dict[str, Any]:
     """Run the benchmark."""
     counts = (1, 2) if quick else (1, 2, 4)
-    # A process each: a Celery app keeps the address it first connected to.
+    # Each fleet has a new process as its client, because a Celery app keeps its first address.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
         seconds = {n: processes.submit(_seconds, n, 2 if quick else REPEATS).result() for n in counts}
     return {
@@ -45,9 +47,9 @@ def run(*, quick: bool) -> dict[str, Any]:
 
 
 def _seconds(devices: int, repeats: int) -> float:
-    """Return the median time from sending the document to having its vector."""
+    """Return the median seconds from sending the document to receiving its vector."""
     options = Settings(engine="simulated", simulated_per_token_s=CHUNK_S / WINDOW)
-    # Whole windows only: the first holds a block, each further one a block less the overlap.
+    # All windows are full: the first has a block of tokens, each further one a block less the overlap.
     block = WINDOW - SPECIAL_TOKENS
     words = block + (CHUNKS - 1) * (block - options.overlap_tokens)
     text = " ".join("x" for _ in range(words))
@@ -64,7 +66,7 @@ def _seconds(devices: int, repeats: int) -> float:
 
 
 def _expected(text: str, options: Settings) -> tuple[Any, int]:
-    """Return the vector by one device without a fan-out, and the chunks it took."""
+    """Return the vector that one device computes without fan-out, and its number of chunks."""
     encoder = SimulatedEncoder()
     batcher = Batcher(Limits(options.batch_tokens, options.batch_texts, 0))
     batcher.start()

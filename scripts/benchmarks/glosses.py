@@ -1,9 +1,9 @@
 """Short texts to distil on, and labels to measure with: WordNet, or docstrings of installed packages.
 
-WordNet 3.0 is Debian's package ``wordnet-base``: read where it is installed, else fetched with
-``apt-get download`` and unpacked into a folder for temporary files, once. A word with one sense and its
-gloss are a question and the only right answer. Which glosses serve for retrieval, and which for
-learning, is decided by a hash of the gloss, so that no draw of one kind holds a text of the other.
+WordNet 3.0 is Debian's package ``wordnet-base``: read where it is installed, else fetched once with
+``apt-get download`` and unpacked into a folder for temporary files. A word with one sense is a question,
+and its gloss the only right answer. A hash of the gloss decides whether it serves for retrieval or for
+learning, so no text serves for both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Final
 
 import numpy as np
 
-__all__ = ["SOURCES", "named", "retrieval", "sentences", "words"]
+__all__ = ["SOURCES", "retrieval", "sentences", "source_title", "words"]
 
 SOURCES: Final = ("wordnet", "docstrings")
 INSTALLED: Final = Path("/usr/share/wordnet")
@@ -35,7 +35,7 @@ PACKAGE: Final = "wordnet-base"
 PARTS: Final = ("noun", "verb", "adj", "adv")
 LIBRARIES: Final = ("networkx", "scipy", "sklearn")
 FOR_RETRIEVAL: Final = {"wordnet": 8, "docstrings": 2}
-"""Of the texts that have a name, one in so many is kept for retrieval."""
+"""One in this many of the texts with a name is kept for retrieval."""
 
 EXAMPLES: Final = re.compile(r'[;:,]?\s*"')
 MARKER: Final = re.compile(r"\((?:a|p|ip)\)$")
@@ -53,7 +53,7 @@ class Entry:
     names: tuple[str, ...]
 
     def is_for_retrieval(self, source: str) -> bool:
-        """Tell whether it is measured on, and never learned from."""
+        """Return whether the text is kept for measuring, so that no student learns from it."""
         return zlib.crc32(self.text.encode()) % FOR_RETRIEVAL[source] == 0 and bool(self.names)
 
 
@@ -63,8 +63,8 @@ def sentences(count: int, seed: int, source: str = "wordnet") -> list[str]:
     A smaller ``count`` gives the first of the same texts.
 
     Raises:
-        ValueError: there are not so many.
-        FileNotFoundError: WordNet is neither installed nor to be had.
+        ValueError: there are fewer than ``count``.
+        FileNotFoundError: WordNet is not installed and cannot be fetched.
     """
     entries = _entries(source)
     kept = {entry.text for entry in entries if entry.is_for_retrieval(source)}
@@ -73,7 +73,7 @@ def sentences(count: int, seed: int, source: str = "wordnet") -> list[str]:
 
 
 def words(count: int, seed: int, source: str = "wordnet") -> list[str]:
-    """Return what is looked up, in the form of questions, as :func:`sentences` does the answers.
+    """Return names to learn from, in the form of questions; :func:`sentences` returns their answers.
 
     No question of :func:`retrieval` is among them.
     """
@@ -86,11 +86,11 @@ def words(count: int, seed: int, source: str = "wordnet") -> list[str]:
 def retrieval(count: int, seed: int, source: str = "wordnet") -> list[tuple[str, str]]:
     """Return questions, each with the one text that answers it: a word of one sense, and its gloss.
 
-    No text and no question is there twice.
+    No text and no question occurs twice.
 
     Raises:
-        ValueError: there are not so many.
-        FileNotFoundError: WordNet is neither installed nor to be had.
+        ValueError: there are fewer than ``count``.
+        FileNotFoundError: WordNet is not installed and cannot be fetched.
     """
     entries = _entries(source)
     senses = Counter(chain.from_iterable(entry.names for entry in entries))
@@ -103,8 +103,8 @@ def retrieval(count: int, seed: int, source: str = "wordnet") -> list[tuple[str,
     return [(pairs[text], text) for text in drawn]
 
 
-def named(source: str = "wordnet") -> str:
-    """Name what the texts were taken from."""
+def source_title(source: str = "wordnet") -> str:
+    """Return the title of a source, for the report."""
     known = {"wordnet": f"glosses of WordNet 3.0, Debian's {PACKAGE}"}
     return known.get(source, f"docstrings of {', '.join(LIBRARIES)} and Python's manual")
 
@@ -162,7 +162,7 @@ def _unpack(folder: Path) -> None:
 
 
 def _docstrings() -> Iterator[Entry]:
-    """Yield sentences of manuals, and a docstring's first sentences under the line that names them."""
+    """Yield sentences of Python's manual, and of docstrings, whose first sentences have a name."""
     manual = chain.from_iterable(topic.split("\n\n") for topic in topics.values())
     for paragraph in manual:
         yield from (Entry(sentence, ()) for sentence in _sentences(paragraph))

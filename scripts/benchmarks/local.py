@@ -1,4 +1,4 @@
-"""A fleet for a benchmark: a server, a router and devices, with their processor time."""
+"""Runs a fleet for a benchmark (a server, a router, devices), and reads the processor time it uses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sutra_tasks.host.local_fleet import await_devices, run_workers
 from sutra_tasks.host.supervisor import Supervisor, worker_specs
 from sutra_tasks.settings import Settings, settings
 
-# The same in everything that is compared: neither events nor worker heartbeats.
 QUIET = ("--without-heartbeat",)
+"""Options of all workers that are compared: no Celery heartbeats; events are off by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,11 @@ class Running:
 
     @property
     def environ(self) -> dict[str, str]:
-        """Return the environment of another client."""
+        """Return the environment for a client in another process."""
         return {**os.environ, **self.options.as_env()}
 
     def cpu_s(self, name: str) -> float:
-        """Return the processor time one process has used."""
+        """Return the processor time in seconds that the worker ``name`` has used."""
         times = psutil.Process(self.supervisor.pids[name]).cpu_times()
         return float(times.user + times.system)
 
@@ -47,9 +47,9 @@ def running(options: Settings, *, devices: int, cores: int | None = None) -> Ite
     """Run a fleet; this process becomes its client.
 
     Args:
-        options: its settings; a server of its own if they name none.
-        devices: how many.
-        cores: that the devices share, as threads of their engines; all if None.
+        options: settings of the workers; a server is started if they name none.
+        devices: how many devices.
+        cores: how many cores the devices share, as threads of their engines; None: all.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
     with ExitStack() as stack:

@@ -1,4 +1,7 @@
-"""A BERT of MiniLM's shape with 4,096 positions: what a long text costs, not what its vectors mean."""
+"""A BERT of MiniLM's shape with 4,096 positions and random weights, to time long texts.
+
+Its vectors mean nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ SEED: Final = 7
 
 
 def build(folder: Path) -> Path:
-    """Write the model, with random weights, as a sentence-transformers folder; return where."""
+    """Write the model as a sentence-transformers folder below ``folder``; return its path."""
     import torch  # noqa: PLC0415 - seconds to import, and only some benchmarks need it
     from sentence_transformers import SentenceTransformer  # noqa: PLC0415 - the same
     from sentence_transformers.sentence_transformer.modules import (  # noqa: PLC0415 - the same
@@ -47,7 +50,7 @@ def build(folder: Path) -> Path:
 
 
 def text_of(tokens: int) -> str:
-    """Return prose-like text of so many tokens, two special ones counted."""
+    """Return prose-like text of ``tokens`` tokens, two special tokens included."""
     words = ("river", "stone", "evening", "letter", "garden", "window", "market", "winter", "house")
     chosen = random.Random(SEED)  # noqa: S311 - the same text every time
     return " ".join("." if at % 17 == 16 else chosen.choice(words) for at in range(tokens - 2))

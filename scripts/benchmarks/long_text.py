@@ -1,9 +1,9 @@
-"""Long texts: attention, precision and chunking apart; fan-out over devices; what the vectors are worth.
+"""Long texts: gains of attention, of precision and of chunking; fan-out; quality of the vectors.
 
-``speedup`` and ``memory_reduction`` hold what the product chooses on this machine against the standard:
-plain attention in one pass, in float32. Where its gain comes from is told apart: ``one_pass`` is the
-fused kernel over all tokens, the same computation; ``chunked`` computes less, for each chunk sees only
-itself, and its vector is another one. ``sliding_window`` is chunks without fused attention.
+``speedup`` and ``memory_reduction`` compare the product's choice on this machine with the standard:
+plain attention in one pass, in float32. Further results separate the gains. ``one_pass`` is the fused
+kernel over all tokens, and computes the same vector. ``chunked`` computes less, because each chunk sees
+only itself, and gives another vector. ``sliding_window`` is chunks without fused attention.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Way:
     chunked: bool
 
     def settings(self) -> Settings:
-        """Return the product's settings, but for what this way pins."""
+        """Return the default settings with the attention, precision and chunking of this way."""
         return Settings(
             attention=self.attention,
             dtype=self.dtype,
@@ -70,7 +70,7 @@ WAYS: Final = {
     "chunked.float32": Way("auto", "float32", chunked=True),
     OURS: Way("auto", "auto", chunked=True),
 }
-"""The last one is what the product does when nothing is set."""
+"""The last way is the product's default."""
 
 
 def run(*, quick: bool) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     lengths = LENGTHS[:1] if quick else LENGTHS
     with (
         tempfile.TemporaryDirectory(prefix="sutra-bench-") as folder,
-        # A process each: memory once used is seldom given back.
+        # Each measurement has a new process, because a process seldom returns memory to the system.
         ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes,
     ):
         model = str(processes.submit(long_model.build, Path(folder)).result())
@@ -149,14 +149,14 @@ def _embed(service: EmbeddingService, text: str) -> Floats:
 
 
 def _times(model: str, lengths: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """Return median seconds by way and length, the ways by turns, and cosines to the standard."""
+    """Measure all ways by turns; return median seconds and cosines to the standard by way and length."""
     with ExitStack() as stack:
         services = {name: stack.enter_context(_service(model, way)) for name, way in WAYS.items()}
         seconds: dict[str, Any] = {name: {} for name in WAYS}
         cosine: dict[str, Any] = {name: {} for name in WAYS}
         for tokens in lengths:
             text = long_model.text_of(tokens)
-            vectors = {name: _embed(service, text) for name, service in services.items()}  # warm
+            vectors = {name: _embed(service, text) for name, service in services.items()}  # warm-up
             took: dict[str, list[float]] = {name: [] for name in WAYS}
             for _ in range(repeats):
                 for name, service in services.items():
@@ -177,10 +177,10 @@ def _times(model: str, lengths: tuple[int, ...], repeats: int) -> dict[str, Any]
 
 
 def _memory(model: str, name: str, tokens: int) -> int:
-    """Return the bytes by which a text makes this process grow at its peak, after a warm-up."""
+    """Return by how many bytes this process's peak memory grows for one text, after a warm-up."""
     with _service(model, WAYS[name]) as service:
         _embed(service, long_model.text_of(WARM_TOKENS))
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is used now
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use now
         before = _status("VmRSS")
         _embed(service, long_model.text_of(tokens))
         return _status("VmHWM") - before

@@ -1,7 +1,7 @@
-"""What the queue costs: single texts on a device that takes no time, one hop and routed.
+"""What the queue costs: single texts on a device that computes in no time, sent directly and routed.
 
-Both paths run on the same fleet in alternation; each figure is the median over the alternations of a
-ratio taken side by side. Throughput keeps 64 messages in flight, latency one.
+Both paths run on the same fleet by turns. Each ratio is the median of ratios of two neighbouring
+measurements. Throughput is measured with 64 messages in flight, latency with one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         latencies: dict[str, list[list[float]]] = {name: [] for name in queues}
         cpu: dict[str, list[float]] = {"router": [], "device": []}
         for turn in range(rounds):
-            # Each pair is measured back to back, first one first, then the other.
+            # The two paths are measured back to back, in an order that alternates.
             order = list(queues.items())[:: 1 if turn % 2 else -1]
             for name, queue in order:
                 before = _cpu(here)
@@ -48,18 +48,18 @@ def run(*, quick: bool) -> dict[str, Any]:
                 medium[name].append(_throughput(queue, MEDIUM, messages))
             for name, queue in order:
                 latencies[name].append(_latencies(queue, SHORT, trips))
-    halves = {name: [percentile(one, 0.5) for one in all_] for name, all_ in latencies.items()}
+    medians = {name: [percentile(one, 0.5) for one in rows] for name, rows in latencies.items()}
     return {
         "routed_over_direct": median_ratio(rates["routed"], rates["direct"]),
         "routed_medium_over_direct": median_ratio(medium["routed"], medium["direct"]),
-        "routed_p50_over_direct_p50": median_ratio(halves["routed"], halves["direct"]),
+        "routed_p50_over_direct_p50": median_ratio(medians["routed"], medians["direct"]),
         "router_cpu_ms": statistics.median(cpu["router"]),
         "device_cpu_ms": statistics.median(cpu["device"]),
         **{
             name: {
                 "tasks_per_s": statistics.median(rates[name]),
                 "medium_tasks_per_s": statistics.median(medium[name]),
-                "p50_ms": 1000 * statistics.median(halves[name]),
+                "p50_ms": 1000 * statistics.median(medians[name]),
                 "p95_ms": 1000 * statistics.median(percentile(one, 0.95) for one in latencies[name]),
             }
             for name in queues

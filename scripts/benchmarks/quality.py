@@ -1,12 +1,12 @@
 """Needle retrieval: a fact from elsewhere in a long document, and a question that only it answers.
 
-Every document holds one fact, at a random place. All documents are ranked for each question by the
-cosine of one vector each (``best_chunk``: of the best of their chunks' vectors), and a hit is the
-question's own document being the first, or among the first ten. All methods share the chunks'
-vectors; ``truncation`` is the first chunk, which is what the model alone sees.
+Every document has one fact, at a random place. For each question, all documents are ranked by the cosine
+of one vector each (``best_chunk``: of the best of their chunks' vectors). It is a hit if the document
+with the question's fact is first, or among the first ten. All methods share the chunks' vectors;
+``truncation`` is the first chunk, the only one that the model alone sees.
 
 ``over_4k`` and ``under_4k`` are the questions about documents of that length, ranked among all;
-``over_4k_alone`` ranks the long documents among themselves. Intervals are Wilson's, at 95 %.
+``over_4k_alone`` ranks only the long documents. Intervals are Wilson's, at 95 %.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LONG: Final = 4000
 
 LENGTHS: Final = ((115, 1000, LONG), (85, LONG, 20_000))
 QUICK: Final = ((10, 300, 600), (2, LONG, 4200))
-"""Documents, and the tokens between which their lengths are spread evenly in logarithm."""
+"""Numbers of documents, and bounds of their tokens; the logarithms of lengths are evenly spread."""
 
 AGGREGATED: Final = ("mean", "positional", "overlap_aware", "max")
 TRUNCATION: Final = "truncation"
@@ -83,7 +83,7 @@ def run(*, quick: bool) -> dict[str, Any]:
     lengths = np.array([document.tokens for document in embedded])
     everything, over = np.full(len(made), fill_value=True), lengths > LONG
     return {
-        "corpus": corpus.named(),
+        "corpus": corpus.sources(),
         "model": MODEL,
         "documents": len(made),
         "tokens": {
@@ -126,7 +126,7 @@ def _embedded(encoder: TorchEncoder, chunker: Chunker, texts: Sequence[str]) -> 
 
 
 def _encode(encoder: TorchEncoder, windows: Sequence[TokenizedText]) -> Floats:
-    # Sorted by length: padding would be computed, too.
+    # Sorted by length, because the model computes padding, too.
     order = sorted(range(len(windows)), key=lambda at: windows[at].tokens)
     rows = np.empty((len(windows), encoder.info.width), dtype=np.float32)
     for start in range(0, len(order), BATCH):
@@ -136,7 +136,7 @@ def _encode(encoder: TorchEncoder, windows: Sequence[TokenizedText]) -> Floats:
 
 
 def _scores(questions: Floats, embedded: Sequence[Embedded]) -> dict[str, Floats]:
-    """Return by method what each document scores for each question, shape (questions, documents)."""
+    """Return, by method, each document's score for each question, shape (questions, documents)."""
 
     def against(rows: Sequence[Floats]) -> Floats:
         scores: Floats = questions @ _unit(np.stack(rows)).T
@@ -155,7 +155,7 @@ def _scores(questions: Floats, embedded: Sequence[Embedded]) -> dict[str, Floats
 
 
 def _hits(scores: Mapping[str, Floats], asked: Hits, among: Hits) -> dict[str, Any]:
-    """Return the rates of hits of the questions ``asked``, ranking the documents ``among``."""
+    """Return the rates of hits for the questions ``asked`` when the documents ``among`` are ranked."""
     count = int(asked.sum())
     found: dict[str, Any] = {"questions": count, "ranked": int(among.sum())}
     for name, first in FIRST.items():
@@ -183,9 +183,9 @@ def _wilson(hits: int, count: int) -> list[float]:
 
 
 def _ratio(hits: Hits, others: Hits) -> dict[str, Any]:
-    """Return how many times as often ``hits`` hit; the interval is that of questions drawn again."""
+    """Return the ratio of two rates of hits; its interval is by bootstrap over the questions."""
     drawn = np.random.default_rng(corpus.SEED).integers(0, len(hits), (RESAMPLED, len(hits)))
-    # One hit at least is granted to the others: no ratio is made of nothing.
+    # The divisor is one hit at least, so it is never zero.
     ratios = hits[drawn].sum(axis=1) / np.maximum(1, others[drawn].sum(axis=1))
     return {
         "ratio": float(hits.sum() / max(1, others.sum())),

@@ -19,12 +19,12 @@ PACKAGES = ("sutra-tasks", "celery", "kombu", "redis", "numpy", "torch", "senten
 
 
 def document(name: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole report."""
+    """Return the report of one benchmark: its results, the machine and the versions."""
     return {"name": name, "machine": machine(), "versions": versions(), "results": results}
 
 
 def machine() -> dict[str, Any]:
-    """Describe the processor; no host name."""
+    """Describe the processor; the host's name stays out."""
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what was measured."""
+    """Return the versions of Python and of the packages that are measured."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         found[package] = importlib.metadata.version(package)
@@ -70,5 +70,5 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Return the median of the pairwise ratios: each pair was measured side by side."""
+    """Return the median of the pairwise ratios; the values of a pair were measured side by side."""
     return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))

@@ -1,8 +1,8 @@
 """Throughput of 1 to 16 simulated devices of 1,000 embeddings a second, through the real fleet.
 
 ``efficiency.n`` is throughput over n times 1,000, measured between the first and the last tenth of the
-results, so that neither filling nor emptying the fleet counts. All processes share this machine's cores:
-what limits many devices here is the processor time of client, server, router and workers a message.
+results, so that neither filling nor emptying the fleet counts. All processes share this machine's cores,
+so with many devices the limit is the processor time a message of client, server, router and workers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(*, quick: bool) -> dict[str, Any]:
         "throughput_32_per_s": {},
         "cpu_s_per_message": {},
     }
-    # A process each: a Celery app keeps the address it first connected to.
+    # Each fleet has a new process as its client, because a Celery app keeps its first address.
     with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as processes:
         for count in counts:
             rates, cpu = processes.submit(_measure, count, repeats, seconds).result()
@@ -57,13 +57,13 @@ def run(*, quick: bool) -> dict[str, Any]:
 def _measure(
     count: int, repeats: int, seconds: float
 ) -> tuple[dict[int, list[float]], dict[str, float]]:
-    """Return embeddings a second by texts in a message, and processor time of one of 64, by role."""
+    """Return embeddings a second by texts in a message, and each role's seconds for a message of 64."""
     options = Settings(
         engine="simulated",
         simulated_per_token_s=1 / (PER_DEVICE_S * (WORDS + SPECIAL_TOKENS)),
     )
     with running(options, devices=count) as here:
-        _rate(here, 64, 1.0)  # warm
+        _rate(here, 64, 1.0)  # warm-up
         rates = {texts: [_rate(here, texts, seconds) for _ in range(repeats)] for texts in (64, 32)}
         return rates, _cpu_s(here, seconds=seconds)
 
@@ -96,7 +96,7 @@ def _rate(here: Running, texts: int, seconds: float) -> float:
 
 
 def _cpu_s(here: Running, *, seconds: float) -> dict[str, float]:
-    """Return the processor time of each role for one message of 64 texts."""
+    """Return the processor time in seconds that each role uses for one message of 64 texts."""
     devices = [device.id for device in here.devices]
     messages = max(20, round(seconds * len(devices) * PER_DEVICE_S / 64))
     client = psutil.Process()

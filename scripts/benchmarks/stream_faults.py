@@ -1,8 +1,8 @@
-"""Faults under a stream's load: nothing may be lost, and what comes twice must be the same.
+"""Faults under a stream's load: no vector may be lost, and a repeated vector must be the same.
 
-Two simulated devices and a server with an append-only file; one producer sends texts by number, and
-starts again from where it began when it is killed, as one that does not know how far it came. Another
-writes one long text in pieces all the while.
+Two simulated devices and a server with an append-only file. One producer sends numbered texts; after a
+kill it starts again with the same numbers, because it does not know which entries were accepted. Another
+producer writes one long text in pieces the whole time.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
 
 PART: Final = 4_000
-"""Entries of one producer; one that is killed is started with the same ids."""
+"""Entries of one producer's process; after a kill the next one sends the same ids."""
 PER_S: Final = 800.0
 TEXT: Final = "the quick brown fox"
 WORDS: Final = "a text that is written for as long as the faults go on "
-GONE_S: Final = 60.0
+READER_PAUSE_S: Final = 60.0
 
 
 def faults(*, quick: bool) -> dict[str, Any]:
-    """Run the faults; return what was lost, and what came more than once."""
+    """Run the faults; return the numbers of lost, wrong and repeated vectors."""
     draw = random.Random(11)  # noqa: S311 - it draws moments
     plan = ["consumer", "producer", "server_away"] * (1 if quick else 4)
-    with _running() as here:
+    with _processes() as here:
         for name in plan:
             time.sleep(draw.uniform(0.5, 2.0))
             print(f"  {len(here.sink.rows):7,} delivered; {name}", flush=True)
             getattr(here, name)()
-        here.reader(1.0 if quick else GONE_S)
+        here.reader(1.0 if quick else READER_PAUSE_S)
         here.finish()
         wrong = here.sink.wrong + here.written.wrong + (not here.is_whole())
         return {
@@ -70,8 +70,8 @@ def faults(*, quick: bool) -> dict[str, Any]:
 
 
 @dataclass
-class _Here:
-    """What runs, and what may befall it; the methods named in the plan are the faults."""
+class _Processes:
+    """The processes under test; each method that the plan names is one fault."""
 
     options: Settings
     server: Server
@@ -86,7 +86,7 @@ class _Here:
     turn: int = 0
 
     def consumer(self) -> None:
-        """Kill a device, whatever it does."""
+        """Kill a device, whatever it is doing."""
         self.turn += 1
         name = self.devices[self.turn % len(self.devices)]
         _until(lambda: name in self.supervisor.pids, 60)
@@ -98,17 +98,17 @@ class _Here:
             self.producing.kill()
 
     def server_away(self) -> None:
-        """Have no server for a second."""
+        """Stop the server for a second."""
         self.server.stop()
         time.sleep(1.0)
         self.server.start()
 
     def reader(self, seconds: float) -> None:
-        """Have nobody read for a while."""
+        """Pause the reader."""
         self.sink.pause(seconds)
 
     def produce(self) -> None:
-        """Send part after part until the end; on a thread of its own."""
+        """Send part after part until ``ended``; on a thread of its own."""
         while not self.ended.is_set():
             command = [
                 sys.executable, "-m", "scripts.benchmarks.stream_load", "--streams", "docs",
@@ -124,7 +124,7 @@ class _Here:
                 self.sent += PART
 
     def write(self) -> None:
-        """Write one text in pieces until the end; on a thread of its own."""
+        """Write one text in pieces until ``ended``; on a thread of its own."""
         with StreamProducer("written", options=self.options, timeout_s=60) as producer:
             while not self.ended.is_set():
                 producer.send(StreamEntry(WORDS, id=f"p{self.pieces}", key="text", seq=self.pieces))
@@ -133,18 +133,18 @@ class _Here:
             producer.send(StreamEntry("", id="end", key="text", seq=self.pieces, end=True))
 
     def finish(self) -> None:
-        """Let all end, and wait until it has."""
+        """Stop both producers, and wait until every vector has arrived."""
         self.ended.set()
         _until(lambda: self.producing is not None and self.producing.poll() is not None, 60)
         _until(lambda: len(self.sink.rows) >= self.sent, 120)
         _until(lambda: any(not one.overlap_next for one in self.written.chunks.copy().values()), 120)
 
     def lost(self) -> int:
-        """Count the ids that did not come."""
+        """Count the ids without a vector."""
         return sum(str(number) not in self.sink.rows for number in range(self.sent))
 
     def is_whole(self) -> bool:
-        """Say whether the chunks of the written text cover it, and are what stands there."""
+        """Return whether the chunks of the written text cover it, and have the right vectors."""
         text = WORDS * self.pieces
         covered = np.zeros(len(text), dtype=bool)
         for chunk in self.written.chunks.values():
@@ -162,7 +162,7 @@ def _is_right(chunk: EmbeddedChunk, row: Floats) -> bool:
 
 
 @contextmanager
-def _running() -> Iterator[_Here]:
+def _processes() -> Iterator[_Processes]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sutra-streams-")))
         server = Server(folder)
@@ -181,15 +181,15 @@ def _running() -> Iterator[_Here]:
         await_devices(supervisor, options, devices)
         over, ended = threading.Event(), threading.Event()
 
-        def look() -> None:
+        def supervise() -> None:
             while not over.is_set():
                 over.wait(supervisor.step(time.monotonic()))
 
         sink, written = Sink("docs", options, _is_right), Sink("written", options)
-        here = _Here(
+        here = _Processes(
             options, server, supervisor, [device.id for device in devices], sink, written, ended
         )
-        threads = [threading.Thread(target=one) for one in (look, here.produce, here.write)]
+        threads = [threading.Thread(target=one) for one in (supervise, here.produce, here.write)]
         stack.callback(sink.close)
         stack.callback(written.close)
         for thread in threads:

@@ -1,7 +1,7 @@
 """A producer in a process of its own: ``python -m scripts.benchmarks.stream_load``.
 
-Prints one JSON object: how many entries were accepted, how often it was told to wait, and for how long
-it sent.
+Prints one JSON object: how many entries were accepted, how often the stream told the producer to wait,
+and for how many seconds it sent.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sutra_tasks import StreamEntry, StreamProducer
 
 
 def entries(texts: list[str], first: int, count: int, per_s: float) -> Iterator[StreamEntry]:
-    """Yield texts at random times, ``per_s`` on average; ids are numbers."""
-    draw = random.Random(first)  # noqa: S311 - arrivals
+    """Yield entries at random times, ``per_s`` a second on average (0: at once); ids are numbers."""
+    draw = random.Random(first)  # noqa: S311 - it draws arrival times
     due = time.monotonic()
     for number, text in zip(range(first, first + count), cycle(texts), strict=False):
         if per_s:
@@ -30,11 +30,11 @@ def entries(texts: list[str], first: int, count: int, per_s: float) -> Iterator[
 
 
 def main() -> None:
-    """Send, and wait while the stream is full."""
+    """Send entries, and wait while a stream is full."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--streams", required=True, help="names, comma-separated")
     parser.add_argument("--count", type=int, required=True, help="entries for each stream, at most")
-    parser.add_argument("--seconds", type=float, default=1e9, help="and for so long, at most")
+    parser.add_argument("--seconds", type=float, default=1e9, help="seconds to send, at most")
     parser.add_argument("--first", type=int, default=0, help="the first id")
     parser.add_argument("--per-s", type=float, default=0.0, help="entries a second of each stream")
     parser.add_argument("--batch", type=int, default=64)

@@ -1,4 +1,4 @@
-"""A reader for benchmarks: it counts what comes, and compares what comes twice."""
+"""A stream's reader for benchmarks: it counts chunks, and compares chunks that arrive twice."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Sink(threading.Thread):
     """Reads one stream until it is closed.
 
     Attributes:
-        rows: bytes of each chunk's vector, by its id.
-        chunks: what each is of.
+        rows: bytes of each chunk's vector, by the chunk's id.
+        chunks: each chunk, by its id.
         latencies_ms: from an entry's arrival to its response, by the server's clock.
         first_ms: when the first entry arrived.
         last_ms: when the last response was written.
-        repeats: chunks that came again, with the same vector.
-        wrong: chunks that came again with another one, or that a check refused.
+        repeats: chunks that arrived again, with the same vector.
+        wrong: chunks that arrived again with another vector, or that the check refused.
         errors: ids that had an error.
     """
 
@@ -46,7 +46,7 @@ class Sink(threading.Thread):
         self._reads.set()
 
     def run(self) -> None:
-        """Read; what comes twice is not dropped but compared."""
+        """Read until closed; ``remember=0`` keeps repeats, which are compared."""
         with StreamReader(
             self._stream, timeout_s=0.5, remember=0, claim_s=5.0, options=self._options
         ) as reader:
@@ -73,19 +73,19 @@ class Sink(threading.Thread):
         reader.acknowledge()
 
     def pause(self, seconds: float) -> None:
-        """Read nothing for a while."""
+        """Read nothing for ``seconds``."""
         self._reads.clear()
         time.sleep(seconds)
         self._reads.set()
 
     def close(self) -> None:
-        """Read no more."""
+        """Stop reading, and wait until the thread has ended."""
         self._closed.set()
         self.join()
 
     @property
     def per_s(self) -> float:
-        """Delivered over the time from the first entry to the last response."""
+        """Chunks a second, over the time from the first entry's arrival to the last response."""
         return 1000 * len(self.rows) / max(1, self.last_ms - self.first_ms)
 
     def _take(self, chunk: EmbeddedChunk, row: Floats) -> None:
@@ -94,6 +94,6 @@ class Sink(threading.Thread):
         if before is not data:
             self.repeats += before == data
             self.wrong += before != data
-        elif len(self.rows) % 16 == 1:  # comparing all would be most of the work
+        elif len(self.rows) % 16 == 1:  # checking every chunk would be most of the work
             self.wrong += not self._check(chunk, row)
         self.chunks[chunk.id] = chunk

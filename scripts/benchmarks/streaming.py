@@ -1,4 +1,4 @@
-"""Streams: how fast, how soon, how much at once, and whether anything is lost.
+"""Streams: rates, latencies, behaviour under overload, and losses under faults.
 
 The simulated device takes 1 ms a batch and 0.05 ms a text. Producers, readers, server and workers share
 this machine. Rates are vectors delivered over the time from the first entry's arrival to the last
@@ -81,7 +81,7 @@ def _simulated(*, quick: bool) -> dict[str, Any]:
 
 
 def _flood(here: Running, streams: Sequence[str], count: int) -> tuple[float, int]:
-    """Send as fast as it goes; return the rate, and how many did not come."""
+    """Send without pauses; return the rate of delivery, and the number of missing vectors."""
     sinks = [Sink(stream, here.options, _is_simulated) for stream in streams]
     producer = _producer(here, "--streams", ",".join(streams), "--count", count)
     for sink in sinks:
@@ -94,7 +94,7 @@ def _flood(here: Running, streams: Sequence[str], count: int) -> tuple[float, in
         assert not sink.errors, sink.errors
     with redis.Redis.from_url(here.options.broker_url or "") as client:
         for stream in streams:
-            client.srem(keys.STREAMS, stream)  # or devices would look into all that ever were
+            client.srem(keys.STREAMS, stream)  # else devices would read streams of earlier rounds
     first, last = min(sink.first_ms for sink in sinks), max(sink.last_ms for sink in sinks)
     delivered = sum(len(sink.rows) for sink in sinks)
     return 1000 * delivered / (last - first), count * len(sinks) - delivered
@@ -108,7 +108,7 @@ def _is_simulated(chunk: EmbeddedChunk, row: Floats) -> bool:
 def _real(*, quick: bool) -> dict[str, Any]:
     count, rounds, paced_s, overload_s = (200, 1, 2, 3) if quick else (1_500, 5, 30, 60)
     texts = texts_of(1_000)
-    # One core computes; producers, readers and the server have the others.
+    # One core computes; producers, readers and the server use the others.
     with running(Settings(), devices=1, cores=1) as here:
         file = Path(here.folder) / "texts.json"
         file.write_text(json.dumps(texts))
@@ -135,7 +135,7 @@ def _real(*, quick: bool) -> dict[str, Any]:
 
 
 def _in_process(here: Running, texts: Sequence[str]) -> Callable[[], float]:
-    """Return what measures the engine by itself, in batches of 64, on as many threads as the device."""
+    """Return a function that measures the engine alone, in batches of 64, on the device's threads."""
     import torch  # noqa: PLC0415 - after the fleet, which needs the cores to start
 
     from sutra_tasks.engines.load import load_engine  # noqa: PLC0415
@@ -157,7 +157,7 @@ def _in_process(here: Running, texts: Sequence[str]) -> Callable[[], float]:
 def offered(
     here: Running, stream: str, count: int, per_s: float, texts: Path, *, batch: int = 64
 ) -> tuple[Sink, dict[str, Any]]:
-    """Stream texts at a rate, 0 for as fast as it goes; return the reader and what the producer said."""
+    """Stream texts at ``per_s`` (0: without pauses); return the reader, and the producer's report."""
     sink = Sink(stream, here.options)
     producer = _producer(
         here, "--streams", stream, "--count", count, "--per-s", per_s, "--batch", batch, "--texts", texts
@@ -172,7 +172,7 @@ def offered(
 
 
 def _paced(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
-    """Offer less than the device can do, text by text, at random times."""
+    """Offer fewer texts than the device can embed, one by one, at random times."""
     sink, _ = offered(here, "paced", int(per_s * seconds), per_s, texts, batch=1)
     time.sleep(1.5)  # devices report once a second
     with redis.Redis.from_url(here.options.broker_url or "") as client:
@@ -202,7 +202,7 @@ def _paced(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str
 
 
 def _overload(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
-    """Offer three times what the device can do, and keep to what the stream says."""
+    """Offer three times the device's capacity; the producer waits whenever the stream says so."""
     sink = Sink("overload", here.options)
     producer = _producer(
         here, "--streams", "overload", "--count", 10**9, "--seconds", seconds, "--per-s", per_s,
@@ -236,7 +236,7 @@ def _overload(here: Running, per_s: float, seconds: float, texts: Path) -> dict[
 
 
 def _continuous(here: Running, *, quick: bool) -> dict[str, Any]:
-    """Write texts in random pieces, all at once; compare their chunks with batch embeddings."""
+    """Write several open texts by turns in random pieces; compare their chunks with batch embeddings."""
     draw = random.Random(5)  # noqa: S311 - it draws pieces
     words = " ".join(texts_of(300 if quick else 3_000))
     whole = {f"text-{number}": words[number * 4_000 : (number + 1) * 4_000] for number in range(2)}

@@ -1,4 +1,4 @@
-"""A server that finds what the one before it stored."""
+"""A server that keeps its port and its data over restarts."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,12 +10,12 @@ from sutra_tasks.host.embedded_server import embedded_server, free_port
 
 
 class DurableServer:
-    """A server on one port, with an append-only file in ``folder``; it may stop and start again."""
+    """A server with an append-only file in ``folder``; it can stop and start again."""
 
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.address = f"redis://127.0.0.1:{self.port}/0"
-        # Written before it is answered, and what is written outlives the process, if not the machine.
+        # The server writes before it answers, so its data outlive the process, though not the machine.
         self._options = ["--appendonly", "yes", "--appendfsync", "no", "--dir", str(folder)]
         self._running = ExitStack()
 

@@ -1,4 +1,4 @@
-"""A fleet of this process's own: routers and devices under a supervisor that a thread looks at."""
+"""A fleet in child processes of the test: routers, devices, and a supervisor that a thread steps."""
 
 import json
 import os
@@ -29,7 +29,7 @@ START_S = 60
 
 @dataclass
 class LocalFleet:
-    """What runs, and what it said."""
+    """A running fleet, and the reports of its supervisor."""
 
     options: Settings
     client: redis.Redis
@@ -54,10 +54,10 @@ class LocalFleet:
             return self.supervisor.pids[name]
 
     def incarnation(self, name: str) -> str:
-        return str(self._said(name)["incarnation"])
+        return str(self._record(name)["incarnation"])
 
     def is_whole(self) -> bool:
-        """Say whether everybody runs and serves; one that was just killed may still count."""
+        """Return whether all routers and devices serve; one that was just killed may still count."""
         status = self.status()
         serving = {d.id for d in status.devices if d.live and d.state is DeviceState.HEALTHY}
         routing = {router["name"] for router in status.routers}
@@ -67,34 +67,34 @@ class LocalFleet:
         """Return once another process than ``pid`` runs under this name, and serves."""
 
         def serves() -> bool:
-            said = self._said(name)
-            return said.get("pid") not in (None, pid) and said.get("state", "healthy") == "healthy"
+            record = self._record(name)
+            return record.get("pid") not in (None, pid) and record.get("state", "healthy") == "healthy"
 
         wait_until(serves, within_s=START_S)
 
     def await_end(self, pid: int) -> None:
-        """Return once a process has ended; while ``lock`` is held, nobody has noticed it yet."""
+        """Return once a process has ended; the supervisor notices it only after ``lock`` is free."""
         wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, within_s=START_S)
 
     def await_lease_end(self, incarnation: str) -> None:
-        """Return once others have what this worker held."""
+        """Return once the lease has ended and the worker's messages have been requeued."""
         wait_until(lambda: not self.client.hexists(keys.LEASES, incarnation))
 
-    def _said(self, name: str) -> dict[str, Any]:
-        """Return what the worker of this name last said of itself."""
+    def _record(self, name: str) -> dict[str, Any]:
+        """Return the newest record of the worker of this name."""
         key = keys.router(name) if name in self.router_names else keys.device(name)
-        said: Any = self.client.get(key)
-        return json.loads(said) if said is not None else {}
+        record: Any = self.client.get(key)
+        return json.loads(record) if record is not None else {}
 
     def is_empty(self) -> bool:
-        """Say whether no message is anywhere in the fleet."""
+        """Return whether no message waits or is in flight anywhere in the fleet."""
         patterns = (keys.EMBED_QUEUE, keys.DEVICE_QUEUE_PREFIX, keys.in_flight(""))
         return not any(any(self.client.scan_iter(f"{one}*", count=1000)) for one in patterns)
 
 
 @contextmanager
 def frozen(*pids: int) -> Iterator[None]:
-    """Stop processes for the length of a block, in which they may as well be killed."""
+    """Stop processes (SIGSTOP) for the length of a block, which may kill them."""
     try:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -123,14 +123,14 @@ def local_fleet(
 
     Args:
         options: of every worker.
-        client: a client of its server.
-        folder: where its log goes.
-        devices: how many, simulated unless ``options`` say otherwise.
-        routers: how many.
-        host: what the devices' names begin with.
-        faults: the devices do what their texts say, and note it in this folder.
-        environs: what some workers find in their environment, by name.
-        await_live: whether the block begins only when all serve.
+        client: a client of the server that ``options`` name.
+        folder: for the workers' log.
+        devices: how many devices, simulated unless ``options`` say otherwise.
+        routers: how many routers.
+        host: the beginning of the devices' names.
+        faults: a folder; devices fail as their texts say, and write there what they computed.
+        environs: additional environment variables, by the worker's name.
+        await_live: whether the block begins only when all workers serve.
     """
     planned = (
         plan_devices(host=host, engine=options.engine, gpus=(), cores=2, wanted=devices)
@@ -156,28 +156,28 @@ def local_fleet(
             options, client, supervisor, [one.id for one in planned], names[:routers], reports, path
         )
 
-        def look() -> None:
+        def supervise() -> None:
             while not ended.is_set():
                 with fleet.lock:
                     pause_s = supervisor.step(time.monotonic())
                 ended.wait(pause_s)
 
-        looking = threading.Thread(target=look)
+        supervising = threading.Thread(target=supervise)
         try:
             supervisor.start(time.monotonic())
-            looking.start()
+            supervising.start()
             if await_live:
                 wait_until(fleet.is_whole, within_s=START_S)
             yield fleet
         finally:
             ended.set()
-            if looking.ident is not None:
-                looking.join()
+            if supervising.ident is not None:
+                supervising.join()
             supervisor.stop()
 
 
 def _routers(spec: WorkerSpec, count: int) -> list[WorkerSpec]:
-    """Return ``count`` routers: each must have a node name of its own."""
+    """Return ``count`` routers, each with its own node name."""
     return [
         replace(spec, name=name, command=[*spec.command, "--hostname", f"{name}@test"])
         for name in ["router", *(f"router{n}" for n in range(1, count))][:count]

@@ -24,7 +24,7 @@ def add_version(
     *,
     changed: Callable[[GoldenVectors], GoldenVectors] = lambda one: one,
 ) -> int:
-    """Add the next version, with golden vectors that are ``changed``; return its number."""
+    """Add the next version, with golden vectors as ``changed`` returns them; return its number."""
     number = len(store.versions(name)) + 1
     source = folder / f"{name}-{number}"
     source.mkdir(parents=True)
@@ -39,7 +39,7 @@ def add_version(
 
 
 def of_another(golden: GoldenVectors) -> GoldenVectors:
-    """Return golden vectors that no device will reproduce."""
+    """Return golden vectors that no device reproduces."""
     return GoldenVectors(golden.space, np.roll(golden.vectors, 1, axis=0))
 
 

@@ -1,7 +1,7 @@
 """Models of a few thousand weights, one for each way a model can treat special tokens and prompts.
 
-Their weights are random and their tokenizers made here, so their vectors mean nothing; but two ways to
-compute one must agree.
+Their weights are random and their tokenizers are built here, so their vectors mean nothing. But two ways
+to compute the same vector must agree.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PIECES = ("re", "repres", "query", "##ing", "##ed", "##ented", "##er", "##re", "
 
 @dataclass(frozen=True)
 class Kind:
-    """One model: how it tokenises, pools, and what follows."""
+    """One model: its tokenizer, its pooling, and the modules after pooling."""
 
     tokenizer: Callable[[], Tokenizer]
     pooling: str = "mean"
@@ -54,7 +54,7 @@ def _wordpiece() -> Tokenizer:
         word for text in CORPUS for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
     }
     letters = sorted(set("".join(words)))
-    # Not trained: the trainer's choice differs from time to time.
+    # Not trained: a trainer chooses other tokens from run to run.
     tokens = [*letters, *(f"##{letter}" for letter in letters), *sorted(words)[::2], *PIECES]
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {token: at for at, token in enumerate(dict.fromkeys([*special, *tokens]))}
@@ -108,7 +108,7 @@ def unigram() -> Tokenizer:
         show_progress=False,
     )
     made.train_from_iterator(CORPUS, trainer)
-    # Nor are a trainer's scores the same each time.
+    # Rounded and sorted: a trainer's scores differ from run to run.
     scores = {name: round(score, 1) for name, score in json.loads(made.to_str())["model"]["vocab"]}
     special = ["<pad>", "</s>", "<unk>"]
     pieces = [(name, scores[name]) for name in (*special, *sorted(set(scores) - set(special)))]
@@ -127,7 +127,7 @@ KINDS = {
         architecture="roberta",
         prompts={"query": "query: ", "merging": "Represent the"},
     ),
-    # Behind only, as INSTRUCTOR has it.
+    # Special tokens at the end only, as INSTRUCTOR has them.
     "t5": Kind(
         unigram,
         include_prompt=False,
@@ -136,7 +136,7 @@ KINDS = {
         architecture="t5",
         prompts={"query": "Represent the sentence: ", "merging": "run"},
     ),
-    # None.
+    # No special tokens.
     "qwen": Kind(
         byte_level_without_specials,
         pooling="lasttoken",
@@ -159,7 +159,7 @@ def token(made: Tokenizer, *names: str) -> str | None:
 
 
 def build(kind: Kind, folder: Path) -> str:
-    """Write a model as a sentence-transformers folder; return where."""
+    """Write a model as a sentence-transformers folder below ``folder``; return its path."""
     import torch
     import transformers
     from sentence_transformers import SentenceTransformer
@@ -174,7 +174,7 @@ def build(kind: Kind, folder: Path) -> str:
         "num_attention_heads": 2,
         "intermediate_size": 64,
         "max_position_embeddings": WINDOW,
-        "initializer_range": 0.3,  # or every vector would be nearly the same
+        "initializer_range": 0.3,  # else all vectors would be nearly the same
         "pad_token_id": 0,
     }
     inner: Any

@@ -1,4 +1,4 @@
-"""Work under way, with the answer that each piece of it must get."""
+"""Tasks in flight, each with the answer that it must get."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from tests.conftest import wait_until
 from tests.system.local_fleet import LocalFleet, frozen
 
 LOADED: dict[str, Any] = {"simulated_per_token_s": 0.001, "batch_tokens": 1024}
-"""What makes a fleet of three compute for some seconds on as much as is in flight."""
+"""Settings with which three devices compute for some seconds on ``IN_FLIGHT`` texts."""
 
 IN_FLIGHT = 2000
 SPARE = 300
@@ -30,12 +30,12 @@ _numbers = itertools.count()
 
 @dataclass
 class Work:
-    """Texts that were sent, each once, and what becomes of them."""
+    """Texts, each sent once, and their results."""
 
     client: redis.Redis
     sent: dict[str, EmbedResult] = field(default_factory=dict)
     errors: dict[str, type[Exception]] = field(default_factory=dict)
-    """What must become of the texts that cannot be embedded."""
+    """The error that each text which cannot be embedded must get."""
 
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -48,18 +48,18 @@ class Work:
                 self.errors[text] = error
 
     def in_flight(self) -> int:
-        """Count from below: what is stored beside the results makes it less."""
+        """Return a lower bound: it takes every key on the server for a result."""
         return len(self.sent) - self.client.dbsize()
 
     def fill(self, fleet: LocalFleet, **options: Any) -> None:
-        """Have a little more than so many tasks under way, and a device at work on them."""
-        with frozen(*map(fleet.pid, fleet.router_names)):  # or a fast fleet would keep up
+        """Bring ``IN_FLIGHT`` tasks and some to spare in flight, and a device to work on them."""
+        with frozen(*map(fleet.pid, fleet.router_names)):  # else a fast fleet would keep up
             while self.in_flight() < IN_FLIGHT + SPARE:
                 self.send((f"text {next(_numbers)}" for _ in range(100)), **options)
         wait_until(lambda: any(device.held for device in fleet.status().devices))
 
     def check(self, *, timeout: float = 60) -> None:
-        """See every task end as it must."""
+        """Check that every task ends as it must."""
         texts = [text for text in self.sent if text not in self.errors]
         got = np.vstack([self.sent[text].get(timeout=timeout) for text in texts])
         assert got.shape == (len(texts), WIDTH)
