@@ -1,7 +1,7 @@
-"""The deployment's Celery settings: ours, from ``SUTRA_*`` variables, and what you add below.
+"""The deployment's Celery settings: those of this package, from ``SUTRA_*`` variables, and your own.
 
-Read by the workers in ``workers/`` only. It is not installed with the package, so it never stands in
-for a host project's own ``celeryconfig``.
+Only the workers in ``workers/`` read it. It is not installed with the package, so it never replaces the
+``celeryconfig`` of a host project.
 """
 
 from sutra_tasks.celery_settings import celery_settings
@@ -9,4 +9,4 @@ from sutra_tasks.settings import settings
 
 globals().update(celery_settings(settings()))
 
-# Your own below this line, by Celery's lower-case names.
+# Add your own below this line, by Celery's lower-case names.

@@ -1,1 +1,1 @@
-"""One short file a role, for ``celery -A workers.<role> worker``. Wiring only."""
+"""The workers of a deployment, one short file a role: ``celery -A workers.<role> worker``."""

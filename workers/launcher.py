@@ -1,4 +1,4 @@
-"""All devices of this machine, without a router: ``python -m workers.launcher [N]``."""
+"""All device workers of this machine, without a router: ``python -m workers.launcher [N]``."""
 
 import sys
 import time
@@ -11,12 +11,12 @@ from sutra_tasks.settings import settings
 __all__ = ["main"]
 
 
-def main(wanted: int | None) -> None:
-    """Keep one device worker alive for each GPU, or each group of cores, until a signal."""
+def main(count: int | None) -> None:
+    """Keep a device worker alive for each GPU, or each group of cores, until a signal."""
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    devices = [spec for spec in worker_specs(options, local_devices(options, wanted)) if spec.device_id]
+    devices = [spec for spec in worker_specs(options, local_devices(options, count)) if spec.device_id]
     with stop_on_signals(), run_workers(options, devices, report=print) as supervisor:
         while True:
             time.sleep(supervisor.step(time.monotonic()))

@@ -1,4 +1,4 @@
-"""The router: ``celery -A workers.router worker``."""
+"""A router worker: ``celery -A workers.router worker``."""
 
 from sutra_tasks.app import app
 from sutra_tasks.roles.apps import router_app

@@ -463,7 +463,7 @@ def _processes(draw: random.Random) -> Iterator[Chaos]:
         )
         os.environ["SUTRA_BROKER_URL"] = options.broker_url or ""
         settings.cache_clear()
-        devices = plan_devices(host="chaos", engine="simulated", gpus=(), cores=2, wanted=DEVICES)
+        devices = plan_devices(host="chaos", engine="simulated", gpus=(), cores=2, count=DEVICES)
         router, *others = worker_specs(options, devices)
         faulty = [sys.executable, "-m", "scripts.benchmarks.chaos_device"]
         specs = [

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
-from sutra_tasks.roles.apps import main
+from sutra_tasks.roles.__main__ import main
 
 _encode = SimulatedEncoder.encode
 _FOLDER = Path(os.environ.get("CHAOS_FOLDER", "."))

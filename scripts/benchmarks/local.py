@@ -59,7 +59,7 @@ def running(options: Settings, *, devices: int, cores: int | None = None) -> Ite
         os.environ["SUTRA_BROKER_URL"] = address
         settings.cache_clear()
         specs = plan_devices(
-            host="bench", engine=options.engine, gpus=(), cores=cores or count_cores(), wanted=devices
+            host="bench", engine=options.engine, gpus=(), cores=cores or count_cores(), count=devices
         )
         workers = worker_specs(options, specs, worker_options=QUIET)
         output = {

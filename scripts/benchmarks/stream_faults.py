@@ -171,7 +171,7 @@ def _processes() -> Iterator[_Processes]:
             engine="simulated", simulated_fixed_s=0.001, simulated_per_token_s=0.0001,
             broker_url=server.start(),
         )  # fmt: skip
-        devices = plan_devices(host="faults", engine="simulated", gpus=(), cores=2, wanted=2)
+        devices = plan_devices(host="faults", engine="simulated", gpus=(), cores=2, count=2)
         specs = worker_specs(options, devices)
         log = stack.enter_context((folder / "workers.log").open("ab"))
         output = {spec.name: log for spec in specs}

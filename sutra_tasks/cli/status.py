@@ -67,7 +67,7 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
         devices=tuple(
             DeviceStatus(
                 id=one.id,
-                live=one.heartbeat_age_s <= ttl_s,
+                live=one.is_live(ttl_s),
                 state=_state(one, ttl_s),
                 heartbeat_age_s=round(one.heartbeat_age_s, 1),
                 queued=queues[keys.device_queue(one.id)],
@@ -84,7 +84,7 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
 
 
 def _state(seen: FleetMember, ttl_s: float) -> DeviceState:
-    if seen.heartbeat_age_s > ttl_s:
+    if not seen.is_live(ttl_s):
         return DeviceState.DEAD
     return seen.record.state if seen.record is not None else DeviceState.HEALTHY
 

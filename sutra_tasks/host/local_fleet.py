@@ -1,4 +1,4 @@
-"""A fleet on this machine: what to start, for how long, and when it is ready."""
+"""A fleet on this machine: runs its workers for the length of a block."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ START_TIMEOUT_S: Final = 300.0
 
 
 class _Stop(BaseException):
-    """A signal asked this process to end."""
+    """SIGINT or SIGTERM asked this process to end."""
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into an orderly end of the block; more of them change nothing."""
+    """End the block in order at the first SIGINT or SIGTERM; later ones are ignored."""
 
     def end(signum: int, frame: Any) -> None:  # noqa: ARG001 - a signal handler's shape
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -56,43 +56,57 @@ def run_workers(
     report: Callable[[str], None],
     output: Mapping[str, IO[bytes]] | None = None,
 ) -> Iterator[Supervisor]:
-    """Run processes for the length of a block."""
-    client, results = broker_client(options), results_client(options)
-    supervisor = Supervisor(
-        specs, client, results=results, drain_s=options.drain_s, report=report, output=output
-    )
-    try:
-        supervisor.start(time.monotonic())
-        yield supervisor
-    finally:
-        supervisor.stop()
-        client.close()
-        results.close()
+    """Run worker processes for the length of a block.
+
+    Args:
+        options: with the addresses of the servers, and how long workers may drain.
+        specs: the processes.
+        report: called with a line for people when a process died.
+        output: files for the output of processes, by name; others write to this process's output.
+
+    Yields:
+        The supervisor. Call its ``step`` again and again, so that it restarts what dies.
+    """
+    with broker_client(options) as client, results_client(options) as results:
+        supervisor = Supervisor(
+            specs, client, results=results, drain_s=options.drain_s, report=report, output=output
+        )
+        try:
+            supervisor.start(time.monotonic())
+            yield supervisor
+        finally:
+            supervisor.stop()
 
 
 def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[DeviceSpec]) -> None:
-    """Return once every device is in the fleet, restarting what dies meanwhile."""
-    client = broker_client(options)
+    """Return once every device takes work; restart workers that die meanwhile.
+
+    Raises:
+        SutraError: this took longer than five minutes.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
-    wanted = {device.id for device in devices}
-    while True:
-        seen = fleet_members(client)
-        live = [one for one in seen if one.heartbeat_age_s <= options.device_ttl_s]
-        if wanted <= {one.id for one in live if one.takes_work}:
-            client.close()
-            return
-        if time.monotonic() > deadline:
-            raise SutraError(f"the devices did not start within {START_TIMEOUT_S:.0f} s")
-        time.sleep(supervisor.step(time.monotonic()))
+    expected = {device.id for device in devices}
+    with broker_client(options) as client:
+        while True:
+            present = {
+                one.id
+                for one in fleet_members(client)
+                if one.is_live(options.device_ttl_s) and one.takes_work
+            }
+            if expected <= present:
+                return
+            if time.monotonic() > deadline:
+                raise SutraError(f"the devices did not start within {START_TIMEOUT_S:.0f} s")
+            time.sleep(supervisor.step(time.monotonic()))
 
 
-def local_devices(options: Settings, wanted: int | None, replicas: int = 1) -> tuple[DeviceSpec, ...]:
-    """Decide this machine's devices, and how many workers each has."""
+def local_devices(options: Settings, count: int | None, replicas: int = 1) -> tuple[DeviceSpec, ...]:
+    """Decide the device workers of this machine; see :func:`~sutra_tasks.host.hardware.plan_devices`."""
     return plan_devices(
         host=platform.node(),
         engine=options.engine,
         gpus=visible_gpus(count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")),
         cores=count_cores(),
-        wanted=wanted,
+        count=count,
         replicas=replicas,
     )

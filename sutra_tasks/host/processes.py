@@ -1,4 +1,4 @@
-"""Child processes that end when their parent does, however it ends."""
+"""Child processes that end with their parent, however it ends."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ __all__ = ["spawn", "stop", "uninterrupted"]
 _PR_SET_PDEATHSIG: Final = 1
 # Loaded before any fork: a child between fork and exec must not import.
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-_ENDING: Final = {signal.SIGINT, signal.SIGTERM}
+_END_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM, so that no child is started and not yet noted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    """Hold back SIGINT and SIGTERM during a block, so that no child starts without being noted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
     try:
         yield
     finally:
@@ -37,7 +35,7 @@ def spawn(
     environ: Mapping[str, str] | None = None,
     output: IO[bytes] | int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a session of its own.
+    """Start ``command`` in a new session.
 
     Ctrl-C in the terminal then reaches only the parent, which stops its children in order. On Linux the
     kernel sends the child SIGTERM when the parent dies, also by SIGKILL.
@@ -45,7 +43,7 @@ def spawn(
     parent = os.getpid()
 
     def before_exec() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)  # a child inherits the mask
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)  # a child inherits the mask
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died before the line above
@@ -63,7 +61,7 @@ def spawn(
 
 
 def stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:
-    """Ask a child to end, insist after ``timeout_s``, and return its exit status."""
+    """Send SIGTERM to a child, SIGKILL after ``timeout_s``, and return its exit status."""
     if process.poll() is None:
         process.terminate()
         try:

@@ -1,7 +1,7 @@
-"""Starts the processes of a fleet, restarts what dies, and stops them in order.
+"""Starts worker processes, restarts those that die, and stops all of them in order.
 
-It reports a death at once: the dead worker leaves the fleet, and what it held goes back to its queue,
-before anybody's timeout notices.
+A dead worker is reaped at once: it leaves the fleet and its messages are requeued, long before its lease
+ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Supervisor", "WorkerSpec", "restart_delay_s", "worker_specs"]
 logger = get_logger(__name__)
 
 STABLE_S: Final = 10.0
-"""A process that lived this long is in no crash loop: its next crash is its first."""
+"""The crash of a process that lived this long counts as its first."""
 
 LONGEST_DELAY_S: Final = 10.0
 POLL_S: Final = 0.2
@@ -38,7 +38,7 @@ POLL_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """One process to keep alive. ``device_id`` is None for those that are no device."""
+    """One process to keep alive; ``device_id`` is None unless it is a device worker."""
 
     name: str
     command: Sequence[str]
@@ -59,7 +59,7 @@ class _Child:
 def restart_delay_s(crashes: int, lived_s: float) -> float:
     """Return the pause before a restart: none after the first crash, then doubling from a second.
 
-    The time for which the process lived counts: starts, not lives, are what is to be rare.
+    The time for which the process lived is part of it, because the pause limits how often it starts.
     """
     return 0.0 if crashes <= 1 else max(0.0, min(2.0 ** (crashes - 2), LONGEST_DELAY_S) - lived_s)
 
@@ -69,7 +69,7 @@ def worker_specs(
 ) -> list[WorkerSpec]:
     """Return the router, the devices, and a distill worker if there are folders for it."""
     shared = options.as_env()
-    module = [sys.executable, "-m", "sutra_tasks.roles.apps"]
+    module = [sys.executable, "-m", "sutra_tasks.roles"]
     router = WorkerSpec("router", [*module, "router", *worker_options], shared)
     devices_to_start = [
         WorkerSpec(
@@ -98,15 +98,25 @@ class Supervisor:
         report: Callable[[str], None],
         output: Mapping[str, IO[bytes]] | None = None,
     ) -> None:
+        """Prepare; :meth:`start` starts the processes.
+
+        Args:
+            specs: the processes.
+            client: the broker.
+            results: the results server.
+            drain_s: seconds that a worker may drain before it is killed.
+            report: called with a line for people when a process died.
+            output: files for the output of processes, by name; others write to this process's output.
+        """
         self._children = [_Child(spec) for spec in specs]
         self._client, self._results = client, results
         self._drain_s, self._report = drain_s, report
         self._output = output or {}
-        self._owed: dict[str, bool] = {}
+        self._unreaped: dict[str, bool] = {}  # incarnation -> whether it died
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids of what runs now, by name."""
+        """Process ids of the running processes, by name."""
         return {c.spec.name: c.process.pid for c in self._children if c.process is not None}
 
     def start(self, now: float) -> None:
@@ -115,27 +125,26 @@ class Supervisor:
             self._launch(child, now)
 
     def step(self, now: float) -> float:
-        """Notice deaths and restart what is due; return the seconds until the next look."""
-        if self._owed:
-            self._settle()
+        """Reap dead workers, restart those that are due, and return the seconds until the next step."""
+        self._reap_ended()
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
-                self._bury(child, now)
+                self._note_death(child, now)
             if child.process is None and now >= child.due_at:
                 self._launch(child, now)
         return POLL_S
 
     def stop(self) -> None:
-        """Stop everything; what a process could not finish in ``drain_s`` goes back to its queue."""
+        """Stop every process; messages that a worker could not finish in ``drain_s`` are requeued."""
         running = [child for child in self._children if child.process is not None]
         for child in running:
-            # All are asked before any is awaited: draining takes as long as the slowest.
+            # All get SIGTERM before any is awaited, so that they drain at the same time.
             if child.process is not None and child.process.poll() is None:
                 child.process.terminate()
         for child in running:
             if child.process is not None:
                 stop(child.process, self._drain_s)
-                self._return_work(child, died=False)
+                self._reap(child, died=False)
                 child.process = None
 
     def _launch(self, child: _Child, now: float) -> None:
@@ -147,7 +156,7 @@ class Supervisor:
             )
         child.started_at = now
 
-    def _bury(self, child: _Child, now: float) -> None:
+    def _note_death(self, child: _Child, now: float) -> None:
         assert child.process is not None
         status = child.process.wait()
         lived_s = now - child.started_at
@@ -157,23 +166,23 @@ class Supervisor:
         child.process = None
         how = f"signal {-status}" if status < 0 else f"status {status}"
         when = f"in {delay_s:.1f} s" if delay_s else "now"
-        returned = self._return_work(child, died=True)
+        requeued = self._reap(child, died=True)
         self._report(
-            f"{child.spec.name} ended with {how}; {returned} messages went back; restarting {when}"
+            f"{child.spec.name} ended with {how}; {requeued} messages were requeued; restarting {when}"
         )
 
-    def _return_work(self, child: _Child, *, died: bool) -> int:
-        """Return what a dead process held and what waits for it; while the server is away, owe it."""
-        self._owed[child.incarnation] = died
-        return self._settle()
+    def _reap(self, child: _Child, *, died: bool) -> int:
+        """Reap an ended worker, or at a later step if the server is away; return messages requeued."""
+        self._unreaped[child.incarnation] = died
+        return self._reap_ended()
 
-    def _settle(self) -> int:
-        returned = 0
-        for incarnation, died in list(self._owed.items()):
+    def _reap_ended(self) -> int:
+        requeued = 0
+        for incarnation, died in list(self._unreaped.items()):
             try:
-                returned += reap(self._client, self._results, incarnation, died=died)
+                requeued += reap(self._client, self._results, incarnation, died=died)
             except redis.RedisError as error:
-                logger.warning("the server is away, what %s held waits: %s", incarnation, error)
+                logger.warning("the server is away, messages of %s wait: %s", incarnation, error)
                 break
-            del self._owed[incarnation]
-        return returned
+            del self._unreaped[incarnation]
+        return requeued

@@ -48,6 +48,10 @@ class FleetMember:
     backlog_tokens: int = 0
     credit_used: int = 0
 
+    def is_live(self, ttl_s: float) -> bool:
+        """Say whether its last heartbeat is at most so many seconds old."""
+        return self.heartbeat_age_s <= ttl_s
+
     @property
     def takes_work(self) -> bool:
         """Whether the device takes work while it is live."""

@@ -96,9 +96,7 @@ def requeue_absent_devices(client: redis.Redis, ttl_s: float) -> int:
         How many messages were requeued.
     """
     registered: Any = client.zrange(keys.QUEUES, 0, -1)
-    present = {
-        one.id for one in fleet_members(client) if one.heartbeat_age_s <= ttl_s and one.takes_work
-    }
+    present = {one.id for one in fleet_members(client) if one.is_live(ttl_s) and one.takes_work}
     absent = sorted({name.decode() for name in registered} - present)
     waiting = queue_lengths(client, [keys.device_queue(name) for name in absent])
     requeued = 0

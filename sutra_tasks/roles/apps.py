@@ -1,18 +1,14 @@
-"""The three worker roles as Celery apps, and the command that runs one.
+"""The three worker roles as Celery apps: the client's app with the settings of a role.
 
-``python -m sutra_tasks.roles.apps router`` is what ``sutra up`` starts; a deployment can as well run
-``celery -A workers.router worker``. Both are the client's app with a role's settings.
+``sutra up`` starts them by ``python -m sutra_tasks.roles``, a deployment may start them by
+``celery -A workers.router worker``.
 """
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
-from celery.exceptions import SecurityWarning
 from celery.signals import celeryd_after_setup, worker_ready
 from celery.utils.log import get_logger
 from kombu import Queue
@@ -23,7 +19,7 @@ from sutra_tasks.broker.queues import new_incarnation
 from sutra_tasks.client.embed_task import embed
 from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.distill_task import distill, distill_due
-from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError, SutraError
+from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError
 from sutra_tasks.fanout import tasks as parts
 from sutra_tasks.membership.reaper import reap
 from sutra_tasks.roles import control as _control  # noqa: F401 - registers tasks and commands
@@ -33,7 +29,7 @@ from sutra_tasks.settings import settings
 if TYPE_CHECKING:
     from celery import Celery
 
-__all__ = ["device_app", "distill_app", "main", "router_app"]
+__all__ = ["device_app", "distill_app", "router_app"]
 
 logger = get_logger(__name__)
 
@@ -41,7 +37,7 @@ TRANSPORT: Final = "sutra_tasks.broker.transport:Transport"
 RESULTS: Final = "sutra_tasks.fanout.result_backend.ResultBackend"
 ROUTER_PREFETCH: Final = 256
 ROUTER_QUEUES: Final = (keys.EMBED_QUEUE, keys.CONTROL_QUEUE)
-"""The first is the one an idle router waits on."""
+"""An idle router waits on the first."""
 
 
 def router_app() -> Celery:
@@ -49,7 +45,7 @@ def router_app() -> Celery:
     _configure(
         "router",
         None,
-        # Routed messages leave at once, so this bounds only what waits while no device lives.
+        # Messages are forwarded at once: the prefetch bounds only those that wait without a live device.
         {
             "task_queues": [Queue(name, routing_key=name) for name in ROUTER_QUEUES],
             "worker_pool": "threads",
@@ -103,7 +99,7 @@ def distill_app() -> Celery:
         {
             "task_queues": [Queue(keys.DISTILL_QUEUE, routing_key=keys.DISTILL_QUEUE)],
             "worker_pool": "sutra_tasks.distillation.worker.pool:DistillPool",
-            # Who began a run that takes a night does not wait for it, and asks in the morning.
+            # A run may take a night; its caller asks for the result in the morning.
             "result_expires": max(options.result_ttl_s, keys.DISTILLED_S),
             "worker_concurrency": 1,
             "worker_prefetch_multiplier": 1,
@@ -111,7 +107,7 @@ def distill_app() -> Celery:
     )
     for task in (distill, distill_due):
         task.Strategy = "sutra_tasks.broker.late_ack:strategy"
-    app.steps["worker"].add(ReaperStep)  # keeps this worker's lease, too
+    app.steps["worker"].add(ReaperStep)  # it keeps this worker's lease as well
     return app
 
 
@@ -121,12 +117,21 @@ def _handle_with(strategy: str) -> None:
 
 
 def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None:
-    """Add a role's settings to those the app already has, from us or from ``celeryconfig.py``."""
+    """Add the settings of a role to those of the app.
+
+    Args:
+        worker: name in log lines.
+        device_id: None: the worker serves no device.
+        role: Celery settings of the role.
+
+    Raises:
+        BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
+    """
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
     incarnation = options.incarnation or new_incarnation(device_id)
-    celeryd_after_setup.connect(_succeed, weak=False)
+    celeryd_after_setup.connect(_take_over, weak=False)
     app.conf.update(
         role,
         broker_transport=TRANSPORT,
@@ -141,46 +146,23 @@ def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None
     )
 
 
-def _succeed(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a Celery signal
-    """Take out a lease, and return what the last process of this worker's name held.
+def _take_over(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a Celery signal
+    """Begin a lease, and reap the last process of the same worker, if there was one.
 
-    A supervisor returns it at once; this is for workers that are started by something else.
+    A supervisor reaps its workers itself; this is for workers that are started by something else.
     """
     options = settings()
     incarnation = app.conf.broker_transport_options["incarnation"]
-    name = keys.worker(options.device_id or sender)
-    client, results = broker_client(options), results_client(options)
-    try:
-        client.hsetnx(keys.LEASES, incarnation, 0)
-        before: Any = client.set(name, incarnation, ex=keys.REMEMBER_S, get=True)
-        if before is not None and before.decode() != incarnation:
-            reap(client, results, before.decode())
-    except redis.RedisError as error:
-        logger.warning("could not return what the last %s held: %s", name, error)
-    finally:
-        client.close()
-        results.close()
+    newest = keys.worker(options.device_id or sender)
+    with broker_client(options) as client, results_client(options) as results:
+        try:
+            client.hsetnx(keys.LEASES, incarnation, 0)
+            last: Any = client.set(newest, incarnation, ex=keys.REMEMBER_S, get=True)
+            if last is not None and last.decode() != incarnation:
+                reap(client, results, last.decode())
+        except redis.RedisError as error:
+            logger.warning("could not requeue what the last %s had: %s", newest, error)
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:
     sender.pool.runtime.join_fleet()
-
-
-def main(arguments: list[str]) -> None:
-    """Run one worker: ``router``, ``device`` or ``distill``, then options of ``celery worker``."""
-    role, *options = arguments
-    try:
-        chosen = {"router": router_app, "device": device_app, "distill": distill_app}[role]()
-    except SutraError as error:
-        sys.exit(f"sutra {role}: {error}")
-    name = settings().device_id if role == "device" else role
-    # Gossip and mingle are for workers that coordinate; these do so through Redis.
-    quiet = ["--without-gossip", "--without-mingle"]
-    node = f"{name}@{os.uname().nodename}"
-    # Celery warns root because of pickle, which these workers do not accept.
-    warnings.simplefilter("ignore", SecurityWarning)
-    chosen.worker_main(["--quiet", "worker", "--hostname", node, *quiet, *options])
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,11 +1,11 @@
-"""Celery bootsteps: what runs beside the consumer in router and distill workers."""
+"""Celery bootsteps of router and distill workers: what runs beside Celery's consumer."""
 
 from __future__ import annotations
 
 import secrets
 import threading
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from celery import bootsteps
 
@@ -19,11 +19,11 @@ from sutra_tasks.settings import settings
 
 __all__ = ["ReaperStep", "RouterStep"]
 
-RETRY_S = 0.1
+TICK_S: Final = 0.1
 
 
 class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
-    """Gives the router its ticks, for as long as one connection lasts."""
+    """Connects the router to Celery's consumer, and calls its ``tick`` while a connection lasts."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -40,22 +40,22 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
         self._timer: Any = None
 
     def start(self, consumer: Any) -> None:
-        """Begin with nothing waiting: a lost connection's messages went back to their queue."""
+        """Begin with no messages: those of a lost connection have been requeued."""
         self._router.attach(consumer)
-        self._timer = consumer.timer.call_repeatedly(RETRY_S, self._router.tick)
+        self._timer = consumer.timer.call_repeatedly(TICK_S, self._router.tick)
 
     def stop(self, consumer: Any) -> None:  # noqa: ARG002 - Celery's hook
-        """Stop ticking; what waits is held, and goes back when the channel closes."""
+        """Stop the ticks; messages that wait are requeued when the channel closes."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
 
 class ReaperStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is untyped
-    """Runs the reaper beside the router, for as long as the process lives."""
+    """Runs the reaper on a thread, for as long as the process lives."""
 
     def start(self, worker: Any) -> None:
-        """Start looking after leases; the router's own is kept while its loop is busy or reconnects."""
+        """Start the reaper; it keeps this worker's lease while Celery's loop is busy or reconnects."""
         options = settings()
         reaper = Reaper(
             broker_client(options),

@@ -1,7 +1,8 @@
-"""Looking after devices' health: what beat asks for, and what a person asks for.
+"""Health checks of devices: periodic tasks that Celery beat sends, and remote-control commands.
 
-Beat sends two periodic tasks to the control queue; a router runs them and tells all devices, which look
-at themselves. They neither wait behind embeddings nor pile up: each expires before the next is sent.
+Beat sends two tasks to the control queue; a router runs them and broadcasts a command to all devices,
+which evaluate themselves. The tasks neither wait behind embeddings nor pile up: each expires before the
+next is sent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from sutra_tasks.app import app
 __all__ = ["check_health", "check_memory"]
 
 EXERCISE_S: Final = 5.0
-"""Seconds a person who asks waits for the model to embed known texts."""
+"""Seconds that ``sutra health`` waits for a self-check."""
 
 
 @app.task(name=keys.HEALTH_TASK, shared=False, ignore_result=True)  # type: ignore[untyped-decorator]
@@ -27,7 +28,7 @@ def check_health() -> None:
 
 @app.task(name=keys.MEMORY_TASK, shared=False, ignore_result=True)  # type: ignore[untyped-decorator]
 def check_memory() -> None:
-    """Have every device look at its memory in detail."""
+    """Have every device evaluate its health, and read its memory before."""
     app.control.broadcast("sutra_check", arguments={"memory": True})
 
 
@@ -41,7 +42,7 @@ def sutra_check(state: Any, memory: bool = False) -> dict[str, str]:
 
 @inspect_command()  # type: ignore[untyped-decorator]
 def sutra_health(state: Any) -> dict[str, Any] | None:
-    """Exercise this device's model now and report its health; None from a worker that is no device."""
+    """Run a self-check now and report this device's health; None: this worker is no device."""
     monitor = _monitor(state)
     if monitor is None:
         return None
@@ -51,7 +52,7 @@ def sutra_health(state: Any) -> dict[str, Any] | None:
         try:
             passed = monitor.agrees(exercise.result(EXERCISE_S))
         except TimeoutError:
-            passed = None  # busy: no answer is not a wrong one
+            passed = None  # the device is busy, which is no failure
         except Exception:  # noqa: BLE001 - an engine may raise anything
             passed = False
     monitor.ask(memory=True)

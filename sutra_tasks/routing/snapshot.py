@@ -130,9 +130,7 @@ def fleet_of(members: Sequence[FleetMember], ttl_s: float) -> Fleet:
         ttl_s: seconds since its last heartbeat for which a device is live.
     """
     return Fleet(
-        devices=tuple(
-            _device(one) for one in members if one.heartbeat_age_s <= ttl_s and one.takes_work
-        ),
+        devices=tuple(_device(one) for one in members if one.is_live(ttl_s) and one.takes_work),
         known=len(members),
         oldest_heartbeat_s=max((one.heartbeat_age_s for one in members), default=None),
     )

@@ -19,7 +19,7 @@ import numpy as np
 
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
-from sutra_tasks.roles.apps import main
+from sutra_tasks.roles.__main__ import main
 
 COMPUTED = "computed"
 

@@ -133,7 +133,7 @@ def local_fleet(
         await_live: whether the block begins only when all workers serve.
     """
     planned = (
-        plan_devices(host=host, engine=options.engine, gpus=(), cores=2, wanted=devices)
+        plan_devices(host=host, engine=options.engine, gpus=(), cores=2, count=devices)
         if devices
         else ()
     )

@@ -143,7 +143,7 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         ttl_s = self._options.device_ttl_s
         able = any(
             one.record is not None
-            and one.heartbeat_age_s <= ttl_s
+            and one.is_live(ttl_s)
             and one.takes_work
             and teacher in one.record.models
             for one in fleet_members(self._client)

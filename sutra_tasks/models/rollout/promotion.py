@@ -188,7 +188,7 @@ def wait_until_served(
 
 def _live(client: redis.Redis, options: Settings) -> Iterator[tuple[FleetMember, DeviceRecord]]:
     for one in fleet_members(client):
-        if one.record is not None and one.heartbeat_age_s <= options.device_ttl_s:
+        if one.record is not None and one.is_live(options.device_ttl_s):
             yield one, one.record
 
 
