@@ -11,21 +11,21 @@ key                             type    lifetime
                                         acknowledged, the newest first; never expires (it is work)
 ``sutra:worker:<name>``         string  the newest incarnation of a worker, :data:`REMEMBER_S`
 ``sutra:fleet``                 zset    device id -> time of its last heartbeat (server clock);
-                                        members leave on drain, :data:`FORGET_AFTER_S` later at most
+                                        members leave on drain, else after :data:`FORGET_AFTER_S`
 ``sutra:queues``                zset    device id -> time of its last heartbeat; members leave once
                                         the device is forgotten and its queue is empty
-``sutra:leases``                hash    incarnation -> its heartbeats so far; a field leaves with its
-                                        process, or when its lease ends
-``sutra:reaped:<incarnation>``  string  on the results' server: its lease ended, :data:`REAPED_S`
+``sutra:leases``                hash    incarnation -> its heartbeats so far; a field is deleted when
+                                        its process ends, or its lease
+``sutra:reaped:<incarnation>``  string  on the results server: its lease has ended, :data:`REAPED_S`
 ``sutra:suspect:<incarnation>`` string  id of the task that this worker runs alone, because workers died
                                         with it before; :data:`FORGET_AFTER_S`
 ``sutra:load:<id>``             hash    what a device was sent and has not finished: ``messages``,
                                         ``credit`` (tokens), ``tokens_dispatched`` and
                                         ``tokens_completed``; :data:`FORGET_AFTER_S`, and heartbeats
                                         renew it
-``sutra:golden``                string  JSON: the fleet's vectors of the golden texts, for as long as
-                                        one device that agrees with them lives
-``sutra:backlog``               string  JSON: what waits in the fleet and how fast it is worked off,
+``sutra:golden``                string  JSON: the fleet's golden vectors, ``SUTRA_LEASE_S``; renewed by
+                                        each device that agrees with them
+``sutra:backlog``               string  JSON: tokens that wait in the fleet, and its tokens per second,
                                         :data:`BACKLOG_S`
 ``sutra:dead-letters``          hash    task id -> JSON: a message that was given up, with its reason;
                                         never expires (it is work)
@@ -168,10 +168,10 @@ DISTILLED_S: Final = 7 * 24 * 3600
 """Seconds what is said of a distillation is kept: whoever began it comes back after a weekend."""
 
 FORGET_AFTER_S: Final = 3600
-"""Seconds a dead device stays visible in ``sutra status`` before its record goes."""
+"""Seconds without a heartbeat after which a device is forgotten and leaves ``sutra status``."""
 
 REAPED_S: Final = 24 * 3600
-"""Seconds a worker that lost its lease, and does not know yet, can store no errors."""
+"""Seconds for which a worker that lost its lease, and does not know yet, can store no errors."""
 
 DOCUMENT_S: Final = 7 * 24 * 3600
 """Seconds the parts of a long text are kept while a fleet does not get to them."""
@@ -180,10 +180,10 @@ STATE_S: Final = 10
 """Seconds for which reports of devices about a stream count."""
 
 BACKLOG_S: Final = 5
-"""Seconds clients believe what a router last said of the backlog."""
+"""Seconds for which clients use the backlog that a router published."""
 
 REMEMBER_S: Final = 30 * 24 * 3600
-"""Seconds within which a worker that starts again returns what its predecessor had in flight."""
+"""Seconds within which a worker that starts again reaps the last process of its name."""
 
 
 def device_queue(device_id: str) -> str:

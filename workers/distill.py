@@ -1,4 +1,4 @@
-"""A distill worker: ``SUTRA_MODELS_DIR=models SUTRA_DATA_DIR=texts celery -A workers.distill worker``."""
+"""A distill worker: ``SUTRA_DATA_DIR=texts SUTRA_MODELS_DIR=m celery -A workers.distill worker``."""
 
 from sutra_tasks.app import app
 from sutra_tasks.roles.apps import distill_app

@@ -1,4 +1,4 @@
-"""The commands and their options; what each does is in a module of its own."""
+"""The commands and their options; a module for each command does the work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 
 class _Cli(click.Group):
-    """Turns errors of this package into one line, without a traceback."""
+    """Prints errors of this package as one line, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

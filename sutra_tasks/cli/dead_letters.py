@@ -1,4 +1,4 @@
-"""``sutra dead-letters``: what was given up, and what becomes of it."""
+"""``sutra dead-letters``: lists messages that were given up, sends them again, or drops them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["run_drop", "run_list", "run_retry"]
 
 
 def run_list(options: Settings, *, as_json: bool) -> None:
-    """Print what was given up; never the texts."""
+    """Print the dead letters, without their texts."""
     letters = dead_letters(connected(options))
     if as_json:
         shown = [
@@ -43,12 +43,12 @@ def run_list(options: Settings, *, as_json: bool) -> None:
 
 
 def run_retry(options: Settings, task_ids: Sequence[str]) -> None:
-    """Send messages again."""
+    """Send dead letters again."""
     _apply(options, task_ids, retry, "sent again")
 
 
 def run_drop(options: Settings, task_ids: Sequence[str]) -> None:
-    """Forget messages for good."""
+    """Delete dead letters."""
     _apply(options, task_ids, drop, "dropped")
 
 

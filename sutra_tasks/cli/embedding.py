@@ -1,4 +1,4 @@
-"""``sutra embed``: texts in, vectors out, in bounded memory."""
+"""``sutra embed``: embeds texts from the command line, a file or standard input, in bounded memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FORMATS = (".npy", ".jsonl")
 
 
 def run(source: str, out: Path | None, *, prompt: str | None, dimensions: int | None) -> None:
-    """Embed what ``source`` names and write it to ``out``, which appears only when complete."""
+    """Embed the texts of ``source``, and write ``out``, which appears only when it is complete."""
     if out is not None and out.suffix not in FORMATS:
         raise SutraError(f"--out {out}: expected a name that ends in {' or '.join(FORMATS)}")
     texts, count = read_texts(source)
@@ -45,10 +45,10 @@ def run(source: str, out: Path | None, *, prompt: str | None, dimensions: int | 
 
 
 def read_texts(source: str) -> tuple[Iterator[str], int | None]:
-    """Return the texts and, where it is known without reading them, their number.
+    """Return the texts of ``source``, and their number if it is known without reading standard input.
 
     Raises:
-        SutraError: the file cannot be read, or a line of it holds no text.
+        SutraError: the file cannot be read, or a line of it has no text.
     """
     if source == "-":
         return (line.rstrip("\n") for line in sys.stdin), None
@@ -107,7 +107,7 @@ def _write_lines(vectors: Iterator[Vectors] | Any, file: IO[str]) -> None:
 
 
 def _write_npy(vectors: Iterator[Vectors] | Any, out: Path) -> None:
-    # The header holds the number of rows, known only at the end.
+    # The header has the number of rows, which is known only at the end.
     with tempfile.TemporaryFile() as rows, _completed(out, binary=True) as file:
         count = width = 0
         for vector in vectors:

@@ -1,4 +1,4 @@
-"""``sutra health``: every device exercises its model now and says how it is."""
+"""``sutra health``: every device runs a self-check now and reports its health."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 ANSWER_S: Final = 6.0
-"""Seconds devices have to answer; each has its model embed a few texts."""
+"""Seconds that devices have for their self-checks and answers."""
 
 CHECKED: Final = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]no answer[/]"}
 
 
 def run(options: Settings, *, as_json: bool) -> None:
-    """Ask, and print the answers; exit status 1 unless every device that answers is healthy."""
+    """Ask every device and print the answers; exit status 1 unless all that answer are healthy."""
     if options.broker_url is None:
         raise BrokerNotConfiguredError
     try:

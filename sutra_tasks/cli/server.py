@@ -1,4 +1,4 @@
-"""The server that commands look at."""
+"""The connection of commands to the broker."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TIMEOUT_S: Final = 5.0
 
 
 def connected(options: Settings) -> redis.Redis:
-    """Return a client of the broker's server, which answers.
+    """Return a client of the broker, after checking that it answers.
 
     Raises:
-        BrokerNotConfiguredError: no server is named.
+        BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
         SutraError: it does not answer.
     """
     if options.broker_url is None:

@@ -32,7 +32,18 @@ COLOURS: Final = {DeviceState.HEALTHY: "green"} | dict.fromkeys(
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
-    """One device: what it says, and what the server knows of it."""
+    """One device: its record, and what the server knows of it.
+
+    Attributes:
+        id: of the device.
+        live: whether its last heartbeat is recent.
+        state: the one it reports; dead if it is not live.
+        heartbeat_age_s: seconds since its last heartbeat.
+        queued: messages that wait in its queue.
+        held: messages in flight in its worker.
+        backlog_tokens: estimated tokens that it was sent and has not finished.
+        record: what it says of itself; None if another version of this package wrote it.
+    """
 
     id: str
     live: bool
@@ -46,7 +57,7 @@ class DeviceStatus:
 
 @dataclass(frozen=True, slots=True)
 class FleetStatus:
-    """The whole fleet at one moment."""
+    """The whole fleet at one moment: its devices, the records of its routers, and what waits."""
 
     devices: tuple[DeviceStatus, ...]
     routers: tuple[dict[str, Any], ...]
@@ -56,10 +67,10 @@ class FleetStatus:
 
 def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
     """Read the fleet's state in few round trips, however many devices there are."""
-    seen = fleet_members(client)
-    queues = queue_lengths(client, [keys.EMBED_QUEUE, *(keys.device_queue(s.id) for s in seen)])
+    members = fleet_members(client)
+    queues = queue_lengths(client, [keys.EMBED_QUEUE, *(keys.device_queue(s.id) for s in members)])
     with client.pipeline(transaction=False) as pipe:
-        for one in seen:
+        for one in members:
             pipe.llen(keys.in_flight(one.record.incarnation if one.record else ""))
         held = pipe.execute()
     routers = [client.get(name) for name in client.scan_iter(keys.router("*"))]
@@ -75,7 +86,7 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
                 backlog_tokens=one.backlog_tokens,
                 record=one.record,
             )
-            for one, count in zip(seen, held, strict=True)
+            for one, count in zip(members, held, strict=True)
         ),
         routers=tuple(json.loads(text) for text in routers if text is not None),
         queued=queues[keys.EMBED_QUEUE],
@@ -83,19 +94,19 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
     )
 
 
-def _state(seen: FleetMember, ttl_s: float) -> DeviceState:
-    if not seen.is_live(ttl_s):
+def _state(member: FleetMember, ttl_s: float) -> DeviceState:
+    if not member.is_live(ttl_s):
         return DeviceState.DEAD
-    return seen.record.state if seen.record is not None else DeviceState.HEALTHY
+    return member.record.state if member.record is not None else DeviceState.HEALTHY
 
 
 def table(fleet: FleetStatus) -> Table:
-    """Draw the devices."""
+    """Return the devices as a table."""
     drawn = Table(title=None, box=None, pad_edge=False, header_style="bold")
     drawn.add_column("device")
     drawn.add_column("state")
     drawn.add_column("model")
-    for name in ("texts", "tokens/s", "queue", "held", "p50 ms", "p95 ms"):
+    for name in ("texts", "tokens/s", "queue", "in flight", "p50 ms", "p95 ms"):
         drawn.add_column(name, justify="right")
     total = 0
     for device in fleet.devices:
@@ -118,17 +129,17 @@ def table(fleet: FleetStatus) -> Table:
 
 
 def precisions(fleet: FleetStatus) -> list[str]:
-    """Say how devices compute, and why not better; a line for those that do alike."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
+    """Return how devices compute and why not better, one line for all devices that compute alike."""
+    devices: dict[tuple[str, str, str], list[str]] = {}
     for device in fleet.devices:
         record = device.record
         if record is not None and record.dtype:
             how = (record.attention, record.dtype, record.attention_reason)
-            alike.setdefault(how, []).append(device.id)
+            devices.setdefault(how, []).append(device.id)
     return [
         f"{', '.join(ids) if len(ids) <= MOST_NAMED else f'{len(ids)} devices'}: "
         f"{path} attention in {dtype}{f' ({reason})' if reason else ''}"
-        for (path, dtype, reason), ids in alike.items()
+        for (path, dtype, reason), ids in devices.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""``sutra up``: a server if there is none, a router, the devices, and Flower if wanted."""
+"""``sutra up``: runs a server if there is none, a router, device workers, beat, and Flower if asked."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ def run(
     flower: bool,
     log_level: str,
 ) -> None:
-    """Start everything, say what to do with it, and keep it alive until a signal."""
+    """Start all processes, print how to use them, and keep them alive until a signal."""
     console = Console(stderr=True)
     chosen = local_devices(options, devices, replicas)
     if flower and find_spec("flower") is None:
         raise SettingsError("--flower", "", "needs pip install 'sutra-tasks[flower]'")
     with stop_on_signals(), ExitStack() as stack:
-        own_server = options.broker_url is None
-        if own_server:
+        starts_server = options.broker_url is None
+        if starts_server:
             if port is None and is_free(DEFAULT_PORT):
                 port = DEFAULT_PORT
             options = replace(options, broker_url=stack.enter_context(embedded_server(port)))
@@ -72,21 +72,21 @@ def run(
         console.print("Ctrl-C stops the fleet.")
         while True:
             time.sleep(supervisor.step(time.monotonic()))
-            if own_server:
-                _await_answer(client)
+            if starts_server:
+                _check_server(client)
     console.print("stopped.")
 
 
-def _await_answer(client: redis.Redis) -> None:
-    """See that the server this command started still answers.
+def _check_server(client: redis.Redis) -> None:
+    """Check that the server that this command started still answers.
 
     Raises:
-        SutraError: it does not. What waited there is gone: it keeps nothing on disk.
+        SutraError: it does not. Its messages are lost, because it keeps nothing on disk.
     """
     try:
         client.ping()
     except redis.TimeoutError:
-        return  # busy, or paused: it lives
+        return  # it lives, but is busy or paused
     except redis.ConnectionError:
         raise SutraError(
             "the server that `sutra up` started has ended, and with it what waited there. For work "
