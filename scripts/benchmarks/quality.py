@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.benchmarks import corpus
-from sutra_tasks.documents.chunking import Chunker
-from sutra_tasks.documents.weights import aggregate, chunk_weights
+from sutra_tasks.chunking.chunker import Chunker
+from sutra_tasks.chunking.weights import aggregate, chunk_weights
 from sutra_tasks.host.hardware import count_cores
 from sutra_tasks.settings import Settings
 
 if TYPE_CHECKING:
-    from sutra_tasks.documents.weights import Spans
+    from sutra_tasks.chunking.weights import Spans
     from sutra_tasks.engines.encoder import TokenizedText
     from sutra_tasks.engines.torch_engine.encoder import TorchEncoder
     from sutra_tasks.vectors import Floats

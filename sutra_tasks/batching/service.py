@@ -18,17 +18,17 @@ from sutra_tasks.batching.jobs import (
     TextError,
     Unwanted,
 )
+from sutra_tasks.chunking.answer import AggregationError, answer
+from sutra_tasks.chunking.chunked_call import CallChunker
 from sutra_tasks.client.call import estimated_tokens
-from sutra_tasks.documents.answer import AggregationError, answer
-from sutra_tasks.documents.chunked_call import CallChunker
 from sutra_tasks.engines.encoder import check_options
 from sutra_tasks.errors import EncodingError
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher
     from sutra_tasks.batching.jobs import JobContext
+    from sutra_tasks.chunking.chunked_call import ChunkedCall
     from sutra_tasks.client.call import Call
-    from sutra_tasks.documents.chunked_call import ChunkedCall
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Embeddings, Floats, Vectors

@@ -22,6 +22,6 @@ In the order in which a call passes:
 - ``result_backend``: the workers' result backend, which joins parts to their document;
 - ``overdue``: the sweep that sends again what is missing.
 
-It may import ``broker``, ``routing``, ``batching``, ``documents``, ``client`` and modules at the top of
+It may import ``broker``, ``routing``, ``batching``, ``chunking``, ``client`` and modules at the top of
 the package.
 """

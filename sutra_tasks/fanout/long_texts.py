@@ -14,8 +14,8 @@ from celery.exceptions import Ignore
 from celery.utils.log import get_logger
 
 from sutra_tasks.broker.result_backend import requeue_if_server_fails
+from sutra_tasks.chunking.answer import AggregationError, answer
 from sutra_tasks.client.call import HEADER, demand_of
-from sutra_tasks.documents.answer import AggregationError, answer
 from sutra_tasks.errors import EncodingError
 from sutra_tasks.fanout.dividing import parts_of
 from sutra_tasks.fanout.messages import part_demand

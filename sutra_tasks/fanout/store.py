@@ -11,8 +11,8 @@ from kombu.utils import json as kombu_json
 
 from sutra_tasks import keys, lua
 from sutra_tasks.app import app
+from sutra_tasks.chunking.answer import AnswerLayout
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.answer import AnswerLayout
 
 if TYPE_CHECKING:
     import redis

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from sutra_tasks.documents.chunking import MOST_OVERLAP, boundary, is_word_start
+from sutra_tasks.chunking.chunker import MOST_OVERLAP, boundary, is_word_start
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.offsets import Integers, Offsets

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.documents.sizes import ChunkSizes, added_tokens
+from sutra_tasks.chunking.sizes import ChunkSizes, added_tokens
 from sutra_tasks.engines.encoder import check_options, cut_to_window
 from sutra_tasks.errors import InvalidTextError, SutraError
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, TextProgress

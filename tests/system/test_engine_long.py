@@ -20,8 +20,8 @@ from sutra_tasks.batching.batcher import Batcher
 from sutra_tasks.batching.jobs import JobContext, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.chunking.chunker import Chunker
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.chunking import Chunker
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.offsets import Offsets
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder

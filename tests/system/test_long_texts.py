@@ -16,9 +16,9 @@ from celery.exceptions import TaskRevokedError
 from sutra_tasks import Embeddings, EncodingError, PoisonMessageError, embed, keys
 from sutra_tasks.app import app
 from sutra_tasks.broker.dead_letters import dead_letters, drop
+from sutra_tasks.chunking.answer import answer
+from sutra_tasks.chunking.chunked_call import CallChunker
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.answer import answer
-from sutra_tasks.documents.chunked_call import CallChunker
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder, vectors_of
 from sutra_tasks.settings import METHODS, Settings
 from tests.conftest import wait_until

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.documents.chunking import Chunker
+from sutra_tasks.chunking.chunker import Chunker
 from sutra_tasks.engines import static_engine
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.engines.model_folder import locate

@@ -16,7 +16,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from sutra_tasks.documents.chunking import Chunker, character_spans
+from sutra_tasks.chunking.chunker import Chunker, character_spans
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.tokenizing import slices as slicing
 from sutra_tasks.engines.tokenizing import tokenizing_encoder
@@ -303,7 +303,7 @@ def test_where_no_word_ends_a_text_is_tokenised_in_one_piece(text, slice_chars, 
 MEASURE = """
 import sys
 from tokenizers import Tokenizer
-from sutra_tasks.documents.chunking import Chunker
+from sutra_tasks.chunking.chunker import Chunker
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 
 def peak():

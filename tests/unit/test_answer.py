@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
+from sutra_tasks.chunking.answer import AggregationError, AnswerLayout, TextLayout, answer
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.answer import AggregationError, AnswerLayout, TextLayout, answer
 from sutra_tasks.errors import CorruptMessageError, UnsupportedVersionError
 from sutra_tasks.settings import METHODS
 from sutra_tasks.vectors import Embeddings, Floats, Vectors, finish

@@ -15,12 +15,12 @@ from sutra_tasks.batching.batcher import Batcher
 from sutra_tasks.batching.jobs import JobContext, Unwanted
 from sutra_tasks.batching.next_batch import Limits
 from sutra_tasks.batching.service import EmbeddingService
+from sutra_tasks.chunking.answer import TextLayout
+from sutra_tasks.chunking.chunked_call import CallChunker, ChunkedCall
+from sutra_tasks.chunking.chunker import MOST_OVERLAP, Chunker
+from sutra_tasks.chunking.late_windows import chunks_of_windows
+from sutra_tasks.chunking.weights import chunk_weights
 from sutra_tasks.client.call import Call
-from sutra_tasks.documents.answer import TextLayout
-from sutra_tasks.documents.chunked_call import CallChunker, ChunkedCall
-from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
-from sutra_tasks.documents.late_chunking import chunks_of_windows
-from sutra_tasks.documents.weights import chunk_weights
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.offsets import Offsets
 from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, WINDOW, SimulatedEncoder, vectors_of
@@ -286,7 +286,7 @@ def chunks_and_windows(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[tup
     return chunks, windows, len(text)
 
 
-@laws(max_examples=500, deadline=None)
+@laws(max_examples=200, deadline=None)
 @given(drawn=chunks_and_windows())
 def test_each_chunk_is_whole_in_the_one_window_that_gives_it(
     drawn: tuple[list[tuple[int, int]], list[tuple[int, int]], int],
@@ -302,7 +302,7 @@ def test_each_chunk_is_whole_in_the_one_window_that_gives_it(
             assert first <= start < stop <= end
 
 
-@laws(max_examples=300, deadline=None)
+@laws(max_examples=150, deadline=None)
 @given(drawn=chunks_and_windows())
 def test_no_other_window_shows_a_chunk_more_of_its_surroundings(
     drawn: tuple[list[tuple[int, int]], list[tuple[int, int]], int],

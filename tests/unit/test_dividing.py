@@ -13,7 +13,7 @@ from sutra_tasks.fanout.dividing import PARTS_PER_DEVICE, parts_of
 TOKENS = st.lists(st.integers(1, 512), min_size=1, max_size=300)
 
 
-@laws(max_examples=300, deadline=None)
+@laws(max_examples=120, deadline=None)
 @given(tokens=TOKENS, devices=st.integers(0, 20), most=st.integers(1, 4096))
 def test_parts_are_all_rows_in_order_and_none_is_empty(
     tokens: list[int], devices: int, most: int
@@ -23,14 +23,14 @@ def test_parts_are_all_rows_in_order_and_none_is_empty(
     assert all(parts)
 
 
-@laws(max_examples=300, deadline=None)
+@laws(max_examples=120, deadline=None)
 @given(tokens=TOKENS, devices=st.integers(0, 20), most=st.integers(1, 4096))
 def test_no_part_is_over_a_batch_but_a_row_that_is(tokens: list[int], devices: int, most: int) -> None:
     for part in parts_of(tokens, devices=devices, most_tokens=most):
         assert len(part) == 1 or sum(tokens[part.start : part.stop]) <= most
 
 
-@laws(max_examples=300, deadline=None)
+@laws(max_examples=120, deadline=None)
 @given(tokens=TOKENS, devices=st.integers(1, 20), most=st.integers(512, 8192))
 def test_parts_keep_every_device_about_equally_busy(tokens: list[int], devices: int, most: int) -> None:
     sizes = [sum(tokens[p.start : p.stop]) for p in parts_of(tokens, devices=devices, most_tokens=most)]

@@ -33,7 +33,7 @@ LAYERS = (
     ("models/registry/names.py",),
     ("client/",),
     ("engines/",),
-    ("documents/",),
+    ("chunking/",),
     ("batching/",),
     ("health/",),
     ("broker/",),
@@ -124,8 +124,8 @@ def test_only_the_torch_engine_and_training_import_torch_with_their_modules() ->
     assert importers == HEAVY_MODULES
 
 
-@pytest.mark.parametrize("folder", ["documents/", "engines/attention.py", "engines/capability.py"])
-def test_what_decides_about_documents_and_attention_knows_no_torch(folder: str) -> None:
+@pytest.mark.parametrize("folder", ["chunking/", "engines/attention.py", "engines/capability.py"])
+def test_what_decides_about_chunks_and_attention_knows_no_torch(folder: str) -> None:
     offences = {
         (file, name)
         for file, tree in TREES.items()

@@ -10,8 +10,8 @@ from hypothesis import assume, given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.documents import weights
-from sutra_tasks.documents.weights import METHODS, aggregate, chunk_weights
+from sutra_tasks.chunking import weights
+from sutra_tasks.chunking.weights import METHODS, aggregate, chunk_weights
 from sutra_tasks.vectors import Floats
 
 Spans = list[tuple[int, int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
+from sutra_tasks.chunking.chunker import MOST_OVERLAP, Chunker
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:

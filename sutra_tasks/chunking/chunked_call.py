@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sutra_tasks.documents.answer import AnswerLayout, TextLayout
-from sutra_tasks.documents.chunking import character_spans
-from sutra_tasks.documents.late_chunking import late_windows
-from sutra_tasks.documents.sizes import ChunkSizes
-from sutra_tasks.documents.weights import chunk_weights
+from sutra_tasks.chunking.answer import AnswerLayout, TextLayout
+from sutra_tasks.chunking.chunker import character_spans
+from sutra_tasks.chunking.late_windows import late_windows
+from sutra_tasks.chunking.sizes import ChunkSizes
+from sutra_tasks.chunking.weights import chunk_weights
 
 if TYPE_CHECKING:
+    from sutra_tasks.chunking.late_windows import LateWindow
     from sutra_tasks.client.call import Call
-    from sutra_tasks.documents.late_chunking import LateWindow
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
     from sutra_tasks.settings import Settings
 

@@ -6,10 +6,10 @@ from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sutra_tasks.documents.chunking import MOST_OVERLAP, Chunker
+from sutra_tasks.chunking.chunker import MOST_OVERLAP, Chunker
 
 if TYPE_CHECKING:
-    from sutra_tasks.documents.weights import Spans
+    from sutra_tasks.chunking.weights import Spans
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
     from sutra_tasks.engines.offsets import Offsets
 

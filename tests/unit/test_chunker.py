@@ -11,7 +11,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from sutra_tasks.documents.chunking import Chunker, character_spans, is_word_start
+from sutra_tasks.chunking.chunker import Chunker, character_spans, is_word_start
 from sutra_tasks.engines.offsets import Offsets
 
 CORPUS = [

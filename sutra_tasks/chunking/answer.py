@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from sutra_tasks.documents.weights import aggregate
+from sutra_tasks.chunking.weights import aggregate
 from sutra_tasks.errors import CorruptMessageError, UnsupportedVersionError
 from sutra_tasks.vectors import Embeddings, Vectors, finish
 
