@@ -26,7 +26,7 @@ import redis
 
 from scripts.benchmarks import glosses
 from scripts.benchmarks.embed import texts_of
-from scripts.benchmarks.local import Running, running
+from scripts.benchmarks.local import BenchFleet, bench_fleet
 from scripts.benchmarks.report import percentile
 from scripts.benchmarks.streaming import offered
 from sutra_tasks import DistillationConfig, Embeddings, EmbedResult, distill, embed
@@ -138,12 +138,12 @@ def _projections(*, quick: bool) -> dict[str, Any]:
 def _students(options: Settings, *, quick: bool) -> dict[str, Any]:
     """Have the fleet distil each student, and read its report."""
     results: dict[str, Any] = {}
-    with running(options, devices=1) as here:
+    with bench_fleet(options, devices=1) as fleet:
         for name, recipe in RECIPES.items():
             began = time.perf_counter()
             config = _config(name, quick=quick, **recipe)
             result = distill.delay(config)
-            _ended(result, here, 1200)
+            _ended(result, fleet, 1200)
             made = result.get(timeout=10)
             report = json.loads((_version(options, made["model"]) / "report.json").read_text())
             results[name] = _figures(report, time.perf_counter() - began)
@@ -194,12 +194,12 @@ def _version(options: Settings, reference: str) -> Path:
     return store.folder(*store.resolve(reference))
 
 
-def _ended(result: EmbedResult, here: Running, timeout_s: float) -> None:
+def _ended(result: EmbedResult, fleet: BenchFleet, timeout_s: float) -> None:
     """Wait for the result; meanwhile the supervisor restarts workers that die."""
     deadline = time.monotonic() + timeout_s
     while not result.ready():
         assert time.monotonic() < deadline, result.info
-        time.sleep(here.supervisor.step(time.monotonic()))
+        time.sleep(fleet.supervisor.step(time.monotonic()))
 
 
 def _streamed(options: Settings, *, quick: bool) -> dict[str, Any]:
@@ -208,12 +208,12 @@ def _streamed(options: Settings, *, quick: bool) -> dict[str, Any]:
     ModelRegistry(Path(options.models_dir or "")).promote("static", 1)
     served = replace(options, model="static", data_dir=None, stream_buffer_size=60_000)
     rates = []
-    with running(served, devices=1, cores=1) as here:
-        file = here.folder / "texts.json"
+    with bench_fleet(served, devices=1, cores=1) as fleet:
+        file = fleet.folder / "texts.json"
         file.write_text(json.dumps(texts_of(1_000)))
         for turn in range(rounds + 1):
             sink: Sink
-            sink, _ = offered(here, f"static-{turn}", count, 0, file)
+            sink, _ = offered(fleet, f"static-{turn}", count, 0, file)
             if turn:
                 rates.append(sink.per_s)
     return {"stream_per_s": statistics.median(rates), "stream_rates": [round(rate) for rate in rates]}
@@ -235,15 +235,15 @@ def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
         store.manifest("search", version).space: _expected(served, f"search@{version}", texts)
         for version in (1, student)
     }
-    with running(served, devices=2) as here:
-        client = redis.Redis.from_url(here.options.broker_url or "")
+    with bench_fleet(served, devices=2) as fleet:
+        client = redis.Redis.from_url(fleet.options.broker_url or "")
         _load(texts, warm, 20.0, expected)
         rate = _rate(texts, warm)
         before = _load(texts, tasks // 2, rate, expected)
         swapper = threading.Thread(
             target=promote,
             args=(client, store, "search", student),
-            kwargs={"floor": Thresholds(), "options": here.options},
+            kwargs={"floor": Thresholds(), "options": fleet.options},
         )
         swapper.start()
         during = _load(texts, tasks, rate, expected, until=swapper)
@@ -351,19 +351,19 @@ def _resumed(options: Settings, *, quick: bool) -> dict[str, Any]:
     }  # fmt: skip
     draw, repeated, killed = np.random.default_rng(SEED), 0, 0
     weights = []
-    with running(options, devices=1) as here:
+    with bench_fleet(options, devices=1) as fleet:
         for name, kills in (("undisturbed", 0), ("killed", KILLS)):
             result = distill.delay(_config(name, quick=False, **recipe))
             seen: Any = None
             for _ in range(kills):
-                at = _trained(result, here, int(draw.integers(2, 10)), unlike=seen)
+                at = _trained(result, fleet, int(draw.integers(2, 10)), unlike=seen)
                 if result.ready():
                     break
                 killed += 1
-                os.kill(here.supervisor.pids["distill"], signal.SIGKILL)
+                os.kill(fleet.supervisor.pids["distill"], signal.SIGKILL)
                 seen = result.info
-                repeated = max(repeated, at - _trained(result, here, 0, unlike=seen))
-            _ended(result, here, 600)
+                repeated = max(repeated, at - _trained(result, fleet, 0, unlike=seen))
+            _ended(result, fleet, 600)
             weights.append(_weights(_version(options, result.get(timeout=10)["model"])))
     difference = max(float(np.abs(weights[0][name] - weights[1][name]).max()) for name in weights[0])
     assert difference <= MOST_DIFFERENCE
@@ -375,7 +375,7 @@ def _resumed(options: Settings, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def _trained(result: EmbedResult, here: Running, steps: int, *, unlike: Any) -> int:
+def _trained(result: EmbedResult, fleet: BenchFleet, steps: int, *, unlike: Any) -> int:
     """Wait until one process has trained ``steps`` steps; return the run's step, or 0 if it has ended.
 
     Progress that equals ``unlike`` is ignored: a process that was killed left it.
@@ -387,7 +387,7 @@ def _trained(result: EmbedResult, here: Running, steps: int, *, unlike: Any) -> 
             first = info["step"] if first is None else first
             if info["step"] - first >= steps:
                 return int(info["step"])
-        time.sleep(here.supervisor.step(time.monotonic()))
+        time.sleep(fleet.supervisor.step(time.monotonic()))
     return 0
 
 

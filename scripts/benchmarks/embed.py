@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import redis
 
-from scripts.benchmarks.local import QUIET, Running, elapsed, running
+from scripts.benchmarks.local import QUIET, BenchFleet, bench_fleet, elapsed
 from scripts.benchmarks.report import median_ratio
 from sutra_tasks import embed, embed_many, keys
 from sutra_tasks.host.hardware import count_cores
@@ -50,8 +50,8 @@ def run(*, quick: bool) -> dict[str, Any]:
     texts = texts_of(bulk)
     # sentence-transformers computes in float32.
     with (
-        running(Settings(dtype="float32"), devices=cores) as here,
-        _plain_celery(here, cores) as plain_task,
+        bench_fleet(Settings(dtype="float32"), devices=cores) as fleet,
+        _plain_celery(fleet, cores) as plain_task,
     ):
         import torch  # noqa: PLC0415 - after the fleet, which needs the cores to start
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
@@ -99,7 +99,7 @@ def run(*, quick: bool) -> dict[str, Any]:
             order = list(measured)
             for name in order if turn % 2 else reversed(order):
                 rates[name].append(measured[name]())
-        batches = statistics.median(_batches_for_64(here, texts[:64]) for _ in range(rounds))
+        batches = statistics.median(_batches_for_64(fleet, texts[:64]) for _ in range(rounds))
     return {
         "bulk_over_encode": median_ratio(rates["fleet_lists_of_64"], rates["encode"]),
         "single_over_plain_celery": median_ratio(rates["fleet_singles"], rates["plain_celery_singles"]),
@@ -127,11 +127,11 @@ def _agree(rows: Any, reference: Any) -> None:
     assert worst >= AGREEMENT, f"cosine to sentence-transformers is {worst}"
 
 
-def _batches_for_64(here: Running, texts: list[str]) -> int:
+def _batches_for_64(fleet: BenchFleet, texts: list[str]) -> int:
     """Count the batches for 64 single texts that all wait when one device begins to take."""
-    device = here.devices[0].id
+    device = fleet.devices[0].id
     control = embed.app.control
-    client = redis.Redis.from_url(here.options.broker_url or "")
+    client = redis.Redis.from_url(fleet.options.broker_url or "")
     node = f"{device}@{os.uname().nodename}"
     control.cancel_consumer(keys.device_queue(device), destination=[node], reply=True)
     before = _counts(client, device)
@@ -162,11 +162,11 @@ def _counts(client: redis.Redis, device: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _plain_celery(here: Running, cores: int) -> Iterator[Any]:
+def _plain_celery(fleet: BenchFleet, cores: int) -> Iterator[Any]:
     """Run (d) on the same server, in another database."""
     from celery import Celery  # noqa: PLC0415
 
-    address = (here.options.broker_url or "").removesuffix("/0") + "/1"
+    address = (fleet.options.broker_url or "").removesuffix("/0") + "/1"
     environ = {
         **os.environ, "BASELINE_BROKER": address, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
     }  # fmt: skip

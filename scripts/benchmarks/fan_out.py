@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from scripts.benchmarks.local import running
+from scripts.benchmarks.local import bench_fleet
 from sutra_tasks import embed
 from sutra_tasks.batching.batcher import Batcher
 from sutra_tasks.batching.next_batch import Limits
@@ -55,7 +55,7 @@ def _seconds(devices: int, repeats: int) -> float:
     text = " ".join("x" for _ in range(words))
     expected, chunks = _expected(text, options)
     assert chunks == CHUNKS
-    with running(options, devices=devices):
+    with bench_fleet(options, devices=devices):
         took = []
         for _ in range(repeats + 2):
             began = time.perf_counter()

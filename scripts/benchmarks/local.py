@@ -23,7 +23,7 @@ QUIET = ("--without-heartbeat",)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class BenchFleet:
     """A running fleet."""
 
     options: Settings
@@ -43,7 +43,7 @@ class Running:
 
 
 @contextmanager
-def running(options: Settings, *, devices: int, cores: int | None = None) -> Iterator[Running]:
+def bench_fleet(options: Settings, *, devices: int, cores: int | None = None) -> Iterator[BenchFleet]:
     """Run a fleet; this process becomes its client.
 
     Args:
@@ -67,7 +67,7 @@ def running(options: Settings, *, devices: int, cores: int | None = None) -> Ite
         }
         supervisor = stack.enter_context(run_workers(options, workers, report=print, output=output))
         await_devices(supervisor, options, specs)
-        yield Running(options, specs, supervisor, folder)
+        yield BenchFleet(options, specs, supervisor, folder)
 
 
 def elapsed(began: float) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.benchmarks.local import Running, elapsed, running
+from scripts.benchmarks.local import BenchFleet, bench_fleet, elapsed
 from scripts.benchmarks.report import median_ratio, percentile
 from sutra_tasks import embed, keys
 from sutra_tasks.engines.simulated_engine import vectors_of
@@ -27,8 +27,8 @@ MEDIUM = " ".join((SHORT.split() * 13)[:150])
 def run(*, quick: bool) -> dict[str, Any]:
     """Run the benchmark."""
     messages, trips, rounds = (100, 20, 1) if quick else (300, 50, 25)
-    with running(Settings(engine="simulated"), devices=1) as here:
-        queues = {"direct": keys.device_queue(here.devices[0].id), "routed": keys.EMBED_QUEUE}
+    with bench_fleet(Settings(engine="simulated"), devices=1) as fleet:
+        queues = {"direct": keys.device_queue(fleet.devices[0].id), "routed": keys.EMBED_QUEUE}
         for queue in queues.values():
             _throughput(queue, SHORT, messages)
         rates: dict[str, list[float]] = {name: [] for name in queues}
@@ -39,10 +39,10 @@ def run(*, quick: bool) -> dict[str, Any]:
             # The two paths are measured back to back, in an order that alternates.
             order = list(queues.items())[:: 1 if turn % 2 else -1]
             for name, queue in order:
-                before = _cpu(here)
+                before = _cpu(fleet)
                 rates[name].append(_throughput(queue, SHORT, messages))
                 if name == "routed":
-                    for process, seconds in _cpu(here).items():
+                    for process, seconds in _cpu(fleet).items():
                         cpu[process].append(1000 * (seconds - before[process]) / messages)
             for name, queue in order:
                 medium[name].append(_throughput(queue, MEDIUM, messages))
@@ -69,8 +69,8 @@ def run(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def _cpu(here: Running) -> dict[str, float]:
-    return {"router": here.cpu_s("router"), "device": here.cpu_s(here.devices[0].id)}
+def _cpu(fleet: BenchFleet) -> dict[str, float]:
+    return {"router": fleet.cpu_s("router"), "device": fleet.cpu_s(fleet.devices[0].id)}
 
 
 def _throughput(queue: str, text: str, messages: int) -> float:

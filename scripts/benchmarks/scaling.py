@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import psutil
 
-from scripts.benchmarks.local import Running, running
+from scripts.benchmarks.local import BenchFleet, bench_fleet
 from sutra_tasks import embed
 from sutra_tasks.engines.simulated_engine import SPECIAL_TOKENS, vectors_of
 from sutra_tasks.settings import Settings
@@ -62,15 +62,15 @@ def _measure(
         engine="simulated",
         simulated_per_token_s=1 / (PER_DEVICE_S * (WORDS + SPECIAL_TOKENS)),
     )
-    with running(options, devices=count) as here:
-        _rate(here, 64, 1.0)  # warm-up
-        rates = {texts: [_rate(here, texts, seconds) for _ in range(repeats)] for texts in (64, 32)}
-        return rates, _cpu_s(here, seconds=seconds)
+    with bench_fleet(options, devices=count) as fleet:
+        _rate(fleet, 64, 1.0)  # warm-up
+        rates = {texts: [_rate(fleet, texts, seconds) for _ in range(repeats)] for texts in (64, 32)}
+        return rates, _cpu_s(fleet, seconds=seconds)
 
 
-def _rate(here: Running, texts: int, seconds: float) -> float:
+def _rate(fleet: BenchFleet, texts: int, seconds: float) -> float:
     """Return embeddings a second in the middle of a run of about ``seconds``."""
-    devices = len(here.devices)
+    devices = len(fleet.devices)
     messages = max(20, round(seconds * devices * PER_DEVICE_S / texts))
     batch = [" ".join([f"w{index}"] * WORDS) for index in range(texts)]
     expected = vectors_of(batch, 384)
@@ -95,9 +95,9 @@ def _rate(here: Running, texts: int, seconds: float) -> float:
     return texts * (last - first) / (arrived[last] - arrived[first])
 
 
-def _cpu_s(here: Running, *, seconds: float) -> dict[str, float]:
+def _cpu_s(fleet: BenchFleet, *, seconds: float) -> dict[str, float]:
     """Return the processor time in seconds that each role uses for one message of 64 texts."""
-    devices = [device.id for device in here.devices]
+    devices = [device.id for device in fleet.devices]
     messages = max(20, round(seconds * len(devices) * PER_DEVICE_S / 64))
     client = psutil.Process()
 
@@ -105,12 +105,12 @@ def _cpu_s(here: Running, *, seconds: float) -> dict[str, float]:
         own = client.cpu_times()
         return {
             "client": own.user + own.system,
-            "router": here.cpu_s("router"),
-            "devices": sum(here.cpu_s(name) for name in devices),
+            "router": fleet.cpu_s("router"),
+            "devices": sum(fleet.cpu_s(name) for name in devices),
         }
 
     before = used()
-    _rate(here, 64, seconds)
+    _rate(fleet, 64, seconds)
     after = used()
     return {role: (after[role] - before[role]) / messages for role in before}
 

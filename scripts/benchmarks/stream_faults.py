@@ -48,24 +48,24 @@ def faults(*, quick: bool) -> dict[str, Any]:
     """Run the faults; return the numbers of lost, wrong and repeated vectors."""
     draw = random.Random(11)  # noqa: S311 - it draws moments
     plan = ["consumer", "producer", "server_away"] * (1 if quick else 4)
-    with _processes() as here:
+    with _processes() as processes:
         for name in plan:
             time.sleep(draw.uniform(0.5, 2.0))
-            print(f"  {len(here.sink.rows):7,} delivered; {name}", flush=True)
-            getattr(here, name)()
-        here.reader(1.0 if quick else READER_PAUSE_S)
-        here.finish()
-        wrong = here.sink.wrong + here.written.wrong + (not here.is_whole())
+            print(f"  {len(processes.sink.rows):7,} delivered; {name}", flush=True)
+            getattr(processes, name)()
+        processes.reader(1.0 if quick else READER_PAUSE_S)
+        processes.finish()
+        wrong = processes.sink.wrong + processes.written.wrong + (not processes.is_whole())
         return {
-            "lost": here.lost(),
+            "lost": processes.lost(),
             "wrong": int(wrong),
-            "repeats": here.sink.repeats,
-            "delivered": len(here.sink.rows),
-            "errors": len(here.sink.errors) + len(here.written.errors),
+            "repeats": processes.sink.repeats,
+            "delivered": len(processes.sink.rows),
+            "errors": len(processes.sink.errors) + len(processes.written.errors),
             "faults": len(plan) + 1,
-            "written_chunks": len(here.written.rows),
-            "latency_p95_s": percentile(here.sink.latencies_ms, 0.95) / 1000,
-            "latency_max_s": max(here.sink.latencies_ms) / 1000,
+            "written_chunks": len(processes.written.rows),
+            "latency_p95_s": percentile(processes.sink.latencies_ms, 0.95) / 1000,
+            "latency_max_s": max(processes.sink.latencies_ms) / 1000,
         }
 
 
@@ -186,10 +186,12 @@ def _processes() -> Iterator[_Processes]:
                 over.wait(supervisor.step(time.monotonic()))
 
         sink, written = Sink("docs", options, _is_right), Sink("written", options)
-        here = _Processes(
+        processes = _Processes(
             options, server, supervisor, [device.id for device in devices], sink, written, ended
         )
-        threads = [threading.Thread(target=one) for one in (supervise, here.produce, here.write)]
+        threads = [
+            threading.Thread(target=one) for one in (supervise, processes.produce, processes.write)
+        ]
         stack.callback(sink.close)
         stack.callback(written.close)
         for thread in threads:
@@ -199,7 +201,7 @@ def _processes() -> Iterator[_Processes]:
         stack.callback(ended.set)
         sink.start()
         written.start()
-        yield here
+        yield processes
 
 
 def _until(condition: Callable[[], bool], within_s: float) -> None:

@@ -22,7 +22,7 @@ import psutil
 import redis
 
 from scripts.benchmarks.embed import texts_of
-from scripts.benchmarks.local import Running, elapsed, running
+from scripts.benchmarks.local import BenchFleet, bench_fleet, elapsed
 from scripts.benchmarks.report import median_ratio, percentile
 from scripts.benchmarks.stream_faults import faults
 from scripts.benchmarks.stream_sink import Sink
@@ -65,10 +65,10 @@ def _simulated(*, quick: bool) -> dict[str, Any]:
     }
     rates: dict[str, list[float]] = {name: [] for name in plan}
     lost = 0
-    with running(options, devices=1) as here:
+    with bench_fleet(options, devices=1) as fleet:
         for turn in range(rounds + 1):
             for name, (streams, count) in plan.items():
-                rate, missing = _flood(here, [f"{one}-{turn}" for one in streams], count)
+                rate, missing = _flood(fleet, [f"{one}-{turn}" for one in streams], count)
                 lost += missing
                 if turn:  # the first one warms up
                     rates[name].append(rate)
@@ -80,10 +80,10 @@ def _simulated(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def _flood(here: Running, streams: Sequence[str], count: int) -> tuple[float, int]:
+def _flood(fleet: BenchFleet, streams: Sequence[str], count: int) -> tuple[float, int]:
     """Send without pauses; return the rate of delivery, and the number of missing vectors."""
-    sinks = [Sink(stream, here.options, _is_simulated) for stream in streams]
-    producer = _producer(here, "--streams", ",".join(streams), "--count", count)
+    sinks = [Sink(stream, fleet.options, _is_simulated) for stream in streams]
+    producer = _producer(fleet, "--streams", ",".join(streams), "--count", count)
     for sink in sinks:
         sink.start()
     _await(lambda: all(len(sink.rows) >= count for sink in sinks), 120)
@@ -92,7 +92,7 @@ def _flood(here: Running, streams: Sequence[str], count: int) -> tuple[float, in
         sink.close()
         assert not sink.wrong, "another vector"
         assert not sink.errors, sink.errors
-    with redis.Redis.from_url(here.options.broker_url or "") as client:
+    with redis.Redis.from_url(fleet.options.broker_url or "") as client:
         for stream in streams:
             client.srem(keys.STREAMS, stream)  # else devices would read streams of earlier rounds
     first, last = min(sink.first_ms for sink in sinks), max(sink.last_ms for sink in sinks)
@@ -109,21 +109,21 @@ def _real(*, quick: bool) -> dict[str, Any]:
     count, rounds, paced_s, overload_s = (200, 1, 2, 3) if quick else (1_500, 5, 30, 60)
     texts = texts_of(1_000)
     # One core computes; producers, readers and the server use the others.
-    with running(Settings(), devices=1, cores=1) as here:
-        file = Path(here.folder) / "texts.json"
+    with bench_fleet(Settings(), devices=1, cores=1) as fleet:
+        file = Path(fleet.folder) / "texts.json"
         file.write_text(json.dumps(texts))
-        encode = _in_process(here, texts)
+        encode = _in_process(fleet, texts)
         streamed, alone = [], []
         for turn in range(rounds + 1):
             own = encode()
-            sink, _ = offered(here, f"over-{turn}", count, 3 * own, file)
+            sink, _ = offered(fleet, f"over-{turn}", count, 3 * own, file)
             if turn:
                 alone.append(own)
                 streamed.append(sink.per_s)
         capacity = statistics.median(streamed)
-        paced = _paced(here, LOAD * capacity, paced_s, file)
-        overload = _overload(here, 3 * capacity, overload_s, file)
-        texts_whole = _continuous(here, quick=quick)
+        paced = _paced(fleet, LOAD * capacity, paced_s, file)
+        overload = _overload(fleet, 3 * capacity, overload_s, file)
+        texts_whole = _continuous(fleet, quick=quick)
     return {
         "stream_over_encode": median_ratio(streamed, alone),
         "real_per_s": {"streamed": capacity, "in_process": statistics.median(alone)},
@@ -134,14 +134,14 @@ def _real(*, quick: bool) -> dict[str, Any]:
     }
 
 
-def _in_process(here: Running, texts: Sequence[str]) -> Callable[[], float]:
+def _in_process(fleet: BenchFleet, texts: Sequence[str]) -> Callable[[], float]:
     """Return a function that measures the engine alone, in batches of 64, on the device's threads."""
     import torch  # noqa: PLC0415 - after the fleet, which needs the cores to start
 
     from sutra_tasks.engines.load import load_engine  # noqa: PLC0415
 
-    encoder = load_engine(here.options)
-    torch.set_num_threads(here.options.torch_threads)
+    encoder = load_engine(fleet.options)
+    torch.set_num_threads(fleet.options.torch_threads)
     numbered = [f"{number} {text}" for number, text in enumerate(texts)]
 
     def encode() -> float:
@@ -155,27 +155,28 @@ def _in_process(here: Running, texts: Sequence[str]) -> Callable[[], float]:
 
 
 def offered(
-    here: Running, stream: str, count: int, per_s: float, texts: Path, *, batch: int = 64
+    fleet: BenchFleet, stream: str, count: int, per_s: float, texts: Path, *, batch: int = 64
 ) -> tuple[Sink, dict[str, Any]]:
     """Stream texts at ``per_s`` (0: without pauses); return the reader, and the producer's report."""
-    sink = Sink(stream, here.options)
+    sink = Sink(stream, fleet.options)
     producer = _producer(
-        here, "--streams", stream, "--count", count, "--per-s", per_s, "--batch", batch, "--texts", texts
-    )
+        fleet, "--streams", stream, "--count", count, "--per-s", per_s, "--batch", batch,
+        "--texts", texts,
+    )  # fmt: skip
     sink.start()
     _await(lambda: len(sink.rows) >= count, 600)
-    said = _ended(producer)
+    report = _ended(producer)
     sink.close()
     assert not sink.wrong, "another vector"
     assert not sink.errors, sink.errors
-    return sink, said
+    return sink, report
 
 
-def _paced(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
+def _paced(fleet: BenchFleet, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
     """Offer fewer texts than the device can embed, one by one, at random times."""
-    sink, _ = offered(here, "paced", int(per_s * seconds), per_s, texts, batch=1)
+    sink, _ = offered(fleet, "paced", int(per_s * seconds), per_s, texts, batch=1)
     time.sleep(1.5)  # devices report once a second
-    with redis.Redis.from_url(here.options.broker_url or "") as client:
+    with redis.Redis.from_url(fleet.options.broker_url or "") as client:
         (status,) = stream_status(client, "paced")
     measured = status.measured
     ours = {bucket(one): 0 for one in sink.latencies_ms}
@@ -201,41 +202,41 @@ def _paced(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str
     }
 
 
-def _overload(here: Running, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
+def _overload(fleet: BenchFleet, per_s: float, seconds: float, texts: Path) -> dict[str, Any]:
     """Offer three times the device's capacity; the producer waits whenever the stream says so."""
-    sink = Sink("overload", here.options)
+    sink = Sink("overload", fleet.options)
     producer = _producer(
-        here, "--streams", "overload", "--count", 10**9, "--seconds", seconds, "--per-s", per_s,
+        fleet, "--streams", "overload", "--count", 10**9, "--seconds", seconds, "--per-s", per_s,
         "--texts", texts,
     )  # fmt: skip
     sink.start()
-    server, worker = _bytes(here), _rss(here)
+    server, worker = _bytes(fleet), _rss(fleet)
     most_server, most_worker = 0, 0
     at_half: tuple[int, int] | None = None
     began = time.monotonic()
     while producer.poll() is None:
         time.sleep(0.25)
-        most_server, most_worker = max(most_server, _bytes(here)), max(most_worker, _rss(here))
+        most_server, most_worker = max(most_server, _bytes(fleet)), max(most_worker, _rss(fleet))
         if at_half is None and time.monotonic() - began > seconds / 2:
             at_half = most_server, most_worker
-    said = _ended(producer)
-    _await(lambda: len(sink.rows) >= said["accepted"], 300)
+    report = _ended(producer)
+    _await(lambda: len(sink.rows) >= report["accepted"], 300)
     sink.close()
     assert at_half is not None
     assert not sink.wrong, "another vector"
     return {
         "offered_per_s": per_s,
-        "accepted": said["accepted"],
+        "accepted": report["accepted"],
         "delivered": len(sink.rows),
-        "signals": said["signals"],
-        "error_rate": len(sink.errors) / max(1, said["accepted"]),
+        "signals": report["signals"],
+        "error_rate": len(sink.errors) / max(1, report["accepted"]),
         "p95_s": percentile(sink.latencies_ms, 0.95) / 1000,
         "server_mb": {"before": server / 1e6, "at_half": at_half[0] / 1e6, "most": most_server / 1e6},
         "worker_mb": {"before": worker / 1e6, "at_half": at_half[1] / 1e6, "most": most_worker / 1e6},
     }
 
 
-def _continuous(here: Running, *, quick: bool) -> dict[str, Any]:
+def _continuous(fleet: BenchFleet, *, quick: bool) -> dict[str, Any]:
     """Write several open texts by turns in random pieces; compare their chunks with batch embeddings."""
     draw = random.Random(5)  # noqa: S311 - it draws pieces
     words = " ".join(texts_of(300 if quick else 3_000))
@@ -243,9 +244,9 @@ def _continuous(here: Running, *, quick: bool) -> dict[str, Any]:
     if not quick:
         whole = {f"text-{n}": words[n * 10_000 : (n + 1) * 10_000] for n in range(len(words) // 10_000)}
     left = {key: (0, text) for key, text in whole.items()}
-    sink = Sink("texts", here.options)
+    sink = Sink("texts", fleet.options)
     sink.start()
-    with StreamProducer("texts", options=here.options) as producer:
+    with StreamProducer("texts", options=fleet.options) as producer:
         while left:
             key = draw.choice(sorted(left))
             seq, text = left[key]
@@ -274,15 +275,15 @@ def _continuous(here: Running, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def _producer(here: Running, *arguments: Any) -> subprocess.Popen[bytes]:
+def _producer(fleet: BenchFleet, *arguments: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "scripts.benchmarks.stream_load", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=here.environ)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=fleet.environ)
 
 
 def _ended(producer: subprocess.Popen[bytes]) -> dict[str, Any]:
-    said, _ = producer.communicate(timeout=120)
+    report, _ = producer.communicate(timeout=120)
     assert producer.returncode == 0, "the producer failed"
-    found: dict[str, Any] = json.loads(said)
+    found: dict[str, Any] = json.loads(report)
     return found
 
 
@@ -294,14 +295,14 @@ def _await(condition: Callable[[], bool], within_s: float) -> None:
         time.sleep(0.01)
 
 
-def _bytes(here: Running) -> int:
-    with redis.Redis.from_url(here.options.broker_url or "") as client:
+def _bytes(fleet: BenchFleet) -> int:
+    with redis.Redis.from_url(fleet.options.broker_url or "") as client:
         info: Any = client.info("memory")
     return int(info["used_memory"])
 
 
-def _rss(here: Running) -> int:
-    return int(psutil.Process(here.supervisor.pids[here.devices[0].id]).memory_info().rss)
+def _rss(fleet: BenchFleet) -> int:
+    return int(psutil.Process(fleet.supervisor.pids[fleet.devices[0].id]).memory_info().rss)
 
 
 def plot(results: dict[str, Any], file: Path) -> None:

@@ -56,14 +56,14 @@ class LocalFleet:
     def incarnation(self, name: str) -> str:
         return str(self._record(name)["incarnation"])
 
-    def is_whole(self) -> bool:
+    def all_serve(self) -> bool:
         """Return whether all routers and devices serve; one that was just killed may still count."""
         status = self.status()
         serving = {d.id for d in status.devices if d.live and d.state is DeviceState.HEALTHY}
         routing = {router["name"] for router in status.routers}
         return serving >= set(self.device_ids) and routing >= set(self.router_names)
 
-    def await_another(self, name: str, pid: int) -> None:
+    def await_replacement(self, name: str, pid: int) -> None:
         """Return once another process than ``pid`` runs under this name, and serves."""
 
         def serves() -> bool:
@@ -167,7 +167,7 @@ def local_fleet(
             supervisor.start(time.monotonic())
             supervising.start()
             if await_live:
-                wait_until(fleet.is_whole, within_s=START_S)
+                wait_until(fleet.all_serve, within_s=START_S)
             yield fleet
         finally:
             ended.set()

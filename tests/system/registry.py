@@ -38,7 +38,7 @@ def add_version(
     return number
 
 
-def of_another(golden: GoldenVectors) -> GoldenVectors:
+def unreproducible(golden: GoldenVectors) -> GoldenVectors:
     """Return golden vectors that no device reproduces."""
     return GoldenVectors(golden.space, np.roll(golden.vectors, 1, axis=0))
 

@@ -32,7 +32,7 @@ def test_a_device_is_killed_while_it_computes(start_fleet, client, wait_until):
         assert held
         assert work.in_flight() >= IN_FLIGHT - len(held)
         work.check()
-        fleet.await_another(victim, pid)
+        fleet.await_replacement(victim, pid)
         assert [line for line in fleet.reports if "signal 9" in line]
     sent = [json.loads(message)["headers"]["parent_id"] for message in client.lrange(CALLBACKS, 0, -1)]
     client.delete(CALLBACKS)
@@ -51,7 +51,7 @@ def test_a_device_is_killed_while_it_idles_before_a_full_queue(start_fleet, clie
             wait_until(lambda: fleet.device(victim).queued > 500)
             os.kill(pid, signal.SIGKILL)
         work.check()
-        fleet.await_another(victim, pid)
+        fleet.await_replacement(victim, pid)
 
 
 def test_all_devices_are_killed_at_once(start_fleet, client):
@@ -63,7 +63,7 @@ def test_all_devices_are_killed_at_once(start_fleet, client):
             os.kill(pid, signal.SIGKILL)
         work.check()
         for name, pid in pids.items():
-            fleet.await_another(name, pid)
+            fleet.await_replacement(name, pid)
 
 
 def test_one_router_of_two_is_killed_and_then_both(start_fleet, client):
@@ -76,7 +76,7 @@ def test_one_router_of_two_is_killed_and_then_both(start_fleet, client):
                 os.kill(pid, signal.SIGKILL)
             work.send(f"meanwhile {victims} {n}" for n in range(100))
             for name, pid in pids.items():
-                fleet.await_another(name, pid)
+                fleet.await_replacement(name, pid)
         work.check()
 
 
@@ -99,11 +99,11 @@ def test_both_reapers_are_killed_half_way(start_fleet, client):
             assert client.llen(queue) > 0
             client.client_unpause()
             for name, pid in pids.items():
-                fleet.await_another(name, pid)
+                fleet.await_replacement(name, pid)
             fleet.await_lease_end(incarnation)
             assert not any(client.llen(lane) for lane in lanes(queue))
             work.check()
-        fleet.await_another(victim, lost)
+        fleet.await_replacement(victim, lost)
 
 
 @pytest.mark.parametrize("late", ["before", "after"])
@@ -127,7 +127,7 @@ def test_a_device_that_only_stood_still_changes_no_result(
             # It may take these before it hears that it is replaced: their errors do not count either.
             more = [f"!raise@{victim} taken late {n}" for n in range(20)]
             work.send(more, queue=keys.device_queue(victim))
-        fleet.await_another(victim, pid)
+        fleet.await_replacement(victim, pid)
         work.check()
         assert "the lease of this worker ended" in fleet.log.read_text()  # it did fail, there
         assert f"{victim} ended with status 0" in "\n".join(fleet.reports)
@@ -142,7 +142,7 @@ def test_a_router_that_only_stood_still_changes_no_result(start_fleet, client):
         with frozen(pid):
             fleet.await_lease_end(incarnation)
             work.fill(fleet)
-        fleet.await_another(victim, pid)
+        fleet.await_replacement(victim, pid)
         work.check()
 
 
@@ -157,6 +157,6 @@ def test_a_rolling_restart_under_load_loses_and_fails_nothing(start_fleet, clien
                 fleet.await_end(pid)
                 # Nothing is left for which its end could be blamed.
                 assert not tasks_in_flight(client, incarnation)
-            fleet.await_another(victim, pid)
+            fleet.await_replacement(victim, pid)
         work.check()
         assert all("status 0;" in report for report in fleet.reports)

@@ -21,7 +21,7 @@ from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.models.rollout.gate import Thresholds
 from sutra_tasks.models.rollout.promotion import promote, wait_until_served
-from tests.system.registry import WIDTH, add_version, of_another, space_of
+from tests.system.registry import WIDTH, add_version, space_of, unreproducible
 
 Fleet = Callable[..., Any]
 
@@ -114,7 +114,7 @@ def test_a_promotion_changes_all_devices_and_fails_nobody(
 def test_a_version_that_devices_refuse_leaves_the_old_one_serving(
     serving: Fleet, store: ModelRegistry, client: redis.Redis, tmp_path: Path
 ) -> None:
-    bad = add_version(store, "search", tmp_path / "sources", changed=of_another)
+    bad = add_version(store, "search", tmp_path / "sources", changed=unreproducible)
     with serving(2) as fleet:
         with pytest.raises(PromotionRefusedError, match="vectors differ"):
             promote(client, store, "search", bad, thresholds=Thresholds(), options=fleet.options)
@@ -129,7 +129,7 @@ def test_a_version_that_devices_refuse_leaves_the_old_one_serving(
 def test_a_registry_that_points_to_what_cannot_be_loaded_leaves_the_old_one_serving(
     serving: Fleet, store: ModelRegistry, tmp_path: Path, wait_until: Callable[..., None]
 ) -> None:
-    bad = add_version(store, "search", tmp_path / "sources", changed=of_another)
+    bad = add_version(store, "search", tmp_path / "sources", changed=unreproducible)
     with serving(1) as fleet:
         store.promote("search", bad)
         wait_until(lambda: "search@1 serves on" in fleet.log.read_text())

@@ -33,7 +33,7 @@ def test_the_server_pauses(start_fleet, client, wait_until):
         work.fill(fleet)
         client.client_pause(4000)
         work.check()
-        wait_until(fleet.is_whole)
+        wait_until(fleet.all_serve)
         assert [fleet.incarnation(name) for name in fleet.device_ids] == incarnations
         assert fleet.reports == []
 

@@ -81,7 +81,7 @@ def test_a_killed_device_loses_and_doubles_nothing(start_fleet, stream):
         with seized(fleet, stream, victim):
             os.kill(pid, signal.SIGKILL)
         check(stream)
-        fleet.await_another(victim, pid)
+        fleet.await_replacement(victim, pid)
 
 
 def test_a_device_that_stops_hands_over_what_it_has_not_begun(start_fleet, stream):
@@ -92,7 +92,7 @@ def test_a_device_that_stops_hands_over_what_it_has_not_begun(start_fleet, strea
         with seized(fleet, stream, victim):
             os.kill(pid, signal.SIGTERM)  # it hears that when it goes on
         check(stream)
-        fleet.await_another(victim, pid)
+        fleet.await_replacement(victim, pid)
         assert all("status 0;" in report for report in fleet.reports)
 
 
