@@ -104,7 +104,7 @@ def _projections(*, quick: bool) -> dict[str, Any]:
     On sentences of manuals and on glosses: how much a narrow space holds depends on the texts.
     """
     from sutra_tasks.distillation.data.local_embedding import embed_locally  # noqa: PLC0415 - torch takes seconds to import
-    from sutra_tasks.distillation.measuring.quality import draw_pairs, spearman  # noqa: PLC0415
+    from sutra_tasks.distillation.measuring.correlation import draw_pairs, spearman  # noqa: PLC0415
     from sutra_tasks.distillation.measuring.ranking import neighbour_overlap  # noqa: PLC0415
     from sutra_tasks.distillation.training.projection import ceiling, jl, project, svd  # noqa: PLC0415
     from sutra_tasks.engines.load import load_engine  # noqa: PLC0415

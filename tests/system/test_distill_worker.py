@@ -94,7 +94,7 @@ def test_a_run_that_is_killed_stopped_and_cut_off_gives_the_same_student(
     torch.set_num_threads(1)
     alone = recipe(options, name="undisturbed")
     DistillationRun(
-        alone, read_run_texts(alone, options, ()), options, store_of(options), watch=lambda _: None
+        alone, read_run_texts(alone, options, ()), options, store_of(options), report=lambda _: None
     ).make()
     torch.set_num_threads(threads)
 

@@ -62,7 +62,7 @@ def recipe(teacher: str, **changed: Any) -> DistillationConfig:
 def run_of(config: DistillationConfig, options: Settings, **more: Any) -> DistillationRun:
     store = ModelRegistry(Path(options.models_dir or ""))
     material = read_run_texts(config, options, ())
-    return DistillationRun(config, material, options, store, **({"watch": lambda _: None} | more))
+    return DistillationRun(config, material, options, store, **({"report": lambda _: None} | more))
 
 
 @pytest.mark.parametrize("width", [768, 384])
@@ -73,8 +73,8 @@ def test_a_teacher_of_1024_dimensions_is_distilled_to_the_specifications_widths(
 
     config = recipe(teacher, output_dim=width, pairs="pairs.jsonl", matryoshka=(64,))
     phases: list[str] = []
-    run = run_of(config, options, watch=lambda told: phases.append(told["phase"]))
-    assert run.made() is None
+    run = run_of(config, options, report=lambda told: phases.append(told["phase"]))
+    assert run.earlier_result() is None
     made = run.make()
     store = ModelRegistry(Path(options.models_dir or ""))
     manifest, folder = store.manifest("small", 1), store.folder("small", 1)
@@ -95,10 +95,10 @@ def test_a_teacher_of_1024_dimensions_is_distilled_to_the_specifications_widths(
     assert "some.jsonl" in card
     assert not list((Path(options.models_dir or "") / ".runs").glob(f"{run.fingerprint[:16]}*"))
 
-    again = run_of(config, options).made()
+    again = run_of(config, options).earlier_result()
     assert again is not None
     assert (again["model"], again["made"]) == ("small@1", False)
-    assert run_of(replace(config, seed=1), options).made() is None
+    assert run_of(replace(config, seed=1), options).earlier_result() is None
 
 
 @pytest.mark.parametrize("student", ["static", "projection"])
@@ -131,7 +131,7 @@ def test_a_recipe_that_ends_its_workers_is_given_up_and_may_be_tried_anew(
     def die(_: Any) -> None:
         raise KeyboardInterrupt
 
-    run = run_of(recipe(teacher), options, watch=die)
+    run = run_of(recipe(teacher), options, report=die)
     for _ in range(options.max_attempts):
         with pytest.raises(KeyboardInterrupt):
             run.make()
@@ -147,7 +147,7 @@ def test_an_error_that_the_worker_outlives_is_none_of_the_recipes(
     def fail(_: Any) -> None:
         raise OSError("no space left on device")
 
-    run = run_of(recipe(teacher), options, watch=fail)
+    run = run_of(recipe(teacher), options, report=fail)
     for _ in range(options.max_attempts + 2):
         with pytest.raises(OSError, match="no space"):
             run.make()
@@ -159,7 +159,7 @@ def test_what_was_made_is_found_without_loading_the_teacher(
     config = recipe(teacher, student="projection", layers=None)
     assert run_of(config, options).make()["made"]
     monkeypatch.setattr(torch_engine, "TorchEncoder", lambda *_: pytest.fail("loaded"))
-    found = run_of(config, options).made()
+    found = run_of(config, options).earlier_result()
     assert found is not None
     assert found["model"] == "small@1"
 
@@ -170,7 +170,7 @@ def test_the_projection_is_that_of_the_runs_first_start(teacher: str, options: S
             raise KeyboardInterrupt
 
     config = recipe(teacher, student="projection", layers=None, output_dim=8)
-    run = run_of(config, options, watch=stop)
+    run = run_of(config, options, report=stop)
     with pytest.raises(KeyboardInterrupt):
         run.make()
     first = np.load(run.folder / "matrix.npy")
@@ -195,7 +195,7 @@ def test_who_computes_the_teachers_vectors_is_told(teacher: str, options: Settin
             told.append(progress["by"])
 
     config = recipe(teacher, student="projection", layers=None)
-    run_of(config, options, by_fleet=by_fleet, watch=note).make()
+    run_of(config, options, by_fleet=by_fleet, report=note).make()
     assert list(dict.fromkeys(told)) == ["the fleet", "this worker"]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,16 +18,16 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from sutra_tasks.distillation.config import DistillationConfig
+from sutra_tasks.distillation.measuring.measurement import bytes_on_disk
 from sutra_tasks.distillation.measuring.model_card import model_card
 from sutra_tasks.distillation.measuring.speed import speed_ratio
 from sutra_tasks.distillation.training import checkpoints, trainer
 from sutra_tasks.distillation.training.batches import StudentTokenizer, epoch_order
 from sutra_tasks.distillation.training.losses import DistillationLoss, contrastive
-from sutra_tasks.distillation.training.progress import TrainingProgress, learning_rate_share
+from sutra_tasks.distillation.training.optimizer import learning_rate_share
 from sutra_tasks.distillation.training.projection import project, svd
 from sutra_tasks.distillation.training.students import (
     build_student,
-    bytes_on_disk,
     chosen_layers,
     outputs,
     save_student,
@@ -36,6 +36,9 @@ from sutra_tasks.distillation.training.students import (
 from sutra_tasks.distillation.training.trainer import train
 from sutra_tasks.errors import ModelError
 from tests.system.tiny_models import KINDS, PROSE, build
+
+if TYPE_CHECKING:
+    from sutra_tasks.distillation.training.progress import TrainingProgress
 
 WIDTH = 16
 WORDS = PROSE.replace(".", "").replace(",", "").split()
@@ -440,7 +443,7 @@ def test_a_damaged_checkpoint_yields_to_the_one_before(case, tmp_path):
 
 
 def qualities(monkeypatch, values: Iterator[float]):
-    monkeypatch.setattr(trainer._Run, "_quality", lambda _: next(values))
+    monkeypatch.setattr(trainer._Training, "_quality", lambda _: next(values))
 
 
 def test_it_ends_above_the_threshold(case, tmp_path, monkeypatch):
@@ -472,7 +475,7 @@ def test_a_pause_counts_neither_as_speed_nor_towards_a_checkpoint(case, tmp_path
         replace(CONFIG, checkpoint_steps=10**6, checkpoint_minutes=1.0),
     )  # fmt: skip
     now, seen, written = [0.0], [], []
-    monkeypatch.setattr(trainer._Run, "_save", lambda run: written.append(run.state.step))
+    monkeypatch.setattr(trainer._Training, "_save", lambda run: written.append(run.state.step))
 
     def clock():
         now[0] += 1.0

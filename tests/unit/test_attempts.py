@@ -18,7 +18,7 @@ class DeathError(BaseException):
 
 
 def die(folder: Path, at: str = "here") -> None:
-    with limit_attempts(folder / "starts.json", "small", at, 3):
+    with limit_attempts(folder / "attempts.json", "small", at, 3):
         raise DeathError
 
 
@@ -39,12 +39,12 @@ def test_whoever_gets_further_is_counted_anew(tmp_path: Path) -> None:
 
 
 def test_an_ordinary_error_is_no_death(tmp_path: Path) -> None:
-    path = tmp_path / "starts.json"
+    path = tmp_path / "attempts.json"
     for _ in range(9):
         with pytest.raises(OSError, match="no space"), limit_attempts(path, "small", "here", 3):
             raise OSError("no space")
     with limit_attempts(path, "small", "here", 3):
-        assert json.loads(path.read_text())["starts"] == 1
+        assert json.loads(path.read_text())["attempts"] == 1
     assert not path.exists()
 
 

@@ -43,7 +43,7 @@ class Worker:
         for name, found in (
             ("read_run_texts", self._gather), ("DistillationRun", self._a_run),
             ("open_sample", lambda *_: self), ("_with_threads", lambda options: options),
-            ("sightings", lambda _: []),
+            ("fleet_members", lambda _: []),
         ):  # fmt: skip
             monkeypatch.setattr(distiller, name, found)
         self._options = Settings(models_dir=str(folder))
@@ -70,7 +70,7 @@ class Worker:
         self.gather()
 
     def _a_run(self, *_: Any, **__: Any) -> Any:
-        return SimpleNamespace(made=lambda: self.made, make=self.make)
+        return SimpleNamespace(earlier_result=lambda: self.made, make=self.make)
 
     def _evalsha(self, *_: Any) -> bytes | None:
         return self.values.get("lock")

@@ -11,7 +11,7 @@ from sutra_tasks.cli.distill import BARS, recipe, sparkline, within
 from sutra_tasks.client.admission import Backlog
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.distillation.names import default_name, model_name
-from sutra_tasks.distillation.worker.run_monitor import PausePolicy
+from sutra_tasks.distillation.worker.run_monitor import should_pause
 from sutra_tasks.errors import InvalidOptionError, SettingsError, UnsupportedVersionError
 from sutra_tasks.models.rollout.promotion import Promotion
 
@@ -21,20 +21,20 @@ def waiting(seconds: float) -> Backlog:
 
 
 def test_a_run_pauses_when_the_fleet_is_saturated_and_goes_on_well_below() -> None:
-    pacer = PausePolicy(2.0)
-    waits_s = [0, 1.9, 2.0, 1.5, 1.0, 0.9, 1.9, 5]
-    assert [pacer.paused(waiting(s)) for s in waits_s] == [0, 0, 1, 1, 1, 0, 0, 1]
+    paused, found = False, []
+    for waits_s in (0, 1.9, 2.0, 1.5, 1.0, 0.9, 1.9, 5):
+        paused = should_pause(waiting(waits_s), 2.0, is_paused=paused)
+        found.append(paused)
+    assert found == [0, 0, 1, 1, 1, 0, 0, 1]
 
 
-def test_a_run_goes_on_where_no_router_says_what_waits() -> None:
-    pacer = PausePolicy(2.0)
-    assert pacer.paused(waiting(9))
-    assert not pacer.paused(None)
-    assert not pacer.paused(Backlog(tokens=9, tokens_per_s=0))
+@pytest.mark.parametrize("backlog", [None, Backlog(tokens=9, tokens_per_s=0)])
+def test_a_run_goes_on_where_no_router_says_what_waits(backlog: Backlog | None) -> None:
+    assert not should_pause(backlog, 2.0, is_paused=True)
 
 
 def test_a_pause_can_be_turned_off() -> None:
-    assert not PausePolicy(0.0).paused(waiting(1e6))
+    assert not should_pause(waiting(1e6), 0.0, is_paused=False)
 
 
 def test_options_go_before_the_file(tmp_path: Path) -> None:

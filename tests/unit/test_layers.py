@@ -22,8 +22,10 @@ HEAVY_MODULES = {
         f"engines/torch_engine/{name}.py"
         for name in ("encoder", "forward_pass", "introspection", "sdpa_kernels")
     ),
-    *(f"distillation/training/{name}.py" for name in ("batches", "losses", "students", "trainer")),
-    "distillation/measuring/speed.py",
+    *(
+        f"distillation/training/{name}.py"
+        for name in ("batches", "losses", "optimizer", "students", "trainer")
+    ),
 }
 LAYERS = (
     ("errors.py", "files.py", "keys.py", "settings.py", "vectors.py"),

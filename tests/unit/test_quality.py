@@ -11,26 +11,24 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
+from sutra_tasks.distillation.measuring import bootstrap as bootstrap_module
 from sutra_tasks.distillation.measuring import ranking
-from sutra_tasks.distillation.measuring.quality import (
-    Interval,
-    LabelledRetrieval,
-    bootstrap,
-    cosines,
+from sutra_tasks.distillation.measuring.bootstrap import Interval, bootstrap, ratio_of_means
+from sutra_tasks.distillation.measuring.correlation import (
     draw_pairs,
-    measure_quality,
-    ndcg_ratio,
     ranks,
     spearman,
     spearman_interval,
-    squared_errors,
 )
+from sutra_tasks.distillation.measuring.quality import LabelledRetrieval, measure_quality
 from sutra_tasks.distillation.measuring.ranking import (
+    cosines,
     ndcg,
     neighbour_overlap,
     neighbours,
     padded,
     ranking_ndcg,
+    squared_errors,
     unit,
 )
 from sutra_tasks.distillation.training.projection import ceiling, project, svd
@@ -105,11 +103,9 @@ def test_an_interval_narrows_with_the_root_of_the_values() -> None:
 
 
 def test_resamples_in_blocks_are_those_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sutra_tasks.distillation.measuring import quality  # noqa: PLC0415 - its limit is changed here
-
     values = rng(6).normal(size=50)
     whole = bootstrap(values, rng=rng(7), repeats=100)
-    monkeypatch.setattr(quality, "BLOCK_DRAWS", 350)
+    monkeypatch.setattr(bootstrap_module, "BLOCK_DRAWS", 350)
     assert bootstrap(values, rng=rng(7), repeats=100) == whole
 
 
@@ -296,12 +292,12 @@ def test_equal_is_1_unrelated_is_near_0_and_rotation_changes_nothing(of: Any) ->
 
 def test_the_ratio_compares_both_models_on_the_same_queries() -> None:
     teacher = rng(32).uniform(0.1, 1, 400)
-    found = ndcg_ratio(teacher, 0.9 * teacher, rng=rng(33))
+    found = ratio_of_means(teacher, 0.9 * teacher, rng=rng(33))
     assert found is not None
     # Resampled apart, the interval would be a tenth wide.
     assert (found.low, found.value, found.high) == pytest.approx((0.9, 0.9, 0.9))
-    assert ndcg_ratio(np.zeros(5), np.ones(5), rng=rng()) is None
-    rare = ndcg_ratio(np.array([1.0, 0.0]), np.array([0.5, 0.0]), rng=rng())
+    assert ratio_of_means(np.zeros(5), np.ones(5), rng=rng()) is None
+    rare = ratio_of_means(np.array([1.0, 0.0]), np.array([0.5, 0.0]), rng=rng())
     assert rare is not None
     assert rare == Interval(0.5, 0.5, 0.5)
 

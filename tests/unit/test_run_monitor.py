@@ -34,11 +34,15 @@ class Watched:
         )
         stopping: Any = SimpleNamespace(is_set=self.stopping.is_set, wait=self._wait)
         client: Any = SimpleNamespace(get=self.values.get, exists=self._exists)
-        self.watch = RunMonitor(client, Settings(), request, stopping, clock=lambda: self.now)
+        self.lock_error: Exception | None = None
+        self.monitor = RunMonitor(
+            client, Settings(), request, stopping,
+            check_lock=self._check_lock, clock=lambda: self.now,
+        )  # fmt: skip
 
     def __call__(self, progress: dict[str, Any], seconds: float = 1.0) -> None:
         self.now += seconds
-        self.watch(progress)
+        self.monitor.report(progress)
 
     def _exists(self, name: str) -> bool:
         self.asked += 1
@@ -54,6 +58,10 @@ class Watched:
     def _wait(self, seconds: float) -> None:
         self.now += seconds
         self.waits.pop(0)()
+
+    def _check_lock(self) -> None:
+        if self.lock_error is not None:
+            raise self.lock_error
 
     def saturate(self, looks: int) -> None:
         """Have the fleet saturated for so many looks."""
@@ -74,11 +82,11 @@ def _nothing_stays_revoked() -> Iterator[None]:
 
 
 def test_a_run_that_was_cancelled_while_no_worker_was_up_ends(run: Watched) -> None:
-    run.watch.end_if_asked()
+    run.monitor.end_if_asked()
     run.values[keys.cancelled("task-1")] = 1
     run.now += 1
     with pytest.raises(RunCancelled):
-        run.watch.end_if_asked()
+        run.monitor.end_if_asked()
 
 
 def test_a_run_that_is_revoked_ends(run: Watched) -> None:
@@ -110,16 +118,10 @@ def test_a_run_that_cannot_be_told_of_goes_on(run: Watched) -> None:
 
 
 def test_what_the_lock_found_is_raised_at_the_next_look(run: Watched) -> None:
-    def lost(error: Exception) -> Callable[[], None]:
-        def check() -> None:
-            raise error
-
-        return check
-
-    run.watch.check = lost(LeaseEnded())
+    run.lock_error = LeaseEnded()
     with pytest.raises(WorkerStopping):
         run(HERE)
-    run.watch.check = lost(DistillationUnderWayError("small", "task-2"))
+    run.lock_error = DistillationUnderWayError("small", "task-2")
     with pytest.raises(DistillationUnderWayError):
         run(HERE)
 

@@ -32,8 +32,8 @@ def test_nobody_else_may_read_them(tmp_path: Path) -> None:
 
 def test_they_go_when_the_run_has_ended(tmp_path: Path) -> None:
     drawn(tmp_path).texts(lambda: ["one"])
-    drawn(tmp_path).drop()
-    drawn(tmp_path).drop()
+    drawn(tmp_path).delete()
+    drawn(tmp_path).delete()
     assert not list(tmp_path.iterdir())
 
 

@@ -70,7 +70,7 @@ def test_of_a_version_of_the_registry_the_manifest_says_the_space(folder: Path) 
     ModelRegistry(folder.parent / "registry").add("search", folder, facts)
     loads = Loads("r:8")
     one = teacher(folder, loads, "search@1")
-    assert (one.space, one.place.name, loads.count) == ("r:8", "1", 0)
+    assert (one.space, one.folder.name, loads.count) == ("r:8", "1", 0)
 
 
 def test_no_model_that_was_not_named_is_a_teacher(folder: Path) -> None:

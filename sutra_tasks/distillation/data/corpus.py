@@ -1,7 +1,7 @@
-"""Texts to learn from and to measure on, out of the files of one folder.
+"""Reads texts and labelled pairs from the files of one folder, and divides texts into two sets.
 
-A row that cannot be used is counted and named by file and line, never by what it says; the others are
-read on. No file outside the folder is read, whatever its name or links say.
+A row that cannot be used is counted and named by file and line, never by its text; the other rows are
+used. No file outside the folder is read, whatever a name or a link says.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["BadRow", "BadRows", "Corpus", "read_corpus", "read_pairs", "split_co
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Corpus:
-    """Texts, and what was wrong with the files.
+    """Texts, and the rows of the files that could not be used.
 
     Attributes:
-        texts: all different, in the order in which they were first seen.
+        texts: distinct texts, in the order in which they were first seen.
         bad: the first rows that could not be used.
-        bad_rows: how many there were.
+        bad_rows: number of all rows that could not be used.
         duplicates: rows whose text was kept already.
     """
 
@@ -59,26 +59,26 @@ def read_corpus(
     most_texts: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> Corpus:
-    """Read files of ``folder``, and a sample beside them; memory is that of the texts that are kept.
+    """Read the texts of files, and of a sample; only the texts that are kept take up memory.
 
-    ``.jsonl``: a string, or an object with ``text``, a line; ``.txt``: a text a line; blank lines are
-    skipped. ``.csv`` and ``.parquet``: the column ``text``. All in UTF-8.
+    ``.jsonl``: on each line a string, or an object with ``text``; ``.txt``: a text on each line; blank
+    lines are skipped. ``.csv`` and ``.parquet``: the column ``text``. All in UTF-8.
 
     Args:
-        folder: where the files are, ``SUTRA_DATA_DIR``.
-        names: of files in it, relative.
+        folder: the folder of the files, ``SUTRA_DATA_DIR``.
+        names: of the files, relative to the folder.
         most_chars: rows with longer texts are bad.
-        sample: further texts; those that cannot be used are left out.
-        most_texts: of more, a uniform draw of the different texts is kept: those with the least keyed
-            hash (Cohen and Kaplan, 2007), so that a text that is there often is no likelier to be drawn.
-            ``duplicates`` then counts copies of texts that were kept when they came.
-        rng: draws the hash's key; needed with ``most_texts``.
+        sample: further texts; unusable ones are left out without counting them.
+        most_texts: of more texts, a uniform draw of distinct ones is kept: those of lowest keyed hash
+            (Cohen and Kaplan, 2007), so that repeated texts are not drawn more often. ``duplicates``
+            then counts only copies of texts that were kept when the copy was read.
+        rng: draws the hash's key; required with ``most_texts``.
 
     Raises:
-        InvalidOptionError: ``texts`` names what is no readable file in the folder, or a file of a kind
-            that is not known, or without the column; or pyarrow is missing for ``.parquet``.
+        InvalidOptionError: a name is not a readable file in the folder, the kind of file is unknown, the
+            column is missing, or pyarrow is missing for ``.parquet``.
     """
-    kept, bad = _Kept(most_texts, b"" if rng is None else rng.bytes(16)), BadRows()
+    draw, bad = _Draw(most_texts, b"" if rng is None else rng.bytes(16)), BadRows()
     for name in names:
         path, read_rows = _inside(folder, name, "texts"), READERS[PurePosixPath(name).suffix.lower()]
         try:
@@ -86,32 +86,32 @@ def read_corpus(
                 for line, value in read_rows(Source(name, file, most_chars, bad)):
                     reason = why_unusable(value, most_chars)
                     if reason is None:
-                        kept.add(value)
+                        draw.add(value)
                     else:
                         bad.add(name, line, reason)
         except OSError:
             raise _no_file(name, "texts") from None
-    duplicates = kept.duplicates
+    duplicates = draw.duplicates
     for text in sample:
         if why_unusable(text, most_chars) is None:
-            kept.add(text)
-    return Corpus(kept.texts(), tuple(bad.first), bad.count, duplicates)
+            draw.add(text)
+    return Corpus(draw.texts(), tuple(bad.first), bad.count, duplicates)
 
 
 def split_corpus(
     corpus: Corpus, held_out: int, seed: int, least_ratio: int = 2, *, left_out: int = 0
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the texts to learn from and the ``held_out`` to measure on, each in the corpus' order.
+    """Return the texts to learn from and the texts to measure on, each in the order of the corpus.
 
-    Held out are the texts with the least hash of seed and text. So the order of files does not matter,
-    and where files only grow, a text that was learned from is never held out later.
+    The texts of lowest hash are held out to measure on. So the order of files does not matter, and if
+    files only grow, a text that was learned from is never held out later.
 
     Args:
         corpus: the texts.
-        held_out: how many are held out.
-        seed: with another, others are.
-        least_ratio: texts to learn from for each that is held out, at the least.
-        left_out: texts that were found and are not among them, for labelled pairs hold them.
+        held_out: number of texts to measure on.
+        seed: another seed holds out other texts.
+        least_ratio: least number of texts to learn from for each text that is held out.
+        left_out: texts that are missing in ``corpus`` because labelled pairs have them; for the error.
 
     Raises:
         TooLittleTextError: there are fewer.
@@ -130,16 +130,16 @@ def split_corpus(
 def read_pairs(
     folder: Path, name: str, *, most_chars: int = 100_000, bad: BadRows | None = None
 ) -> list[tuple[str, str]]:
-    """Return labelled pairs of a JSONL file: ``query`` and ``positive`` of the object on each line.
+    """Return the labelled pairs of a JSONL file: ``query`` and ``positive`` of the object on each line.
 
     Args:
         folder: as for :func:`read_corpus`.
         name: of the file.
         most_chars: rows with longer texts are bad.
-        bad: told of rows that cannot be used.
+        bad: collects the rows that cannot be used.
 
     Raises:
-        InvalidOptionError: ``pairs`` names no readable JSONL file in the folder, or one without pairs.
+        InvalidOptionError: the name is not a readable JSONL file in the folder, or the file has no pair.
     """
     path, bad = _inside(folder, name, "pairs", kinds=(".jsonl",)), BadRows() if bad is None else bad
     pairs = []
@@ -160,28 +160,28 @@ def read_pairs(
     return pairs
 
 
-class _Kept:
-    """Different texts: all, or a bounded uniform draw of them."""
+class _Draw:
+    """Distinct texts: all of them, or a bounded uniform draw."""
 
     def __init__(self, most: int | None, key: bytes) -> None:
         self.duplicates = 0
         self._most, self._key, self._seen = most, key, 0
         self._order: dict[str, int] = {}
-        self._heap: list[tuple[float, str]] = []  # the largest place first
+        self._heap: list[tuple[float, str]] = []  # the highest priority first
 
     def add(self, text: str) -> None:
         if text in self._order:
             self.duplicates += 1
             return
         if self._most is not None:
-            place = (-priority(text, self._key), text)
+            entry = (-priority(text, self._key), text)
             if len(self._heap) < self._most:
-                heapq.heappush(self._heap, place)
+                heapq.heappush(self._heap, entry)
             else:
-                _, gone = heapq.heappushpop(self._heap, place)
-                if gone == text:
+                _, dropped = heapq.heappushpop(self._heap, entry)
+                if dropped == text:
                     return
-                del self._order[gone]
+                del self._order[dropped]
         self._seen += 1
         self._order[text] = self._seen
 
@@ -198,7 +198,7 @@ def _inside(folder: Path, name: str, option: str, kinds: Sequence[str] = tuple(R
     try:
         root = folder.resolve(strict=True)
         path = (root / parts).resolve(strict=True)
-        # One answer to all: what is outside the folder is not told from what is nowhere.
+        # The same error for files outside the folder and missing files, so that names reveal nothing.
         if path.is_relative_to(root) and path.is_file():
             return path
     except (OSError, ValueError, RuntimeError):

@@ -1,4 +1,4 @@
-"""Vectors that a run computes by itself, without a fleet."""
+"""Embeds texts in this process, without a fleet."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["AT_ONCE", "embed_locally"]
 
 AT_ONCE: Final = 256
+"""Texts in one batch."""
 
 
 def embed_locally(encoder: Encoder, texts: Sequence[str]) -> Floats:
-    """Return unit vectors computed here, long texts cut at the model's window: float32 rows.
+    """Return unit vectors of texts, float32, shape (texts, width).
+
+    Long texts are cut at the model's window.
 
     Args:
-        encoder: the engine; nothing else uses it meanwhile.
+        encoder: the engine; no other thread may use it meanwhile.
         texts: any number.
     """
     rows = np.empty((len(texts), encoder.info.width), dtype=np.float32)

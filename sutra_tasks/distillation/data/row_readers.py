@@ -1,6 +1,6 @@
-"""Rows of the kinds of files that texts come in, one at a time, whatever else is in the file.
+"""Reads the rows of JSONL, text, CSV and Parquet files one at a time.
 
-Memory is that of a row. A row that cannot be read is told to a :class:`BadRows`; the reader goes on.
+Only one row is in memory. A row that cannot be read is added to :class:`BadRows`, and reading continues.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from sutra_tasks.errors import InvalidOptionError
 __all__ = ["READERS", "BadRow", "BadRows", "Source", "read_json_lines", "shown", "why_unusable"]
 
 NAMED: Final = 20
-"""Bad rows that are named; the others are only counted."""
+"""Bad rows that are named; further ones are only counted."""
 
 BYTES_PER_CHAR: Final = 12
-"""Of JSON at most: two escapes such as ``\\ud83d``."""
+"""Bytes of one character in JSON at most: two escapes such as ``\\ud83d``."""
 
-ROOM_BYTES: Final = 65_536
-"""For what else is in a row."""
+OTHER_BYTES: Final = 65_536
+"""Bytes of a line that are not its text, at most."""
 
 CSV_MOST_CHARS: Final = 131_072
-"""Of a field; Python's own limit, which belongs to the whole process."""
+"""Characters of a field; Python's own limit, which is global to the process."""
 
 _BOM: Final = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """One row that could not be used: in which file, on which line from 1, and why."""
+    """A row that could not be used: its file, its line counted from 1, and the reason."""
 
     file: str
     line: int
@@ -42,13 +42,13 @@ class BadRow:
 
 @dataclass(slots=True)
 class BadRows:
-    """Counts rows that cannot be used and keeps the first :data:`NAMED`."""
+    """Counts the rows that cannot be used, and keeps the first :data:`NAMED`."""
 
     count: int = 0
     first: list[BadRow] = field(default_factory=list)
 
     def add(self, file: str, line: int, reason: str) -> None:
-        """Take note of one."""
+        """Count a row."""
         self.count += 1
         if len(self.first) < NAMED:
             self.first.append(BadRow(file, line, reason))
@@ -59,10 +59,10 @@ class Source:
     """One open file.
 
     Attributes:
-        name: by which it is known in messages.
+        name: the name in error messages.
         file: open for reading bytes, at its start.
-        most_chars: of a text that can be used; lines are bounded by it.
-        bad: told of rows that cannot be read.
+        most_chars: characters of the longest usable text; limits the length of lines.
+        bad: collects the rows that cannot be read.
     """
 
     name: str
@@ -71,8 +71,8 @@ class Source:
     bad: BadRows
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield numbered lines with their ends; one that is too long is bad, and never in memory."""
-        most = self.most_chars * BYTES_PER_CHAR + ROOM_BYTES
+        """Yield numbered lines with their line ends; a line that is too long is bad and skipped."""
+        most = self.most_chars * BYTES_PER_CHAR + OTHER_BYTES
         number = 0
         while line := self.file.readline(most):
             number += 1
@@ -87,7 +87,7 @@ class Source:
 
 
 def read_json_lines(source: Source) -> Iterator[tuple[int, Any]]:
-    """Yield the JSON value of each line that is not blank, with the line's number."""
+    """Yield the number and the JSON value of each line that is not blank."""
     for line, text in _decoded(source):
         if text.strip():
             try:
@@ -120,8 +120,8 @@ def _csv(source: Source) -> Iterator[tuple[int, str | None]]:
 
     def lines() -> Iterator[str]:
         nonlocal line
-        for line, raw in source.lines():  # noqa: B007 - the row that ends here is named by it
-            # Of a row that goes over lines one may be broken: what is left of it is refused as a text.
+        for line, raw in source.lines():  # noqa: B007 - a row is named by the line on which it ends
+            # A row may have several lines: escaped bytes make the row's text unusable as a whole.
             yield raw.decode(errors="surrogateescape")
 
     rows = csv.reader(lines(), strict=True)
@@ -144,7 +144,7 @@ def _csv(source: Source) -> Iterator[tuple[int, str | None]]:
 
 def _parquet(source: Source) -> Iterator[tuple[int, Any]]:
     try:
-        # A client, and a fleet without distillation, need no Parquet.
+        # An optional dependency: clients and fleets without distillation do not need it.
         arrow: Any = import_module("pyarrow")
         parquet: Any = import_module("pyarrow.parquet")
     except ModuleNotFoundError:
@@ -167,7 +167,7 @@ def _cell(cell: Any) -> Any:
     try:
         return cell.as_py()
     except UnicodeDecodeError:
-        return "\ud800"  # refused as text that is not valid, in the words for all kinds of files
+        return "\ud800"  # unusable as a text, with the same reason as in other kinds of files
 
 
 READERS: Final[dict[str, Callable[[Source], Iterator[tuple[int, Any]]]]] = {
@@ -176,11 +176,11 @@ READERS: Final[dict[str, Callable[[Source], Iterator[tuple[int, Any]]]]] = {
     ".csv": _csv,
     ".parquet": _parquet,
 }
-"""By suffix: each yields line numbers, from 1, and what is there in place of a text."""
+"""By suffix: each yields a line number, counted from 1, and a value that should be a text."""
 
 
 def why_unusable(text: Any, most_chars: int) -> str | None:
-    """Return why something is no text to learn from; None if it is one."""
+    """Return the reason why a value is not a usable text; None if it is one."""
     if not isinstance(text, str):
         return "no text"
     if not text.strip():
@@ -197,5 +197,5 @@ def why_unusable(text: Any, most_chars: int) -> str | None:
 
 
 def shown(name: str) -> str:
-    """Return a name as messages show it."""
+    """Return a name as error messages show it."""
     return json.dumps(name)[:80]

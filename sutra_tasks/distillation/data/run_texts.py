@@ -1,4 +1,4 @@
-"""The texts of a run: read, drawn, and divided into those to learn from and those to measure on."""
+"""The texts of a run: read, drawn, and divided into texts to learn from and texts to measure on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from sutra_tasks.distillation.data.corpus import read_corpus, read_pairs, split_corpus
 from sutra_tasks.distillation.data.row_readers import BadRows, shown
 from sutra_tasks.distillation.data.traffic_sample import priority
-from sutra_tasks.distillation.data.vector_cache import digest
+from sutra_tasks.distillation.names import fingerprint
 from sutra_tasks.errors import InvalidOptionError, SettingsError
 
 if TYPE_CHECKING:
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RunTexts", "read_run_texts"]
 
-LABELLED_EVERY: Final = 5
-"""With a task loss, of so many answers of labelled pairs one is measured on; others are learned from."""
+MEASURED_SHARE: Final = 5
+"""With a task loss, the pairs of one answer in five are measured on; the others may be learned from."""
 MOST_CHARS: Final = 100_000
-"""Of a text: more than models see; longer rows are bad ones."""
+"""Characters of a text; longer rows are bad. No model sees as much."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -39,11 +39,11 @@ class RunTexts:
     Attributes:
         train: to learn from.
         held_out: to measure on.
-        pairs: labelled queries and their texts, to measure on; no text of theirs is in ``train``.
-        task_pairs: those to learn from, where the recipe has a task loss; no text of theirs is
-            measured on.
-        facts: for the report: counts and what was wrong, no text.
-        fingerprint: of all of it.
+        pairs: labelled (query, answer) pairs to measure on; none of their texts is in ``train``.
+        task_pairs: pairs to learn from, if the recipe has a task loss; none of their texts is measured
+            on.
+        facts: counts and bad rows for the report; no text.
+        fingerprint: digest of all the texts.
     """
 
     train: tuple[str, ...]
@@ -59,28 +59,28 @@ def read_run_texts(config: DistillationConfig, options: Settings, sample: Sequen
 
     Args:
         config: the recipe.
-        options: says in which folder.
-        sample: texts of real traffic; used if the recipe says so.
+        options: with the folder of the files.
+        sample: texts of real traffic; used only if the recipe says so.
 
     Raises:
-        SettingsError: no folder is set.
-        InvalidInputError: a file is not there or holds no texts, or too few, or no pairs to learn from.
+        SettingsError: the recipe names files, and no folder is set.
+        InvalidInputError: a file is missing or has no texts, there are too few texts, or no pair is left
+            to learn from.
     """
     if options.data_dir is None and (config.texts or config.pairs):
         raise SettingsError("SUTRA_DATA_DIR", "", "not set: the folder with the texts to learn from")
     folder = Path(options.data_dir or ".")
-    rng = np.random.default_rng(config.seed)
     corpus = read_corpus(
         folder,
         config.texts,
         most_chars=MOST_CHARS,
         sample=sample if config.sample else (),
         most_texts=config.max_texts + config.held_out,
-        rng=rng,
+        rng=np.random.default_rng(config.seed),
     )
     bad = BadRows(corpus.bad_rows, list(corpus.bad))
-    read_of = read_pairs(folder, config.pairs, most_chars=MOST_CHARS, bad=bad) if config.pairs else []
-    labelled = tuple(dict.fromkeys(read_of))
+    rows = read_pairs(folder, config.pairs, most_chars=MOST_CHARS, bad=bad) if config.pairs else []
+    labelled = tuple(dict.fromkeys(rows))
     pairs = _measured(labelled, config.seed) if config.task_weight else labelled
     measured = set(chain.from_iterable(pairs))
     texts = tuple(text for text in corpus.texts if text not in measured)
@@ -102,21 +102,21 @@ def read_run_texts(config: DistillationConfig, options: Settings, sample: Sequen
         "bad": [f"{row.file}:{row.line}: {row.reason}" for row in bad.first],
         "duplicates": corpus.duplicates,
     }
-    fingerprint = digest([train, held_out, pairs, task_pairs])
-    return RunTexts(train, held_out, pairs, task_pairs, facts, fingerprint)
+    digest = fingerprint([train, held_out, pairs, task_pairs])
+    return RunTexts(train, held_out, pairs, task_pairs, facts, digest)
 
 
 def _measured(labelled: Pairs, seed: int) -> Pairs:
-    """Return the pairs to measure on: all those of a fifth of the answers, drawn by a hash."""
-    # By answers: where many queries share few of them, a fifth of the pairs would hold every answer.
-    answers, key = {positive for _, positive in labelled}, f"measured {seed}".encode()
-    count = math.ceil(len(answers) / LABELLED_EVERY)
+    """Return the pairs to measure on: all pairs of a fifth of the answers, drawn by a hash."""
+    # Drawn by answer: if many queries share few answers, a fifth of the pairs would have every answer.
+    answers, key = {answer for _, answer in labelled}, f"measured {seed}".encode()
+    count = math.ceil(len(answers) / MEASURED_SHARE)
     drawn = set(heapq.nsmallest(count, answers, key=lambda text: (priority(text, key), text)))
     return tuple(pair for pair in labelled if pair[1] in drawn)
 
 
 def _learned(labelled: Pairs, measured: set[str], config: DistillationConfig) -> Pairs:
-    """Return the pairs that share no text with what is measured on.
+    """Return the pairs that share no text with the texts to measure on.
 
     Raises:
         InvalidOptionError: there are none.

@@ -1,7 +1,7 @@
-"""The model to learn from: loaded where it is needed, and known before.
+"""The teacher: its name, its embedding space, and its engine, each loaded when it is first needed.
 
-A scheduled run that finds nothing new needs the name of its teacher's space and nothing else; loading a
-model for that would cost minutes and gigabytes each time.
+A scheduled run that finds nothing new needs only the name of the teacher's space. Loading the model for
+that would cost minutes and gigabytes at each run, so the space is remembered on disk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sutra_tasks.distillation.data.vector_cache import digest
+from sutra_tasks.distillation.names import fingerprint
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError
 from sutra_tasks.files import read_json, write_json
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["Teacher", "place_of"]
+__all__ = ["Teacher", "model_folder"]
 
 ENGINES: Final = ("sutra-tasks", "torch", "transformers", "sentence-transformers")
 """Packages whose releases may give the same files another space."""
 
 
-def place_of(reference: str, registry: ModelRegistry) -> Path:
-    """Return the folder of a model, or its name where sentence-transformers must find it."""
+def model_folder(reference: str, registry: ModelRegistry) -> Path:
+    """Return the folder of a model, or its name if sentence-transformers has to find it."""
     if (version := split_reference(reference)) is not None:
         return registry.folder(*version)
     return Path(locate(reference))
 
 
 class Teacher:
-    """See the module's docstring.
+    """The model to learn from.
 
     Attributes:
-        reference: its name; of the registry with its version, ``name@3``.
+        reference: its name; ``name@3`` for a version of the registry.
     """
 
     def __init__(
@@ -54,43 +54,43 @@ class Teacher:
         *,
         load: Callable[[Settings, ModelRegistry | None, str], Encoder] = load_version,
     ) -> None:
-        """Name it.
+        """Resolve the teacher's name; loads nothing.
 
         Args:
             name: as recipes name it.
-            options: of this deployment.
-            registry: the registry.
+            options: the deployment's settings.
+            registry: its registry.
             runs: the folder of all runs, where spaces are remembered.
-            load: loads it.
+            load: loads a model's engine.
 
         Raises:
-            InvalidOptionError: no such model may be named.
+            InvalidOptionError: recipes may not name this model.
         """
         self._options, self._registry, self._runs, self._load = options, registry, runs, load
         self.reference = resolve_model_name(name, options, registry, what="teacher")
 
     @cached_property
-    def place(self) -> Path:
-        """Its folder."""
-        return place_of(self.reference, self._registry)
+    def folder(self) -> Path:
+        """Its folder, or its name if sentence-transformers has to find it."""
+        return model_folder(self.reference, self._registry)
 
     @cached_property
     def space(self) -> str:
-        """The space of its vectors: as the registry says, or as it was when its files were last loaded.
+        """The embedding space of its vectors, from its manifest or as remembered for the same files.
 
         Raises:
-            ModelError: it had to be loaded for that, and cannot be.
+            ModelError: the model had to be loaded to know its space, and cannot be.
         """
         if (version := split_reference(self.reference)) is not None:
             return self._registry.manifest(*version).space
-        known = self._runs / f"space-{self._files()[:16]}.json"
-        found = read_json(known).get("space")
+        remembered = self._runs / f"space-{self._files_digest()[:16]}.json"
+        found = read_json(remembered).get("space")
         if isinstance(found, str):
             return found
         space = self._loaded.info.space
-        if self.place.is_dir():
-            known.parent.mkdir(parents=True, exist_ok=True)
-            write_json(known, {"space": space})
+        if self.folder.is_dir():
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            write_json(remembered, {"space": space})
         return space
 
     @cached_property
@@ -98,7 +98,7 @@ class Teacher:
         """Its engine.
 
         Raises:
-            ModelError: it cannot be loaded, or has become another model.
+            ModelError: it cannot be loaded, or its space is no longer the remembered one.
         """
         if (found := self._loaded).info.space != self.space:
             raise ModelError(
@@ -110,12 +110,12 @@ class Teacher:
     def _loaded(self) -> Encoder:
         return self._load(self._options, self._registry, self.reference)
 
-    def _files(self) -> str:
-        """Return a digest of what decides its space, by names, sizes and times, not by contents."""
-        place = self.place
+    def _files_digest(self) -> str:
+        """Return a digest of the names, sizes and times of its files, and of the engines' releases."""
+        folder = self.folder
         files = sorted(
-            (str(path.relative_to(place)), path.stat().st_size, path.stat().st_mtime_ns)
-            for path in place.rglob("*")
+            (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in folder.rglob("*")
             if path.is_file()
         )
-        return digest([str(place), files, [importlib.metadata.version(name) for name in ENGINES]])
+        return fingerprint([str(folder), files, [importlib.metadata.version(name) for name in ENGINES]])

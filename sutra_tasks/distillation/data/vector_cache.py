@@ -1,9 +1,7 @@
-"""Vectors of many texts on disk, in pieces: what was computed before a death is not computed again."""
+"""The teacher's vectors on disk, in shards, so that a run computes each shard only once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -17,12 +15,12 @@ from sutra_tasks.files import read_array, sweep, write_array
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
 
-__all__ = ["cached_vectors", "count_shards", "delete_old_runs", "digest"]
+__all__ = ["cached_vectors", "count_shards", "delete_old_runs"]
 
 SHARD: Final = 2_048
 """Texts whose vectors are computed and written together."""
 OLD_S: Final = 30 * 24 * 3600.0
-"""Seconds after which nobody goes on with a run."""
+"""Seconds without a write after which a run's folder is deleted."""
 
 
 def cached_vectors(
@@ -30,17 +28,17 @@ def cached_vectors(
     texts: Sequence[str],
     compute: Callable[[Sequence[str]], Generator[Floats]],
     *,
-    watch: Callable[[Mapping[str, Any]], None],
+    report: Callable[[Mapping[str, Any]], None],
 ) -> Floats:
-    """Return the vectors of texts, float32 (texts, width); each shard is written when it is there.
+    """Return the vectors of texts: float32, shape (texts, width); each shard is written when complete.
 
-    Any number of runs may share a folder at the same time. A shard that is damaged is computed again.
+    Any number of runs may use a folder at the same time. A damaged shard is computed again.
 
     Args:
-        folder: of these texts and of what computes them, and of nothing else.
+        folder: only for these texts and this teacher.
         texts: one at least.
-        compute: gives the vectors of some of them, some rows at a time; closed if ``watch`` raises.
-        watch: told whenever there are some; see :class:`~sutra_tasks.distillation.worker.run.Watch`.
+        compute: yields the vectors of some texts, some rows at a time; closed if ``report`` raises.
+        report: called with the progress; see :class:`~sutra_tasks.distillation.worker.run.Report`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
@@ -49,14 +47,14 @@ def cached_vectors(
         path, some = folder / f"vectors-{start // SHARD:06d}.npy", texts[start : start + SHARD]
         shard = read_array(path)
         if shard is None or len(shard) != len(some):
-            watch({"phase": "teacher", "done": start, "of": len(texts)})
+            report({"phase": "teacher", "done": start, "of": len(texts)})
             block: list[Floats] = []
             done = start
             with closing(compute(some)) as found:
                 for part in found:
                     block.append(part)
                     done += len(part)
-                    watch({"phase": "teacher", "done": done, "of": len(texts)})
+                    report({"phase": "teacher", "done": done, "of": len(texts)})
             shard = np.concatenate(block).astype(np.float32)
             write_array(path, shard)
         rows.append(shard)
@@ -64,25 +62,20 @@ def cached_vectors(
 
 
 def count_shards(folder: Path) -> int:
-    """Return how many shards are there."""
+    """Return how many shards a folder has."""
     return len(list(folder.glob("vectors-*.npy")))
 
 
-def delete_old_runs(runs: Path, now: float, *, but: Collection[Path]) -> None:
-    """Delete what nobody goes on with: folders that nothing was written to for a month.
+def delete_old_runs(runs: Path, now: float, *, keep: Collection[Path]) -> None:
+    """Delete the folders of abandoned runs: those that nothing was written to for a month.
 
     Args:
         runs: the folder of all runs.
         now: seconds since 1970.
-        but: those that stay.
+        keep: folders that stay.
     """
     sweep(runs)
     for path in runs.iterdir():
-        with suppress(FileNotFoundError):  # another run has just ended
-            if path not in but and path.is_dir() and now - path.stat().st_mtime > OLD_S:
+        with suppress(FileNotFoundError):  # another run has just deleted it
+            if path not in keep and path.is_dir() and now - path.stat().st_mtime > OLD_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def digest(value: Any) -> str:
-    """Return the sha256 of a JSON value, in hexadecimal."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

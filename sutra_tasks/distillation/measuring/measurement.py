@@ -1,4 +1,4 @@
-"""What a student is worth: measured as it will serve, beside its teacher, on text it has not seen."""
+"""All measurements of a student: quality on held-out text, speed and size, beside its teacher."""
 
 from __future__ import annotations
 
@@ -12,50 +12,22 @@ from safetensors import safe_open
 
 from sutra_tasks.distillation.config import DistillationMetrics
 from sutra_tasks.distillation.data.local_embedding import embed_locally
-from sutra_tasks.distillation.measuring.quality import (
-    LabelledRetrieval,
-    cosines,
-    measure_quality,
-    squared_errors,
-)
-from sutra_tasks.distillation.measuring.ranking import padded
+from sutra_tasks.distillation.measuring.quality import LabelledRetrieval, measure_quality
+from sutra_tasks.distillation.measuring.ranking import cosines, padded, squared_errors
 from sutra_tasks.distillation.measuring.speed import speed_ratio
 from sutra_tasks.distillation.training.projection import project
-from sutra_tasks.distillation.training.students import bytes_on_disk
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.vectors import Floats
 
-__all__ = ["count_parameters", "labelled_retrieval", "measure_student"]
+__all__ = ["bytes_on_disk", "count_parameters", "labelled_retrieval", "measure_student"]
 
 BATCH: Final = 256
 TIMED_TEXTS: Final = 128
-TIMED: Final = 5
+TIMED_TURNS: Final = 5
 BYTES_PER_FLOAT: Final = 4
-
-
-def labelled_retrieval(
-    pairs: Sequence[tuple[str, str]], teacher_of: Mapping[str, Floats], student: Encoder
-) -> LabelledRetrieval | None:
-    """Return pairs as retrieval: each query among the texts of all pairs; None without pairs."""
-    if not pairs:
-        return None
-    queries = list(dict.fromkeys(query for query, _ in pairs))
-    documents = list(dict.fromkeys(positive for _, positive in pairs))
-    at = {text: number for number, text in enumerate(documents)}
-    answers: dict[str, list[int]] = {query: [] for query in queries}
-    for query, positive in pairs:
-        answers[query].append(at[positive])
-    relevant, gains = padded([sorted(set(found)) for found in answers.values()])
-    return LabelledRetrieval(
-        np.stack([teacher_of[text] for text in queries]),
-        np.stack([teacher_of[text] for text in documents]),
-        embed_locally(student, queries),
-        embed_locally(student, documents),
-        relevant,
-        gains,
-    )
+WEIGHTS: Final = (".safetensors", ".bin")
 
 
 def measure_student(
@@ -63,71 +35,104 @@ def measure_student(
     student: Encoder,
     *,
     held_out: Sequence[str],
-    rows: Floats,
+    teacher_held_out: Floats,
     pairs: Sequence[tuple[str, str]],
-    teacher_of: Mapping[str, Floats],
+    teacher_labelled: Mapping[str, Floats],
     matrix: Floats,
     folders: tuple[Path, Path],
     seed: int,
 ) -> dict[str, Any]:
-    """Return quality, speed, sizes, and :class:`DistillationMetrics`, as JSON.
+    """Return quality, speed, sizes and :class:`DistillationMetrics`, as JSON.
 
     Args:
-        teacher: the engine that serves it.
-        student: the engine that will.
+        teacher: its engine.
+        student: the engine that will serve it.
         held_out: texts to measure on.
-        rows: the teacher's unit vectors of them.
-        pairs: labelled queries and texts, none learned from.
-        teacher_of: the teacher's unit vectors of the texts in ``pairs``.
-        matrix: the projection between them.
-        folders: where teacher and student are.
+        teacher_held_out: the teacher's unit vectors of them.
+        pairs: labelled (query, answer) pairs that were not learned from.
+        teacher_labelled: the teacher's unit vectors of the texts in ``pairs``.
+        matrix: the projection.
+        folders: of the teacher and the student.
         seed: of resampling.
     """
-    ours = embed_locally(student, held_out)
+    vectors = embed_locally(student, held_out)
     quality = measure_quality(
-        rows,
-        ours,
+        teacher_held_out,
+        vectors,
         matrix,
         rng=np.random.default_rng(seed),
-        labelled=labelled_retrieval(pairs, teacher_of, student),
+        labelled=labelled_retrieval(pairs, teacher_labelled, student),
     )
     timed = list(held_out[:TIMED_TEXTS])
     speed = speed_ratio(
-        lambda some: embed_locally(teacher, some),
-        lambda some: embed_locally(student, some),
+        lambda texts: embed_locally(teacher, texts),
+        lambda texts: embed_locally(student, texts),
         timed,
-        TIMED,
+        TIMED_TURNS,
     )
     sizes = {
         "parameters": [count_parameters(folder) for folder in folders],
         "bytes_on_disk": [bytes_on_disk(folder) for folder in folders],
         "bytes_per_vector": [BYTES_PER_FLOAT * one.info.width for one in (teacher, student)],
     }
-    before, after = sizes["bytes_on_disk"]
-    ratio = quality.ndcg_ratio.value if quality.ndcg_ratio is not None else None
-    target = project(matrix, rows)
+    teacher_bytes, student_bytes = sizes["bytes_on_disk"]
+    targets = project(matrix, teacher_held_out)
     metrics = DistillationMetrics.over(
         DistillationMetrics(
-            cosine_similarity=float(np.mean(cosines(target[part], ours[part]))),
-            mse=float(np.mean(squared_errors(target[part], ours[part]))),
-            ndcg_preservation=ratio,
-            compression_ratio=before / after,
+            cosine_similarity=float(np.mean(cosines(targets[part], vectors[part]))),
+            mse=float(np.mean(squared_errors(targets[part], vectors[part]))),
+            ndcg_preservation=quality.ndcg_ratio.value if quality.ndcg_ratio is not None else None,
+            compression_ratio=teacher_bytes / student_bytes,
             speed_improvement=speed,
-            texts=len(ours[part]),
+            texts=len(vectors[part]),
         )
-        for part in (slice(at, at + BATCH) for at in range(0, len(ours), BATCH))
+        for part in (slice(at, at + BATCH) for at in range(0, len(vectors), BATCH))
     )
     return {
         "metrics": metrics.to_json(),
         "quality": quality.to_json(),
-        "cosines": [round(float(value), 4) for value in cosines(target, ours)],
-        "speed": {"speed_improvement": speed, "texts": len(timed), "repeats": TIMED},
+        "cosines": [round(float(value), 4) for value in cosines(targets, vectors)],
+        "speed": {"speed_improvement": speed, "texts": len(timed), "repeats": TIMED_TURNS},
         "sizes": sizes,
     }
 
 
+def labelled_retrieval(
+    pairs: Sequence[tuple[str, str]], teacher_vectors: Mapping[str, Floats], student: Encoder
+) -> LabelledRetrieval | None:
+    """Return labelled pairs as retrieval of each query's answers among all answers; None without pairs.
+
+    Args:
+        pairs: (query, answer).
+        teacher_vectors: the teacher's unit vector of each text in ``pairs``.
+        student: computes the student's vectors.
+    """
+    if not pairs:
+        return None
+    queries = list(dict.fromkeys(query for query, _ in pairs))
+    documents = list(dict.fromkeys(answer for _, answer in pairs))
+    index = {text: number for number, text in enumerate(documents)}
+    answers: dict[str, list[int]] = {query: [] for query in queries}
+    for query, answer in pairs:
+        answers[query].append(index[answer])
+    relevant, gains = padded([sorted(set(found)) for found in answers.values()])
+    return LabelledRetrieval(
+        np.stack([teacher_vectors[text] for text in queries]),
+        np.stack([teacher_vectors[text] for text in documents]),
+        embed_locally(student, queries),
+        embed_locally(student, documents),
+        relevant,
+        gains,
+    )
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return the size of a model's files of weights."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
+
+
 def count_parameters(folder: Path) -> int:
-    """Return how many weights the files of a model hold."""
+    """Return the number of weights in a model's files."""
     count = 0
     for path in folder.rglob("*.safetensors"):
         with safe_open(path, "np") as file:

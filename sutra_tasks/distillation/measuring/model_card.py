@@ -1,4 +1,4 @@
-"""What a distilled model says of itself, to those who find its folder."""
+"""The model card of a student: the README.md in its folder."""
 
 from __future__ import annotations
 
@@ -8,15 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
 
-__all__ = ["model_card"]
+__all__ = ["card_facts", "model_card"]
+
+
+def card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a report that a model card shows.
+
+    Args:
+        report: in the shape of :class:`~sutra_tasks.distillation.measuring.report.Report`.
+    """
+    quality = {
+        name: value["value"] if isinstance(value, Mapping) else value
+        for name, value in report["quality"].items()
+        if value is not None
+    }
+    counts = {name: value for name, value in report["corpus"].items() if isinstance(value, int)}
+    sizes = {f"{name}, teacher and student": value for name, value in report["sizes"].items()}
+    speed = {"speed_improvement": report["speed"]["speed_improvement"]}
+    return {"Texts": counts, "Quality on held-out text": quality, "Speed and size": speed | sizes}
 
 
 def model_card(config: DistillationConfig, facts: Mapping[str, Any]) -> str:
-    """Return a model card in Markdown: teacher, data, recipe, and what was measured.
+    """Return a model card in Markdown: teacher, data, recipe and measurements.
 
     Args:
-        config: the recipe; of its data it names the files, no text.
-        facts: numbers and short names, by name; those that are mappings become tables of their own.
+        config: the recipe; the card names its files and shows no text.
+        facts: figures and short names, by name; each mapping becomes a table of its own.
     """
     tags = ("sentence-transformers", "feature-extraction", "sentence-similarity", "distillation")
     front = ["---", "library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:"]

@@ -1,18 +1,16 @@
-"""How much faster a student is than its teacher, and whether this machine trains in half precision."""
+"""Measures how much faster a student is than its teacher."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Final
 
-import torch
-
-__all__ = ["has_fast_bfloat16", "speed_ratio"]
+__all__ = ["speed_ratio"]
 
 LEAST_S: Final = 0.05
-"""A clock says little of less: a student this quick does its texts several times a turn."""
+"""Shortest time that a clock measures well: a faster student embeds its texts several times a turn."""
 
 
 def speed_ratio(
@@ -22,15 +20,15 @@ def speed_ratio(
     repeats: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return how many times as many texts a second the student does: the median of pairwise ratios.
+    """Return the student's texts a second divided by the teacher's: the median of the turns.
 
-    They take turns, so that what else the machine does meets both; the first turn of each warms up
-    and is not counted. Both are to run in the same engine, with the same precision and threads.
+    Teacher and student take turns, so that other work on the machine affects both. The first turn of
+    each warms it up and is not counted. Both should use the same engine, precision and threads.
 
     Args:
-        teacher_encode: computes the vectors of texts.
-        student_encode: the same by the student.
-        texts: as they come in practice: speed depends on their lengths.
+        teacher_encode: computes the teacher's vectors of texts.
+        student_encode: computes the student's vectors of texts.
+        texts: of realistic lengths, on which the speed depends.
         repeats: turns of each, one at least.
         clock: seconds.
 
@@ -40,22 +38,13 @@ def speed_ratio(
     if not texts or repeats < 1:
         raise ValueError("nothing to measure")
     teacher_encode(texts)
-    warm = _seconds(student_encode, texts, 1, clock)
-    times = 1 if warm >= LEAST_S else min(100, int(LEAST_S / max(warm, LEAST_S / 100)) + 1)
+    warm_up_s = _seconds(student_encode, texts, 1, clock)
+    times = 1 if warm_up_s >= LEAST_S else min(100, int(LEAST_S / max(warm_up_s, LEAST_S / 100)) + 1)
     ratios = []
     for _ in range(repeats):
-        theirs = _seconds(teacher_encode, texts, 1, clock)
-        ratios.append(theirs / _seconds(student_encode, texts, times, clock))
+        teacher_s = _seconds(teacher_encode, texts, 1, clock)
+        ratios.append(teacher_s / _seconds(student_encode, texts, times, clock))
     return statistics.median(ratios)
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Tell whether training steps are faster in bfloat16: twice as fast where a processor has it."""
-    if device.type != "cpu":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    # Emulated, as on older processors, it is slower than float32.
-    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _seconds(
@@ -64,7 +53,7 @@ def _seconds(
     times: int,
     clock: Callable[[], float],
 ) -> float:
-    """Return the seconds of one pass over the texts, the mean of ``times``."""
+    """Return the mean seconds of ``times`` passes over the texts."""
     began = clock()
     for _ in range(times):
         encode(texts)

@@ -1,9 +1,7 @@
-"""Texts as a student reads them: tokenised once, batched by length, in an order that can be repeated."""
+"""Tokenises the texts of a training run once, and orders them into reproducible batches."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+from sutra_tasks.distillation.names import fingerprint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -22,14 +22,22 @@ if TYPE_CHECKING:
 __all__ = ["StudentTokenizer", "TrainingData", "epoch_order"]
 
 BUCKET_BATCHES: Final = 50
-"""Batches' worth of texts that are sorted by length together: padding is small, batches still mixed."""
+"""Batches whose texts are sorted by length together: little padding, but batches still mix."""
 
 Ids = NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TrainingData:
-    """What is learned from and measured on."""
+    """The texts to learn from and to measure on, with the teacher's projected vectors as targets.
+
+    Attributes:
+        texts: to learn from.
+        targets: unit rows, shape (texts, width).
+        held_out: to measure on.
+        held_out_targets: unit rows, shape (held out, width).
+        pairs: labelled (query, answer) pairs for the task loss.
+    """
 
     texts: Sequence[str]
     targets: Floats
@@ -44,26 +52,20 @@ class TrainingData:
             raise ValueError("not one target a text")
 
     def fingerprint(self, config: DistillationConfig) -> str:
-        """Hash all that decides what a run comes to, but the targets: CPUs round those differently."""
-        known = [
-            config.to_json(),
-            list(self.texts),
-            list(self.held_out),
-            [list(pair) for pair in self.pairs],
-        ]
-        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+        """Return a digest of recipe and texts; not of the targets, which CPUs round differently."""
+        return fingerprint([config.to_json(), list(self.texts), list(self.held_out), list(self.pairs)])
 
 
 def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return one epoch's batches: every text exactly once, those of a batch of similar length.
+    """Return the batches of one epoch: every text once, texts of similar length together.
 
     The same arguments give the same batches, in any process.
 
     Args:
         lengths: tokens of each text.
-        batch_size: texts in a batch; the last may hold fewer.
+        batch_size: texts in a batch; the last may have fewer.
         seed: of the run.
-        epoch: counted from 0; another one, another order.
+        epoch: counted from 0; each epoch has another order.
     """
     rng = np.random.default_rng([seed, epoch])
     shuffled, known = rng.permutation(len(lengths)), np.asarray(lengths)
@@ -77,7 +79,7 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 class StudentTokenizer:
-    """Makes token ids of texts, and of batches of them what the student's first module takes."""
+    """Turns texts into token ids, and batches of ids into the input of the student's first module."""
 
     def __init__(self, student: SentenceTransformer) -> None:
         self._is_static = isinstance(student[0], StaticEmbedding)
@@ -86,7 +88,7 @@ class StudentTokenizer:
         self._device = student.device
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
-        """Return each text's token ids, cut to the student's window, as it would be fed them."""
+        """Return each text's token ids, with special tokens, cut to the student's window."""
         if self._is_static:
             encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
             return [np.array(one.ids, dtype=np.int32) for one in encoded]
@@ -102,7 +104,7 @@ class StudentTokenizer:
         return [np.array(one, dtype=np.int32) for one in found["input_ids"]]
 
     def features(self, batch: Sequence[Ids]) -> dict[str, Any]:
-        """Return what the student's modules take, on its device."""
+        """Return the input of the student's first module, on its device."""
         return {name: tensor.to(self._device) for name, tensor in self._tensors(batch).items()}
 
     def _tensors(self, batch: Sequence[Ids]) -> dict[str, torch.Tensor]:

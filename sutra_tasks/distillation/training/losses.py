@@ -1,8 +1,8 @@
-"""What a student is trained to make small: its distance to the projected teacher.
+"""The training loss: the distance between the student's vectors and the projected teacher's.
 
-A student's vectors are of unit length, and on unit vectors the squared error and the cosine loss have
-the same gradient but for a factor: a mixture of them is no mixture. So the squared error is taken of
-what the student has before it normalises, where it also says how long the vector should be.
+On unit vectors the squared error and the cosine loss have the same gradient up to a factor, so mixing
+them would change nothing. Therefore the squared error is computed on the student's output before it
+normalises, where it also pulls the output to unit length.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 __all__ = ["DistillationLoss", "LossTerms", "contrastive"]
 
 TEMPERATURE: Final = 0.05
-"""Of the contrastive loss; what sentence-transformers' own default scale of 20 is."""
+"""Of the contrastive loss; the same as sentence-transformers' default scale of 20."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """One batch's loss and what it is made of, each a tensor of one number.
+    """The loss of one batch and its terms, each a tensor of one number.
 
     Attributes:
-        total: what is minimised.
+        total: the loss that is minimised.
         mse: squared error summed over dimensions, mean over texts.
         cosine: 1 - mean cosine to the target.
         similarity: mean squared difference of the similarities within the batch.
-        task: the contrastive loss on labelled pairs; 0 where there are none.
+        task: the contrastive loss on labelled pairs; 0 without pairs.
     """
 
     total: torch.Tensor
@@ -42,7 +42,7 @@ class LossTerms:
     task: torch.Tensor
 
     def numbers(self) -> dict[str, float]:
-        """Return them as numbers, by name, with the total as ``loss``."""
+        """Return the terms as numbers, by name; the total is named ``loss``."""
         names = ("mse", "cosine", "similarity", "task")
         return {"loss": self.total.item()} | {name: getattr(self, name).item() for name in names}
 
@@ -51,15 +51,15 @@ class LossTerms:
 class DistillationLoss:
     """``(1 - task_weight) * distillation + task_weight * contrastive``.
 
-    The distillation is ``alpha * mse + (1 - alpha) * cosine + similarity_weight * similarity``; with
-    Matryoshka widths its mean over them and the whole width, the target's first dimensions made unit
-    rows again (Kusupati et al. 2022).
+    The distillation is ``alpha * mse + (1 - alpha) * cosine + similarity_weight * similarity``. With
+    Matryoshka widths it is the mean over these widths and the whole width, where the target's first
+    dimensions are normalised again (Kusupati et al. 2022).
 
     Attributes:
-        alpha: share of the squared error, against the cosine loss.
+        alpha: share of the squared error; the rest is the cosine loss.
         task_weight: share of the contrastive loss.
-        similarity_weight: of the term on similarities within a batch.
-        widths: narrower widths that are to be good as well.
+        similarity_weight: weight of the term on similarities within a batch.
+        widths: narrower widths at which the vectors should be good as well.
     """
 
     alpha: float = 0.5
@@ -81,10 +81,10 @@ class DistillationLoss:
         """Return the loss of one batch.
 
         Args:
-            outputs: float, shape (texts, width): what the student has before it normalises.
+            outputs: the student's output before it normalises: float, shape (texts, width).
             targets: unit rows of the same shape.
-            pairs: of labelled pairs the student's outputs for queries and for positives, both of shape
-                (pairs, width); without them the task loss is 0.
+            pairs: the student's outputs for the queries and for the answers of labelled pairs, both of
+                shape (pairs, width); None: the task loss is 0.
         """
         mse, cosine, similarity = self._distillation(outputs, targets, [*self.widths, outputs.shape[1]])
         task = contrastive(*pairs) if pairs is not None else outputs.new_zeros(())
@@ -97,21 +97,21 @@ class DistillationLoss:
     ) -> tuple[torch.Tensor, ...]:
         terms = []
         for width in widths:
-            mine, wanted = outputs[:, :width], functional.normalize(targets[:, :width], dim=1)
-            unit = functional.normalize(mine, dim=1)
-            mse = (mine - wanted).square().sum(dim=1).mean()
-            cosine = 1 - (unit * wanted).sum(dim=1).mean()
+            output, target = outputs[:, :width], functional.normalize(targets[:, :width], dim=1)
+            unit = functional.normalize(output, dim=1)
+            mse = (output - target).square().sum(dim=1).mean()
+            cosine = 1 - (unit * target).sum(dim=1).mean()
             similarity = outputs.new_zeros(())
             if self.similarity_weight:
-                similarity = (unit @ unit.T - wanted @ wanted.T).square().mean()
+                similarity = (unit @ unit.T - target @ target.T).square().mean()
             terms.append(torch.stack([mse, cosine, similarity]))
         return torch.stack(terms).mean(dim=0).unbind()
 
 
 def contrastive(queries: torch.Tensor, positives: torch.Tensor) -> torch.Tensor:
-    """Return InfoNCE within a batch: each query's own positive against those of the others.
+    """Return InfoNCE within a batch: each query's answer against the answers of the other queries.
 
-    van den Oord et al. 2018, on cosines over :data:`TEMPERATURE`.
+    van den Oord et al. 2018, on cosines divided by :data:`TEMPERATURE`.
 
     Args:
         queries: float, shape (pairs, width), not normalised.

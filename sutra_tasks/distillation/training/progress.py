@@ -1,31 +1,31 @@
-"""Where a training run is, and what it came to: values that need no torch."""
+"""The state, progress and result of a training run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["TrainingProgress", "TrainingResult", "TrainingState", "learning_rate_share"]
+__all__ = ["TrainingProgress", "TrainingResult", "TrainingState"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
-    """Where a run is after a step.
+    """Progress after a step, for the run's caller.
 
     Attributes:
         epoch: of the step, counted from 1.
         epochs: at most.
         step: steps done.
         steps: at most.
-        loss: of the step's batch; its parts beside it.
+        loss: of the step's batch; the next four are its terms.
         mse: squared error summed over dimensions, mean over texts.
         cosine: 1 - mean cosine.
-        similarity: squared difference of similarities within the batch.
+        similarity: mean squared difference of similarities within the batch.
         task: the contrastive loss.
-        quality: mean cosine on held-out texts when last measured; None before.
-        best_quality: the best so far.
-        texts_per_s: learned from, pauses left out.
-        left_s: until the last step, if nothing ends the run before.
+        quality: mean cosine on held-out texts at the last evaluation; None before the first.
+        best_quality: the highest of all evaluations.
+        texts_per_s: texts learned from a second, without pauses.
+        left_s: seconds until the last step, unless the training ends earlier.
     """
 
     epoch: int
@@ -45,15 +45,15 @@ class TrainingProgress:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TrainingResult:
-    """What a run came to.
+    """The result of a training run.
 
     Attributes:
-        quality: mean cosine on held-out texts of the weights that the student now has.
-        epochs: begun.
-        steps: done.
-        curves: an object for each evaluation: step, quality, and the mean loss and its parts since the
-            evaluation before.
-        seconds: of training and measuring in all processes of the run, pauses left out.
+        quality: mean cosine on held-out texts with the student's final weights.
+        epochs: epochs that began.
+        steps: steps done.
+        curves: for each evaluation ``step``, ``quality``, and the means of the loss and its terms since
+            the evaluation before.
+        seconds: of training and evaluating in all processes of the run, without pauses.
     """
 
     quality: float
@@ -65,17 +65,17 @@ class TrainingResult:
 
 @dataclass(slots=True)
 class TrainingState:
-    """All of a run that is no tensor; travels as JSON.
+    """Everything that a checkpoint stores besides tensors; JSON.
 
     Attributes:
         step: steps done.
-        quality: when last measured.
-        best_quality: the best so far.
-        without_better: evaluations since.
-        finished: nothing is left to do.
-        worked_s: in all processes of the run, pauses left out.
-        sums: of the losses since the last evaluation, by name.
-        since: steps they are sums of.
+        quality: at the last evaluation.
+        best_quality: the highest of all evaluations.
+        without_better: evaluations since the best one.
+        finished: whether the training has ended.
+        worked_s: seconds of work in all processes of the run, without pauses.
+        sums: sums of the loss and its terms since the last evaluation, by name.
+        since: steps in those sums.
         curves: see :class:`TrainingResult`.
     """
 
@@ -88,11 +88,3 @@ class TrainingState:
     sums: dict[str, float] = field(default_factory=dict)
     since: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
-
-
-def learning_rate_share(step: int, steps: int, warmup_share: float) -> float:
-    """Return the share of the peak learning rate in a step, counted from 0: up, then down to 0."""
-    warmup = max(1, round(steps * warmup_share)) if warmup_share else 0
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return max(0.0, (steps - step) / max(1, steps - warmup))

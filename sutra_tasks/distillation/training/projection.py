@@ -1,7 +1,7 @@
-"""A narrower space for a teacher's vectors: which one, the way there and the way back.
+"""Projections of the teacher's vectors to the student's width, and back.
 
-A projection is a matrix ``P`` of shape (width, d) with orthonormal rows, so its transpose is the way
-back. Vectors are rows; those of a teacher have unit length.
+A projection is a matrix ``P`` of shape (width, d) with orthonormal rows, so its transpose maps back.
+Vectors are rows; those of a teacher have unit length.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 __all__ = ["ceiling", "jl", "lift", "project", "svd"]
 
 BLOCK_ROWS: Final = 8_192
-"""Rows taken to float64 at a time: 25 MB at a width of 384."""
+"""Rows converted to float64 at a time: 25 MB at a width of 384."""
 
 
 def svd(vectors: Floats, width: int) -> Floats:
-    """Return the projection that keeps the most of ``vectors``: their leading right singular vectors.
+    """Return the projection that preserves most of ``vectors``: their leading right singular vectors.
 
     Of all projections of this width it has the largest mean squared cosine between a vector and its
-    projection back (Eckart and Young, 1936). The vectors are not centred: what is compared later are
-    angles at the origin. The same vectors in any order give the same matrix up to rounding: each row's
-    sign is such that its largest element is positive.
+    projection mapped back (Eckart and Young, 1936). The vectors are not centred, because cosines are
+    angles at the origin. The same vectors in any order give the same matrix up to rounding: the sign of
+    each row makes its largest element positive.
 
     Args:
         vectors: float32 unit rows, shape (n, d), n at least 1.
-        width: of the narrower space, 1 to d. Beyond the rank of ``vectors`` the rows are any that are
-            orthonormal to the others.
+        width: of the narrower space, 1 to d. Beyond the rank of ``vectors`` the further rows are
+            arbitrary, orthonormal to the others.
 
     Returns:
-        float32, shape (width, d), rows in descending order of what they keep.
+        float32, shape (width, d), rows in descending order of their singular values.
 
     Raises:
         InvalidOptionError: ``output_dim`` is over d, or under 1.
@@ -60,16 +60,16 @@ def svd(vectors: Floats, width: int) -> Floats:
 
 
 def jl(input_width: int, width: int, rng: np.random.Generator) -> Floats:
-    """Return a random projection as the Johnson-Lindenstrauss lemma asks, its rows orthonormalised.
+    """Return a random projection by the Johnson-Lindenstrauss lemma, its rows orthonormalised.
 
-    The specification's Gaussian matrix with variance ``1 / width``, then QR with the signs under which
-    every orthonormal matrix is as likely (Mezzadri, 2007). It knows nothing of the data, and scales
+    The specification's Gaussian matrix with variance ``1 / width``, then QR with signs that make every
+    orthonormal matrix equally likely (Mezzadri, 2007). It does not depend on the data, and scales
     distances by about ``sqrt(width / input_width)``, more evenly the larger ``width``.
 
     Args:
-        input_width: of the vectors to be projected.
+        input_width: of the vectors to project.
         width: of the narrower space, 1 to ``input_width``.
-        rng: what it is drawn from.
+        rng: draws the matrix.
 
     Returns:
         float32, shape (width, input_width).
@@ -88,13 +88,13 @@ def project(matrix: Floats, vectors: Floats) -> Floats:
 
     Args:
         matrix: the projection, shape (width, d).
-        vectors: shape (n, d). A row that the projection takes to 0 stays 0.
+        vectors: shape (n, d). A row that the projection maps to 0 stays 0.
     """
     return _unit(vectors.astype(np.float32, copy=False) @ matrix.T)
 
 
 def lift(matrix: Floats, vectors: Floats) -> Floats:
-    """Return ``normalize(P' s)`` of each row s, the way back: float32 unit rows, shape (n, d).
+    """Return ``normalize(P' s)`` of each row s, mapped back: float32 unit rows, shape (n, d).
 
     Args:
         matrix: the projection, shape (width, d).
@@ -104,10 +104,10 @@ def lift(matrix: Floats, vectors: Floats) -> Floats:
 
 
 def ceiling(matrix: Floats, vectors: Floats) -> float:
-    """Return the mean cosine between each row and its projection back, ``P' P t``.
+    """Return the mean cosine between each row and its projection mapped back, ``P' P t``.
 
-    No student of this projection has a higher mean cosine when its vectors are lifted: what is lifted
-    lies in the row space of ``P``, and ``P' P t`` is the direction there that is nearest to t.
+    No student of this projection has a higher mean lifted cosine: lifted vectors lie in the row space of
+    ``P``, and ``P' P t`` is the direction there that is nearest to t.
 
     Args:
         matrix: the projection, orthonormal rows, shape (width, d).

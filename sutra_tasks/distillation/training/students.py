@@ -1,7 +1,7 @@
-"""Small models to train, made of sentence-transformers' own modules, and the folders they are kept in.
+"""Builds students of sentence-transformers' own modules, and saves them.
 
-Every student ends in ``Normalize``; what stands before it is what the losses look at. Nothing here
-needs ``trust_remote_code`` when it is loaded again.
+Every student ends in ``Normalize``; the losses use the output before it. A saved student loads without
+``trust_remote_code``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_student",
-    "bytes_on_disk",
     "chosen_layers",
     "outputs",
     "save_student",
@@ -36,22 +35,21 @@ __all__ = [
 ]
 
 SAMPLE: Final = 256
-"""Texts that say how long a student's vectors are before it is trained."""
+"""Texts by which the length of an untrained student's vectors is measured."""
 
 SIF: Final = 1e-3
-"""The constant a in a / (a + p), of Arora et al. 2017: what a token weighs that has the share p."""
+"""The constant a in a / (a + p), of Arora et al. 2017: the weight of a token with the frequency p."""
 
 TOKENS_IN_A_PASS: Final = 512
-WEIGHTS: Final = (".safetensors", ".bin")
 
 
 def chosen_layers(total: int, wanted: int) -> tuple[int, ...]:
     """Return which of ``total`` layers a student keeps: evenly spaced, with the first and the last.
 
-    One alone is the first: it is the only one that knows what embeddings look like.
+    A single layer is the first, the only one that was trained on token embeddings as input.
 
     Raises:
-        ValueError: fewer than one or more than all are wanted.
+        ValueError: ``wanted`` is under 1 or over ``total``.
     """
     if not 1 <= wanted <= total:
         raise ValueError(f"{wanted} layers of {total}")
@@ -70,19 +68,19 @@ def build_student(
 ) -> SentenceTransformer:
     """Return the student that ``config`` asks for, untrained, on the CPU and in float32.
 
-    Its vectors have a mean length of 1 before they are normalised, so that no term of the loss swamps
+    Its vectors have a mean length of 1 before they are normalised, so that no term of the loss dominates
     the others. The same arguments give the same student. ``teacher`` is not changed.
 
     Args:
         config: the recipe.
-        teacher: what is learned from.
+        teacher: the model to learn from.
         matrix: the projection, shape (width, the teacher's width), orthonormal rows.
-        texts: those that are learned from; counted, for a static student.
-        student_model: to start from, for ``named``.
-        vectors_of_tokens: for ``static``, what :func:`token_vectors` gave; None: computed here.
+        texts: to learn from; a static student needs the frequencies of their tokens.
+        student_model: the model to start from, for ``named``.
+        vectors_of_tokens: returned by :func:`token_vectors`, for ``static``; None: computed here.
 
     Raises:
-        ModelError: the teacher or the named model is not of a kind that this can be made of.
+        ModelError: this kind of student cannot be built of the teacher or of the named model.
     """
     body: list[nn.Module]
     if config.student == "static":
@@ -106,7 +104,7 @@ def build_student(
 
 
 def outputs(student: SentenceTransformer, features: dict[str, Any]) -> torch.Tensor:
-    """Return what a student has before it normalises: shape (texts, width)."""
+    """Return a student's output before it normalises: shape (texts, width)."""
     for module in list(student)[:-1]:
         features = module(features)
     found: torch.Tensor = features["sentence_embedding"]
@@ -114,9 +112,9 @@ def outputs(student: SentenceTransformer, features: dict[str, Any]) -> torch.Ten
 
 
 def token_vectors(teacher: SentenceTransformer, name: str) -> Floats:
-    """Return the teacher's unit vector of each token alone: float32, shape (vocabulary, width).
+    """Return the teacher's unit vector of each single token: float32, shape (vocabulary, width).
 
-    As in Model2Vec (Tulkens and van Dongen 2024): the token between the tokenizer's special tokens.
+    As in Model2Vec (Tulkens and van Dongen 2024), the token is between the tokenizer's special tokens.
 
     Raises:
         ModelError: the teacher has no fast tokenizer.
@@ -141,8 +139,11 @@ def token_vectors(teacher: SentenceTransformer, name: str) -> Floats:
 def save_student(student: SentenceTransformer, folder: Path, half_precision: bool) -> None:
     """Write an ordinary sentence-transformers folder, without a model card.
 
-    Stored in float16 it is read as float32 again where it holds a transformer, for its computing is
-    not to depend on how it was stored; the table of a static student stays float16.
+    Args:
+        student: the trained student.
+        folder: created if it does not exist.
+        half_precision: store the weights in float16. A transformer is still loaded as float32, so that
+            its precision does not depend on how it was stored; the table of a static student is not.
     """
     folder.mkdir(parents=True, exist_ok=True)
     student.save(str(folder), create_model_card=False, safe_serialization=True)
@@ -153,11 +154,6 @@ def save_student(student: SentenceTransformer, folder: Path, half_precision: boo
                 for name, tensor in load_file(path).items()
             }
             save_file(halved, path, metadata={"format": "pt"})
-
-
-def bytes_on_disk(folder: Path) -> int:
-    """Return the bytes of the files that hold weights."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in WEIGHTS)
 
 
 def _assembled(modules: list[nn.Module], like: SentenceTransformer) -> SentenceTransformer:
@@ -217,7 +213,7 @@ def _keep_layers(name: str, transformer: Any, wanted: int | None) -> None:
 
 
 def _freeze_tokens(transformer: Any) -> None:
-    """Keep the teacher's vectors of tokens: half of the weights, and training them gains nothing."""
+    """Exclude the token embeddings from training: they are half of the weights, and it gains nothing."""
     transformer.auto_model.get_input_embeddings().weight.requires_grad_(requires_grad=False)
 
 
@@ -239,7 +235,7 @@ def _static(
     for one in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         np.add.at(counts, one.ids, 1)
     rarity = SIF / (SIF + counts / max(counts.sum(), 1))
-    # What all tokens alone have in common says nothing, and in a mean it would outweigh what differs.
+    # Centred: what all tokens share carries no information, and would dominate a mean of them.
     table = (vectors - vectors.mean(axis=0)) @ matrix.T * rarity[:, None]
     return StaticEmbedding(tokenizer, embedding_weights=table.astype(np.float32))
 

@@ -1,8 +1,8 @@
-"""The loop that trains a student: steps that can be watched, stopped, killed and gone on with.
+"""The training loop, which can be paused, stopped, killed and continued.
 
 Everything that decides a run follows from its arguments and the number of the step, or is in its
-checkpoints; so a run that was killed ends with the weights of one that was not. Dropout is off:
-against a teacher that is asked once for each text, noise in the student only has to be unlearned.
+checkpoints, so a run that was killed ends with the same weights as one that was not. Dropout is off: the
+targets are fixed, so noise in the student would only slow down learning.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sutra_tasks.distillation.measuring.speed import has_fast_bfloat16
 from sutra_tasks.distillation.training import checkpoints
 from sutra_tasks.distillation.training.batches import Ids, StudentTokenizer, TrainingData, epoch_order
 from sutra_tasks.distillation.training.checkpoints import Checkpoint
 from sutra_tasks.distillation.training.losses import DistillationLoss, LossTerms
-from sutra_tasks.distillation.training.progress import (
-    TrainingProgress,
-    TrainingResult,
-    TrainingState,
-    learning_rate_share,
-)
+from sutra_tasks.distillation.training.optimizer import build_optimizer, learning_rate_share
+from sutra_tasks.distillation.training.progress import TrainingProgress, TrainingResult, TrainingState
 from sutra_tasks.distillation.training.students import outputs
 
 if TYPE_CHECKING:
@@ -44,11 +39,12 @@ BEST: Final = "best.safetensors"
 MOST_GRADIENT_NORM: Final = 1.0
 EVALUATED_AT_ONCE: Final = 64
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
+"""Names of AdamW's state of each weight, beside its step."""
 
 logger = logging.getLogger(__name__)
 
 
-def train(  # noqa: PLR0917 - texts and their targets, then what to do with them
+def train(  # noqa: PLR0917 - texts and their targets, then how to train
     student: SentenceTransformer,
     texts: Sequence[str],
     targets: Floats,
@@ -61,35 +57,35 @@ def train(  # noqa: PLR0917 - texts and their targets, then what to do with them
     on_step: Callable[[TrainingProgress], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> TrainingResult:
-    """Train ``student`` in place; with the same arguments, go on where a killed run left off.
+    """Train ``student`` in place; with the same arguments, continue a run that was killed.
 
     Args:
-        student: from :func:`~sutra_tasks.distillation.training.students.build_student`.
+        student: returned by :func:`~sutra_tasks.distillation.training.students.build_student`.
         texts: to learn from.
         targets: the teacher's projected vectors of them, unit rows, shape (texts, width).
         held_out: texts to measure on.
-        held_out_targets: theirs.
-        pairs: labelled (query, positive) pairs for the task loss.
+        held_out_targets: the teacher's projected vectors of them.
+        pairs: labelled (query, answer) pairs for the task loss.
         config: the recipe.
-        folder: of this run and its teacher, for its checkpoints and best weights. What another recipe
-            or other texts left there is not read.
+        folder: for checkpoints and the best weights. Checkpoints of another recipe or of other texts are
+            deleted.
         on_step: called after every step. It may block, which counts as a pause, or raise, which ends
-            the run: a checkpoint is written first, and the exception goes through.
-        clock: seconds that only grow.
+            the run: a checkpoint is written, and the exception is raised.
+        clock: gives seconds that only grow.
 
     Raises:
-        ValueError: there is nothing to learn from or to measure on, or shapes do not fit.
+        ValueError: there is no text to learn from or to measure on, or shapes do not fit.
     """
     data = TrainingData(texts, targets, held_out, held_out_targets, pairs)
     folder.mkdir(parents=True, exist_ok=True)
-    run = _Run(student, data, config, folder, clock)
-    run.resume()
-    while not run.state.finished:
-        run.advance(on_step)
-    return run.restored()
+    training = _Training(student, data, config, folder, clock)
+    training.resume()
+    while not training.state.finished:
+        training.advance(on_step)
+    return training.finish()
 
 
-class _Run:
+class _Training:
     """One call of :func:`train`."""
 
     def __init__(
@@ -107,16 +103,14 @@ class _Run:
         self._pairs = [self._reader.ids(side) for side in zip(*data.pairs, strict=True)]
         self._targets = torch.from_numpy(np.array(data.targets))
         self._held_out_targets = torch.from_numpy(np.array(data.held_out_targets))
-        self._halves = has_fast_bfloat16(student.device)
+        self._bfloat16 = _has_fast_bfloat16(student.device)
         self._loss = DistillationLoss.of(config)
         self._rng = np.random.default_rng(config.seed)
         self._fingerprint = data.fingerprint(config)
         self._weights = {
             name: weight for name, weight in student.named_parameters() if weight.requires_grad
         }
-        self._optimizer = torch.optim.AdamW(
-            _groups(self._weights, config.weight_decay), lr=config.learning_rate, fused=True
-        )
+        self._optimizer = build_optimizer(self._weights, config)
         self._epoch_steps = math.ceil(len(self._ids) / config.batch_size)
         self._steps = self._epoch_steps * config.max_epochs
         self._order: tuple[int, list[list[int]]] = (-1, [])
@@ -125,7 +119,7 @@ class _Run:
         self.state = TrainingState()
 
     def resume(self) -> None:
-        """Take up the last checkpoint, if it is of this run."""
+        """Continue from the last checkpoint, if it is of this run."""
         found = checkpoints.latest(self._folder)
         if found is None:
             return
@@ -142,7 +136,7 @@ class _Run:
         logger.info("going on at step %d of %d", found.step, self._steps)
 
     def advance(self, on_step: Callable[[TrainingProgress], None]) -> None:
-        """Do one step, and all that is due after it."""
+        """Do one step, and evaluate and write a checkpoint if they are due."""
         began = self._clock()
         state = self.state
         terms = self._learn()
@@ -166,8 +160,8 @@ class _Run:
                 self._save()
             raise
 
-    def restored(self) -> TrainingResult:
-        """Give the student its best weights."""
+    def finish(self) -> TrainingResult:
+        """Give the student its best weights, and return the result."""
         self._load(
             {f"model/{name}": a for name, a in checkpoints.read_tensors(self._folder / BEST).items()}
         )
@@ -209,7 +203,7 @@ class _Run:
 
     def _forward(self, batch: Sequence[Ids]) -> torch.Tensor:
         features = self._reader.features(batch)
-        with torch.autocast(self._student.device.type, torch.bfloat16, enabled=self._halves):
+        with torch.autocast(self._student.device.type, torch.bfloat16, enabled=self._bfloat16):
             found = outputs(self._student, features)
         return found.float()
 
@@ -288,8 +282,9 @@ def _arrays(weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     return {name: weight.detach().cpu().numpy() for name, weight in weights.items()}
 
 
-def _groups(weights: Mapping[str, torch.Tensor], decay: float) -> list[dict[str, Any]]:
-    """Spare vectors, which are biases and LayerNorm's, the weight decay."""
-    matrices = [weight for weight in weights.values() if weight.ndim > 1]
-    vectors = [weight for weight in weights.values() if weight.ndim <= 1]
-    return [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    """Return whether bfloat16 makes training faster: a CPU without it emulates it, which is slower."""
+    if device.type != "cpu":
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))

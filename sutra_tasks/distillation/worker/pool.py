@@ -1,7 +1,7 @@
-"""The distill worker: one run at a time, which can be watched, paused, cancelled and killed.
+"""The distill worker: one run at a time, which can be followed, paused, cancelled and killed.
 
-Its message is held like any other until the run has ended, so it is delivered to nobody else while this
-process lives; after a death it comes back, and the run goes on at its last checkpoint.
+The run's message stays in flight until the run ends, so no other worker gets it while this process
+lives. If the process dies, the message is requeued, and the run continues at its last checkpoint.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ __all__ = ["DistillPool"]
 logger = get_logger(__name__)
 
 FLEET_S: Final = 300.0
-"""Seconds that the fleet may take for some of the teacher's vectors, until they are computed here."""
+"""Seconds that the fleet may take for a block of the teacher's vectors; then they are computed here."""
 
 
 class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
-    """Celery's thread pool, of one thread, whose runs end in good order when the worker does."""
+    """Celery's thread pool with one thread; stops a run between two steps when the worker stops."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -62,15 +62,15 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         self._request: Any = None
 
     def on_start(self) -> None:
-        """Take runs from now on."""
+        """Serve the task ``distill`` in this process."""
         serve(self._run)
 
     def on_close(self) -> None:
-        """Have the run that is under way stop at its next step; its message goes back."""
+        """Stop the current run at its next step; its message is requeued."""
         self._stopping.set()
 
     def on_stop(self) -> None:
-        """Wait for it."""
+        """Wait until the current run has stopped."""
         self._stopping.set()
         self.executor.shutdown(cancel_futures=True)
         self._state = self.TERMINATE
@@ -99,60 +99,66 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         registry = open_registry(options)
         if registry is None:
             raise SettingsError("SUTRA_MODELS_DIR", "", "not set: the folder that gets the student")
-        watch = RunMonitor(self._client, options, self._request, self._stopping)
-        drawn = RunSample(runs_folder(options), task_id, options.sample_retention_s)
+        lock = RunLock(self._client, model_name(config), task_id, self._incarnation)
+        monitor = RunMonitor(self._client, options, self._request, self._stopping, check_lock=lock.check)
+        sample = RunSample(runs_folder(options), task_id, options.sample_retention_s)
         try:
-            watch.end_if_asked()
-            with RunLock(self._client, model_name(config), task_id, self._incarnation) as lock:
-                watch.check = lock.check
-                found = self._made(config, options, registry, watch, drawn)
+            monitor.end_if_asked()
+            with lock:
+                result = self._made(config, options, registry, monitor, sample)
         except WorkerStopping:
             raise Reject("the worker is stopping", requeue=True) from None
         except RunCancelled:
-            drawn.drop()
-            revoked.add(task_id)  # Celery asks again, and of a mark on the server it knows nothing
-            self._request.revoked()  # says so to its caller
+            sample.delete()
+            revoked.add(task_id)  # Celery looks there, and does not know the mark on the server
+            self._request.revoked()  # stores the state REVOKED for the caller
             raise Ignore from None
         except Exception:
-            drawn.drop()
+            sample.delete()
             raise
-        drawn.drop()
-        return found
+        sample.delete()
+        return result
 
     def _made(
         self,
         config: DistillationConfig,
         options: Settings,
         registry: ModelRegistry,
-        watch: RunMonitor,
-        drawn: RunSample,
+        monitor: RunMonitor,
+        run_sample: RunSample,
     ) -> dict[str, Any]:
+        """Return the result of an earlier, equal run, or of this one."""
         with limit_preparation(config, options):
-            kept = open_sample(self._client, options) if config.sample else None
-            texts = drawn.texts(kept.texts) if kept is not None else ()
-            material = read_run_texts(config, options, texts)
-            by_fleet = self._by_fleet(config.teacher)
-            run = DistillationRun(config, material, options, registry, watch=watch, by_fleet=by_fleet)
-        if (found := run.made()) is None:
+            sample = open_sample(self._client, options) if config.sample else None
+            sampled = run_sample.texts(sample.texts) if sample is not None else ()
+            run = DistillationRun(
+                config,
+                read_run_texts(config, options, sampled),
+                options,
+                registry,
+                report=monitor.report,
+                by_fleet=self._by_fleet(config.teacher),
+            )
+        if (earlier := run.earlier_result()) is None:
             return run.make()
-        logger.info("%s was made of the same recipe and texts: nothing to do", found["model"])
-        return found
+        logger.info("%s was made of the same recipe and texts: nothing to do", earlier["model"])
+        return earlier
 
     def _by_fleet(self, teacher: str) -> Callable[[Sequence[str], str], Iterator[Floats]] | None:
-        """Return how the fleet embeds texts with the teacher, if a live device has it in memory."""
+        """Return a function that has the fleet embed texts; None if no live device has the teacher."""
         ttl_s = self._options.device_ttl_s
-        able = any(
+        has_teacher = any(
             one.record is not None
             and one.is_live(ttl_s)
             and one.takes_work
             and teacher in one.record.models
             for one in fleet_members(self._client)
         )
-        if not able:
+        if not has_teacher:
             return None
 
         def embedded(texts: Sequence[str], space: str) -> Iterator[Floats]:
-            # A task must not wait for one of its own queue; devices never wait for this worker.
+            # Celery forbids tasks to wait for tasks. Here it cannot deadlock: no device waits for this.
             with allow_join_result():
                 try:
                     yield from embed_many(
@@ -165,11 +171,11 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
 
 def _with_threads(options: Settings) -> Settings:
-    """Have torch use the run's threads, and any engine that the run loads as well.
+    """Set the number of torch's threads, for training and for engines that the run loads.
 
-    The number decides the last bits of what is learned, so it may not depend on what was loaded before.
+    The number decides the last bits of the weights, so it must not depend on what was loaded before.
     """
-    import torch  # noqa: PLC0415 - seconds to import: only where a run begins
+    import torch  # noqa: PLC0415 - takes seconds to import, and a worker without a run needs none
 
     threads = options.distill_threads or count_cores()
     torch.set_num_threads(threads)

@@ -1,8 +1,9 @@
-"""One distillation from files to a version in the registry, step by step.
+"""One distillation, from texts to a version in the registry.
 
-Everything a run has done is in its folder, so whoever runs it next goes on there: the teacher's vectors
-in shards, the projection, checkpoints of the training, the student. The folder's name is a digest of
-recipe, texts and teacher, so another recipe never meets the remains of this one.
+Each step leaves its result in the run's folder: the projection, checkpoints of the training, the
+student. The teacher's vectors are in a folder that runs with the same texts and teacher share. So a run
+that is delivered again continues where the last process stopped. The folder is named by a digest of
+recipe, texts and teacher, so a changed recipe never continues from the results of another one.
 """
 
 from __future__ import annotations
@@ -15,20 +16,15 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from sutra_tasks.distillation.data.local_embedding import AT_ONCE, embed_locally
-from sutra_tasks.distillation.data.teacher import Teacher, place_of
-from sutra_tasks.distillation.data.vector_cache import (
-    cached_vectors,
-    count_shards,
-    delete_old_runs,
-    digest,
-)
-from sutra_tasks.distillation.measuring.model_card import model_card
-from sutra_tasks.distillation.names import model_name, runs_folder
+from sutra_tasks.distillation.data.teacher import Teacher, model_folder
+from sutra_tasks.distillation.data.vector_cache import cached_vectors, count_shards, delete_old_runs
+from sutra_tasks.distillation.measuring.model_card import card_facts, model_card
+from sutra_tasks.distillation.names import fingerprint, model_name, runs_folder
 from sutra_tasks.distillation.training.projection import jl, project, svd
 from sutra_tasks.distillation.worker.attempts import limit_attempts
 from sutra_tasks.engines.golden import GoldenVectors
@@ -45,96 +41,95 @@ if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
     from sutra_tasks.vectors import Floats
 
-__all__ = ["DistillationRun", "Watch"]
+__all__ = ["DistillationRun", "Report"]
 
 logger = logging.getLogger(__name__)
 
 PACKAGES: Final = ("sutra-tasks", "torch", "sentence-transformers")
-STARTS: Final = "starts.json"
+ATTEMPTS: Final = "attempts.json"
 
-
-class Watch(Protocol):
-    """Who looks on while a run runs."""
-
-    def __call__(self, progress: Mapping[str, Any]) -> None:
-        """Take note of how far it is, often; may wait while the run should pause, or raise to end it."""
+Report = Callable[[Mapping[str, Any]], None]
+"""Called often with the progress of a run. It may block to pause the run, or raise to end it."""
 
 
 class DistillationRun:
-    """One distillation; :meth:`make` goes on where an earlier process left off."""
+    """One distillation; :meth:`make` continues where an earlier process stopped."""
 
     def __init__(
         self,
         config: DistillationConfig,
-        material: RunTexts,
+        texts: RunTexts,
         options: Settings,
         registry: ModelRegistry,
         *,
-        watch: Watch,
+        report: Report,
         by_fleet: Callable[[Sequence[str], str], Iterable[Floats]] | None = None,
     ) -> None:
-        """Prepare.
+        """Prepare a run.
 
         Args:
             config: the recipe.
-            material: its texts.
-            options: of this deployment.
-            registry: the registry that gets the result.
-            watch: told of progress.
-            by_fleet: gives the vectors of texts by a model, if a fleet serves it; else they are computed
-                here.
+            texts: its texts.
+            options: the deployment's settings.
+            registry: gets the student as a version.
+            report: gets the progress.
+            by_fleet: yields the teacher's vectors of texts in an embedding space, computed by the fleet;
+                None: they are computed here.
         """
-        # A fleet may be simulated; what is learned from is not.
+        # The fleet may be simulated; the models that are learned from and measured are not.
         options = replace(options, engine="torch")
-        self._config, self._material, self._options, self._registry = config, material, options, registry
-        self._watch, self._by_fleet = watch, by_fleet
+        self._config, self._texts, self._options, self._registry = config, texts, options, registry
+        self._report, self._by_fleet = report, by_fleet
         self.name, runs = model_name(config), runs_folder(options)
         self._teacher = Teacher(config.teacher, options, registry, runs)
         space = self._teacher.space
         recipe = {**config.to_json(), "name": self.name}
-        self.fingerprint = digest([recipe, space, material.fingerprint])
+        self.fingerprint = fingerprint([recipe, space, texts.fingerprint])
         self.folder = runs / self.fingerprint[:16]
-        self._texts = [*material.train, *material.held_out, *self._labelled_texts()]
-        # The teacher's vectors serve every recipe with these texts.
-        self._shards = runs / f"teacher-{digest([space, self._texts])[:16]}"
+        self._all_texts = [*texts.train, *texts.held_out, *self._labelled_texts()]
+        self._vectors_folder = runs / f"teacher-{fingerprint([space, self._all_texts])[:16]}"
 
-    def made(self) -> dict[str, Any] | None:
-        """Return the result of an earlier run of the same recipe, texts and teacher, if one was."""
+    def earlier_result(self) -> dict[str, Any] | None:
+        """Return the result of an earlier run of the same recipe, texts and teacher, if any."""
         for manifest in reversed(self._registry.versions(self.name)):
             if manifest.fingerprint == self.fingerprint:
-                return _result(manifest, self._material, made=False)
+                return _result(manifest, self._texts, made=False)
         return None
 
     def make(self) -> dict[str, Any]:
-        """Do what is left to do and register the student.
+        """Do the remaining steps and add the student to the registry.
 
         Returns:
-            What the task returns; see :class:`~sutra_tasks.distillation.distill_task.DistillTask`.
+            The task's result; see :class:`~sutra_tasks.distillation.distill_task.DistillTask`.
 
         Raises:
-            ModelError: the recipe ends its workers, or cannot be followed with these models.
+            ModelError: the run keeps ending its worker, or the recipe does not fit its models.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        delete_old_runs(self.folder.parent, time.time(), but=(self.folder, self._shards))
-        with limit_attempts(self.folder / STARTS, self.name, self._at(), self._options.max_attempts):
-            vectors = cached_vectors(self._shards, self._texts, self._vectors, watch=self._watch_teacher)
-            learned = len(self._material.train)
+        delete_old_runs(self.folder.parent, time.time(), keep=(self.folder, self._vectors_folder))
+        attempts = self.folder / ATTEMPTS
+        with limit_attempts(attempts, self.name, self._position(), self._options.max_attempts):
+            vectors = cached_vectors(
+                self._vectors_folder, self._all_texts, self._vectors, report=self._report_vectors
+            )
+            learned = len(self._texts.train)
             matrix = self._matrix(vectors[:learned])
-            trained = self._student(vectors, matrix)
-            return self._register(trained, vectors[learned:], matrix)
+            training = self._student(vectors, matrix)
+            return self._register(training, vectors[learned:], matrix)
 
-    def _at(self) -> str:
-        """Say how far it is."""
-        # Neither is torch needed for this, nor is a checkpoint read twice: its name says the step.
+    def _position(self) -> str:
+        """Return how far the run is."""
+        # The names of checkpoints have the step, so none is read, and torch is not imported.
         steps = sorted(path.name for path in self.folder.glob("checkpoint-*"))
-        return steps[-1] if steps else f"{count_shards(self._shards)} shards of the teacher's vectors"
+        shards = count_shards(self._vectors_folder)
+        return steps[-1] if steps else f"{shards} shards of the teacher's vectors"
 
-    def _watch_teacher(self, progress: Mapping[str, Any]) -> None:
+    def _report_vectors(self, progress: Mapping[str, Any]) -> None:
         by = "this worker" if self._by_fleet is None else "the fleet"
-        self._watch({**progress, "by": by})
+        self._report({**progress, "by": by})
 
     def _labelled_texts(self) -> list[str]:
-        return list(dict.fromkeys(text for pair in self._material.pairs for text in pair))
+        return list(dict.fromkeys(text for pair in self._texts.pairs for text in pair))
 
     def _vectors(self, texts: Sequence[str]) -> Generator[Floats]:
         """Yield the teacher's vectors of texts, some rows at a time."""
@@ -145,7 +140,7 @@ class DistillationRun:
                     done += 1
                     yield row[None]
             except SutraError as error:
-                # Another model goes by that name there, or no device lives: a run is not lost for that.
+                # Devices may serve another model by that name, or have died; the run continues alone.
                 logger.warning(
                     "the fleet gives no vectors of the teacher, they are computed here: %s", error
                 )
@@ -154,7 +149,7 @@ class DistillationRun:
             yield embed_locally(self._teacher.encoder, texts[start : start + AT_ONCE])
 
     def _matrix(self, vectors: Floats) -> Floats:
-        """Return the projection, computed once: another CPU rounds its last bits in another way."""
+        """Return the projection; stored, because another CPU would compute other last bits."""
         width, path = self._config.output_dim or vectors.shape[1], self.folder / "matrix.npy"
         matrix = read_array(path)
         if matrix is None:
@@ -166,88 +161,93 @@ class DistillationRun:
         return matrix
 
     def _student(self, vectors: Floats, matrix: Floats) -> dict[str, Any]:
-        """Train the student and save it in the run's folder; return what its training came to."""
+        """Train the student, save it in the run's folder, and return the facts of its training."""
         done = self.folder / "trained.json"
         if done.exists():
             return read_json(done)
-        # torch takes seconds to import, and a worker that waits for work needs none.
+        # torch takes seconds to import, and a worker without a run needs none.
         from sutra_tasks.distillation.training.students import build_student, save_student  # noqa: PLC0415
         from sutra_tasks.distillation.training.trainer import train  # noqa: PLC0415
 
-        config, material = self._config, self._material
-        self._watch({"phase": "student"})
+        config, texts = self._config, self._texts
+        self._report({"phase": "student"})
         named = None
         if config.student_model is not None:
             reference = resolve_model_name(
                 config.student_model, self._options, self._registry, what="student_model"
             )
-            named = self._modules(reference)
-        student = build_student(
-            config, self._modules(self._teacher.reference), matrix, material.train, student_model=named
-        )
+            named = self._load_modules(reference)
+        teacher = self._load_modules(self._teacher.reference)
+        student = build_student(config, teacher, matrix, texts.train, student_model=named)
         facts: dict[str, Any] = {"epochs": 0, "steps": 0, "curves": [], "seconds": 0.0}
         if config.student != "projection":
             targets = project(matrix, vectors)
-            learned, measured = len(material.train), len(material.train) + len(material.held_out)
-            trained = train(
+            learned, measured = len(texts.train), len(texts.train) + len(texts.held_out)
+            result = train(
                 student,
-                material.train,
+                texts.train,
                 targets[:learned],
-                material.held_out,
+                texts.held_out,
                 targets[learned:measured],
-                material.task_pairs,
+                texts.task_pairs,
                 config,
                 self.folder,
-                on_step=lambda progress: self._watch({"phase": "training", **asdict(progress)}),
+                on_step=lambda progress: self._report({"phase": "training", **asdict(progress)}),
             )
-            facts = {name: getattr(trained, name) for name in facts}
+            facts = {name: getattr(result, name) for name in facts}
         shutil.rmtree(self.folder / "student", ignore_errors=True)
         save_student(student, self.folder / "student", config.half_precision)
         write_json(done, facts)
         return facts
 
-    def _modules(self, reference: str) -> Any:
-        """Load a model to be taken apart, in float32."""
+    def _load_modules(self, reference: str) -> Any:
+        """Load a model's torch modules in float32, to build the student of them."""
         from sentence_transformers import SentenceTransformer  # noqa: PLC0415
 
-        folder = str(place_of(reference, self._registry))
+        folder = str(model_folder(reference, self._registry))
         return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
 
-    def _register(self, trained: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
-        """Measure the student as it will serve, and make it a version of the registry."""
+    def _register(self, training: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
+        """Measure the student in the engine that will serve it, and add it to the registry.
+
+        Args:
+            training: the facts of its training.
+            vectors: the teacher's, of the held-out and the labelled texts.
+            matrix: the projection.
+        """
         from sutra_tasks.distillation.measuring.measurement import measure_student  # noqa: PLC0415
         from sutra_tasks.distillation.measuring.report import render  # noqa: PLC0415
 
-        self._watch({"phase": "measuring"})
+        self._report({"phase": "measuring"})
         folder, config = self.folder / "student", self._config
         student = load_engine(self._options, self.name, folder)
-        count = len(self._material.held_out)
-        found = measure_student(
+        count = len(self._texts.held_out)
+        measured = measure_student(
             self._teacher.encoder,
             student,
-            held_out=self._material.held_out,
-            rows=vectors[:count],
-            pairs=self._material.pairs,
-            teacher_of=dict(zip(self._labelled_texts(), vectors[count:], strict=True)),
+            held_out=self._texts.held_out,
+            teacher_held_out=vectors[:count],
+            pairs=self._texts.pairs,
+            teacher_labelled=dict(zip(self._labelled_texts(), vectors[count:], strict=True)),
             matrix=matrix,
-            folders=(self._teacher.place, folder),
+            folders=(self._teacher.folder, folder),
             seed=config.seed,
         )
-        facts = {
+        report = {
             "name": self.name,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "teacher": {"name": self._teacher.reference, "space": self._teacher.space},
             "student": {"space": student.info.space, "width": student.info.width},
             "recipe": config.to_json(),
-            "corpus": dict(self._material.facts),
-            "training": dict(trained),
-            **found,
+            "corpus": dict(self._texts.facts),
+            "training": dict(training),
+            **measured,
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         }
-        (folder / "README.md").write_text(model_card(config, _card_facts(facts)), "utf-8")
-        (folder / "report.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-        (folder / "report.html").write_text(render(facts), "utf-8")
-        self._watch({"phase": "registering"})
+        (folder / "README.md").write_text(model_card(config, card_facts(report)), "utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        (folder / "report.html").write_text(render(report), "utf-8")
+        self._report({"phase": "registering"})
         manifest = self._registry.add(
             self.name,
             folder,
@@ -256,38 +256,21 @@ class DistillationRun:
                 width=student.info.width,
                 golden=GoldenVectors.of(student).to_json(),
                 parent=ParentModel(self._teacher.reference, self._teacher.space),
-                metrics={**found["metrics"], "spearman": found["quality"]["spearman"]["value"]},
+                metrics={**measured["metrics"], "spearman": measured["quality"]["spearman"]["value"]},
                 recipe=config.to_json(),
                 fingerprint=self.fingerprint,
             ),
         )
         shutil.rmtree(self.folder, ignore_errors=True)
-        return _result(manifest, self._material, made=True)
+        return _result(manifest, self._texts, made=True)
 
 
-def _result(manifest: Any, material: RunTexts, *, made: bool) -> dict[str, Any]:
+def _result(manifest: Any, texts: RunTexts, *, made: bool) -> dict[str, Any]:
     return {
         "model": f"{manifest.name}@{manifest.version}",
         "made": made,
         "space": manifest.space,
         "metrics": dict(manifest.metrics),
         "report": "report.html",
-        "bad_rows": material.facts["bad_rows"],
-    }
-
-
-def _card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the model card shows of a report: counts and figures."""
-    measured = {
-        name: value["value"] if isinstance(value, Mapping) else value
-        for name, value in report["quality"].items()
-        if value is not None
-    }
-    counts = {name: value for name, value in report["corpus"].items() if isinstance(value, int)}
-    sizes = {f"{name}, teacher and student": value for name, value in report["sizes"].items()}
-    speed = {"speed_improvement": report["speed"]["speed_improvement"]}
-    return {
-        "Texts": counts,
-        "Quality on held-out text": measured,
-        "Speed and size": speed | sizes,
+        "bad_rows": texts.facts["bad_rows"],
     }
