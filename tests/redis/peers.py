@@ -62,7 +62,7 @@ def full_memory(client: redis.Redis) -> Iterator[None]:
 
 
 class Receiver:
-    """A consumer of ``queues`` that keeps what it is given; over our transport if it holds."""
+    """A consumer of ``queues`` that keeps what is delivered; over our transport with ``in_flight``."""
 
     def __init__(
         self,

@@ -183,7 +183,7 @@ def test_an_idle_consumer_hears_of_every_lane_and_queue(receive: Receive, put: P
         message.ack()
 
 
-def test_closing_gives_back_what_is_unacknowledged(
+def test_closing_requeues_what_is_unacknowledged(
     receive: Receive, put: Put, client: redis.Redis, leaves: set[str]
 ) -> None:
     put("q", *range(5))
@@ -279,7 +279,7 @@ def test_a_message_whose_routing_key_is_not_its_queue_comes_back(
     message.ack()
 
 
-def test_another_consumer_of_the_process_leaves_held_messages_alone(
+def test_another_consumer_of_the_process_leaves_messages_in_flight_alone(
     put: Put, client: redis.Redis, receive: Receive
 ) -> None:
     put("q", *range(3))
@@ -379,7 +379,7 @@ def test_threads_may_acknowledge_while_the_loop_receives(
     assert arrived == list(range(60))
 
 
-def test_the_loop_never_holds_more_than_the_prefetch_limit(
+def test_the_loop_never_has_more_in_flight_than_the_prefetch_limit(
     hub: Hub, put: Put, open_receiver: Receive, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
     put("q", *range(30))
@@ -424,7 +424,7 @@ def test_one_take_stops_at_a_megabyte(
         message.ack()
 
 
-def test_a_transport_that_holds_nothing_can_publish(url: str, open_receiver: Receive) -> None:
+def test_a_transport_without_an_incarnation_can_publish(url: str, open_receiver: Receive) -> None:
     with Connection(url, transport=OURS) as connection, connection.channel() as channel:
         connection.Producer(channel).publish("text", routing_key="q")
     [message] = open_receiver("q").take(1)

@@ -31,7 +31,7 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
     client.flushdb()
 
 
-def buried(client: redis.Redis, *messages: bytes) -> list[DeadLetter]:
+def given_up(client: redis.Redis, *messages: bytes) -> list[DeadLetter]:
     """Give messages up, one a second."""
     for at, raw in enumerate(messages):
         add_dead_letter(client, json.loads(raw)["headers"]["id"], raw, ERROR, now=1000.0 + at)
@@ -45,7 +45,7 @@ def test_nothing_was_given_up_at_first(client: redis.Redis) -> None:
 
 def test_what_was_given_up_is_listed_the_oldest_first(client: redis.Redis) -> None:
     messages = [message(number) for number in (5, 3, 4)]
-    letters = buried(client, *messages)
+    letters = given_up(client, *messages)
     assert letters == [
         DeadLetter(str(number), ERROR.reason, 3, 1000.0 + at, raw.decode())
         for at, (number, raw) in enumerate(zip((5, 3, 4), messages, strict=True))
@@ -54,20 +54,20 @@ def test_what_was_given_up_is_listed_the_oldest_first(client: redis.Redis) -> No
 
 
 def test_a_letter_shows_no_text(client: redis.Redis) -> None:
-    [letter] = buried(client, message(0).replace(b'"body": "[]"', b'"body": "secret"'))
+    [letter] = given_up(client, message(0).replace(b'"body": "[]"', b'"body": "secret"'))
     assert "secret" in letter.message
     assert "secret" not in repr(letter)
 
 
 def test_a_message_given_up_twice_is_one_letter(client: redis.Redis) -> None:
     # A router may be killed between keeping a message and acknowledging it.
-    [letter] = buried(client, message(0), message(0))
+    [letter] = given_up(client, message(0), message(0))
     assert letter.at == 1001.0
 
 
 def test_a_letter_of_another_version_is_left_alone(client: redis.Redis) -> None:
     client.hset(keys.DEAD_LETTERS, "later", json.dumps({"v": 2, "task_id": "later"}))
-    [letter] = buried(client, message(0))
+    [letter] = given_up(client, message(0))
     assert letter.task_id == "0"
     assert drop(client, dead_letters(client)) == 1
     assert client.hexists(keys.DEAD_LETTERS, "later")
@@ -83,7 +83,7 @@ def test_a_message_sent_again_is_the_same_but_for_its_attempts(client: redis.Red
     assert attempts_of(json.loads(raw)["headers"]) == 1
     client.delete(lane(keys.EMBED_QUEUE, 6))
 
-    assert retry(client, buried(client, raw)) == 1
+    assert retry(client, given_up(client, raw)) == 1
     [again] = client.lrange(lane(keys.EMBED_QUEUE, 6), 0, -1)
     expected, found = json.loads(raw), json.loads(again)
     assert expected["headers"].pop(ATTEMPTS) == 1
@@ -93,7 +93,7 @@ def test_a_message_sent_again_is_the_same_but_for_its_attempts(client: redis.Red
 
 
 def test_a_message_sent_again_waits_its_turn(client: redis.Redis) -> None:
-    letters = buried(client, message(0), message(1), message(2))
+    letters = given_up(client, message(0), message(1), message(2))
     send(client, message(9))
     assert retry(client, letters[:2]) == 2
     assert numbers(waiting(client, keys.EMBED_QUEUE)) == [9, 0, 1]
@@ -101,7 +101,7 @@ def test_a_message_sent_again_waits_its_turn(client: redis.Redis) -> None:
 
 
 def test_any_number_may_send_again_at_once(client: redis.Redis, url: str) -> None:
-    letters = buried(client, *(message(number) for number in range(60)))
+    letters = given_up(client, *(message(number) for number in range(60)))
     start, sent = threading.Barrier(4), []
 
     def run() -> None:
@@ -120,7 +120,7 @@ def test_any_number_may_send_again_at_once(client: redis.Redis, url: str) -> Non
 
 
 def test_who_sends_again_what_somebody_dropped_sends_nothing(client: redis.Redis) -> None:
-    letters = buried(client, message(0), message(1))
+    letters = given_up(client, message(0), message(1))
     assert drop(client, letters[:1]) == 1
     assert drop(client, letters[:1]) == 0
     assert retry(client, letters) == 1
@@ -129,6 +129,6 @@ def test_who_sends_again_what_somebody_dropped_sends_nothing(client: redis.Redis
 
 
 def test_what_is_dropped_is_gone(client: redis.Redis) -> None:
-    letters = buried(client, message(0), message(1))
+    letters = given_up(client, message(0), message(1))
     assert drop(client, letters) == 2
     assert client.keys() == []

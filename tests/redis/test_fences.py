@@ -1,4 +1,4 @@
-"""Of a process whose work others do by now, vectors are stored and errors are not."""
+"""A worker whose lease ended stores vectors and no errors."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_an_error_of_the_server_is_no_tasks(client: redis.Redis, backend: Any, p
     assert not touched(client)
 
 
-def test_what_a_full_server_does_not_take_goes_back(
+def test_what_a_full_server_does_not_store_is_requeued(
     client: redis.Redis, backend: Any, part: Context
 ) -> None:
     with full_memory(client):
@@ -166,7 +166,7 @@ def test_what_a_full_server_does_not_take_goes_back(
     assert not touched(client)
 
 
-def test_what_an_absent_server_does_not_take_goes_back(
+def test_what_an_absent_server_does_not_store_is_requeued(
     backend: Any, part: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "client", absent_server())
@@ -174,7 +174,7 @@ def test_what_an_absent_server_does_not_take_goes_back(
         fail(backend, part)
 
 
-def test_celery_gives_a_message_back_whose_result_was_not_stored() -> None:
+def test_celery_requeues_a_message_whose_result_was_not_stored() -> None:
     assert issubclass(RequeueMessage, Reject)
     assert RequeueMessage("away").requeue
     assert LeaseEnded().requeue

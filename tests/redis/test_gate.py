@@ -1,4 +1,4 @@
-"""A worker takes what it has room for, tells what it did meanwhile, and lets no lane starve."""
+"""A worker takes only what it may, acknowledges all the same, and lets no priority starve."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 def receive(open_receiver: Receive, in_flight: InFlightMessages) -> Receive:
     """Open a connection of this one process over our transport."""
 
-    def open_held(*queues: str, **options: object) -> Receiver:
+    def open_one(*queues: str, **options: object) -> Receiver:
         return open_receiver(*queues, in_flight=in_flight, **options)
 
-    return open_held
+    return open_one
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def ids(messages: list[Message]) -> list[int]:
     return [int(one.headers["id"]) for one in messages]
 
 
-def test_a_worker_without_room_takes_nothing(
+def test_a_worker_that_may_not_take_takes_nothing(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     in_flight.may_take = lambda _: False
@@ -65,14 +65,14 @@ def test_a_worker_without_room_takes_nothing(
     assert not client.exists(in_flight.key)
 
 
-def test_a_worker_without_room_tells_what_it_did(
+def test_a_worker_that_may_not_take_sends_what_is_pending(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     send(client, *(message(number) for number in range(5)), queue="q")
     receiver = receive("q", prefetch=3)
-    finished, forwarded, kept = receiver.take_all()
+    done, forwarded, kept = receiver.take_all()
     in_flight.may_take = lambda _: False
-    finished.ack()
+    done.ack()
     receiver.channel.forward(forwarded, "gpu0")
     assert receiver.take_all() == []
     assert numbers(client.lrange(in_flight.key, 0, -1)) == ids([kept])  # type: ignore[arg-type]  # not async
@@ -81,7 +81,7 @@ def test_a_worker_without_room_tells_what_it_did(
     assert numbers(waiting(client, "q")) == [3, 4]
 
 
-def test_a_worker_with_room_again_takes_what_waited(
+def test_a_worker_that_may_take_again_takes_what_waited(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     in_flight.may_take = lambda _: False
@@ -92,7 +92,7 @@ def test_a_worker_with_room_again_takes_what_waited(
     assert ids(receiver.take(5)) == [0, 1, 2, 3, 4]
 
 
-def test_a_worker_without_room_for_one_queue_takes_from_the_others(
+def test_a_worker_that_may_not_take_from_one_queue_takes_from_the_others(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     in_flight.may_take = lambda queue: queue != "closed"
@@ -105,7 +105,7 @@ def test_a_worker_without_room_for_one_queue_takes_from_the_others(
     assert ids(receiver.take(3)) == [0, 10, 20]
 
 
-def test_what_was_to_be_told_over_a_dropped_connection_is_told_without_room_too(
+def test_what_was_pending_over_a_dropped_connection_is_sent_by_a_worker_that_may_not_take(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     send(client, message(0), queue="q")
@@ -114,14 +114,14 @@ def test_what_was_to_be_told_over_a_dropped_connection_is_told_without_room_too(
     in_flight.may_take = lambda _: False
     receiver.take_all()  # the take that was under way
     done.ack()
-    client.client_pause(500)  # what is told does not reach the server
+    client.client_pause(500)  # what is sent does not reach the server
     receiver.channel.connection.cycle.on_poll_start()
     receiver.channel.client.connection.disconnect()
     receiver.take_all()
     assert not client.exists(in_flight.key)
 
 
-def test_a_worker_with_nothing_to_tell_and_no_room_asks_nothing(
+def test_a_worker_that_may_not_take_and_has_nothing_pending_sends_nothing(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     in_flight.may_take = lambda _: False
@@ -134,10 +134,10 @@ def test_a_worker_with_nothing_to_tell_and_no_room_asks_nothing(
 
 
 @pytest.mark.parametrize("how", ["ack", "drop", "requeue"])
-def test_who_makes_room_takes_the_next_message_at_once(
+def test_a_worker_that_may_take_again_takes_the_next_message_at_once(
     receive: Receive, client: redis.Redis, in_flight: InFlightMessages, hub: Hub, how: str
 ) -> None:
-    poll, slept, had_room = hub.poller.poll, [], []
+    poll, slept, could_take = hub.poller.poll, [], []
 
     def listen(timeout: float) -> list[object]:
         events: list[object] = poll(timeout) or []
@@ -151,7 +151,7 @@ def test_who_makes_room_takes_the_next_message_at_once(
     arrived: list[int] = []
     threads: list[threading.Thread] = []
 
-    def finish_elsewhere(one: Message) -> None:
+    def end_elsewhere(one: Message) -> None:
         assert client.llen(in_flight.key) == 1
         end = one.ack
         if how == "drop":
@@ -162,11 +162,11 @@ def test_who_makes_room_takes_the_next_message_at_once(
         threads.append(threading.Thread(target=end))
         threads[-1].start()
 
-    receiver = receive("q", prefetch=1, on_message=finish_elsewhere)
+    receiver = receive("q", prefetch=1, on_message=end_elsewhere)
     channel, wake = receiver.channel, receiver.channel.wake
 
     def note_and_wake() -> None:
-        had_room.append(channel.qos.can_consume())
+        could_take.append(channel.qos.can_consume())
         wake()
 
     channel.wake = note_and_wake
@@ -174,13 +174,13 @@ def test_who_makes_room_takes_the_next_message_at_once(
     while client.llen("q") or client.llen(in_flight.key):
         hub.run_once()
     assert slept == []
-    assert all(had_room)  # when it was woken: else it may look, and sleep again, before there is
+    assert all(could_take)  # when it was woken: else it may look, and sleep again, before there is
     for thread in threads:
         thread.join()
     assert sorted(set(arrived)) == list(range(20))
 
 
-# --- no lane starves -----------------------------------------------------------------------------
+# --- no priority starves -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("last", [9, 6, 3])

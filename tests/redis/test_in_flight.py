@@ -1,4 +1,4 @@
-"""A message a process holds goes on existing in exactly one place, whatever fails."""
+"""A message in flight is in exactly one place at every moment, whatever fails."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.redis.flow import take
 from tests.redis.peers import absent_server, full_memory, waiting
 
 Put = Callable[..., list[bytes]]
-Hold = Callable[..., list[bytes]]
+TakeAll = Callable[..., list[bytes]]
 
 OTHER = keys.device_queue("other")
 
@@ -32,7 +32,7 @@ def ask(
 
 
 @pytest.fixture
-def hold(client: redis.Redis, in_flight: InFlightMessages, put: Put) -> Hold:
+def take_all(client: redis.Redis, in_flight: InFlightMessages, put: Put) -> TakeAll:
     """Send to the queue ``q`` and take everything, as the channel's script does; oldest first."""
 
     def send_and_take(*bodies: object, priority: int = 0) -> list[bytes]:
@@ -49,17 +49,17 @@ def unreachable() -> redis.Redis:
 
 
 def unmarked(raw: bytes | str) -> dict[str, Any]:
-    """Return a message that was given back as it was before, having checked its marks."""
+    """Return a message that was requeued as it was before, having checked its marks."""
     message: dict[str, Any] = json.loads(raw)
     assert message["headers"].pop("redelivered") is True
     assert message["properties"]["delivery_info"].pop("redelivered") is True
     return message
 
 
-def test_giving_back_changes_nothing_but_the_marks(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_requeuing_changes_nothing_but_the_marks(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    [raw] = hold({"texts": ["é"]}, priority=6)
+    [raw] = take_all({"texts": ["é"]}, priority=6)
     assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
     leaves.add(lane("q", 6))
     [returned] = client.lrange(lane("q", 6), 0, -1)
@@ -67,10 +67,10 @@ def test_giving_back_changes_nothing_but_the_marks(
     assert not client.exists(in_flight.key)
 
 
-def test_what_is_given_back_is_next_and_in_the_order_it_was_taken(
-    hold: Hold, in_flight: InFlightMessages, put: Put, client: redis.Redis, leaves: set[str]
+def test_what_is_requeued_is_next_and_in_the_order_it_was_taken(
+    take_all: TakeAll, in_flight: InFlightMessages, put: Put, client: redis.Redis, leaves: set[str]
 ) -> None:
-    taken = hold(*range(5))
+    taken = take_all(*range(5))
     waited = put("q", "later")
     assert requeue_in_flight(client, in_flight.incarnation, "q") == 5
     leaves.add("q")
@@ -79,22 +79,22 @@ def test_what_is_given_back_is_next_and_in_the_order_it_was_taken(
     assert [last] == waited
 
 
-def test_giving_back_nothing_is_harmless(client: redis.Redis) -> None:
+def test_requeuing_nothing_is_harmless(client: redis.Redis) -> None:
     assert requeue_in_flight(client, "never.started") == 0
 
 
-def test_callers_that_give_back_at_once_double_and_lose_nothing(
-    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
+def test_callers_that_requeue_at_once_double_and_lose_nothing(
+    take_all: TakeAll, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    taken = hold(*range(60))
+    taken = take_all(*range(60))
     start, given = threading.Barrier(4), []
 
-    def give_back() -> None:
+    def requeue() -> None:
         with redis.Redis.from_url(url) as own:
             start.wait()
             given.append(requeue_in_flight(own, in_flight.incarnation, "q"))
 
-    threads = [threading.Thread(target=give_back) for _ in range(4)]
+    threads = [threading.Thread(target=requeue) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -117,10 +117,10 @@ class DiesAfter(redis.Redis):
         return super().evalsha(*args)
 
 
-def test_giving_back_can_be_taken_up_where_another_died(
-    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
+def test_requeuing_can_be_taken_up_where_another_died(
+    take_all: TakeAll, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    taken = hold(*range(2 * MESSAGES_PER_CALL + 5))
+    taken = take_all(*range(2 * MESSAGES_PER_CALL + 5))
     with DiesAfter.from_url(url) as dying, pytest.raises(KeyboardInterrupt):
         requeue_in_flight(dying, in_flight.incarnation, "q")
     leaves.add("q")
@@ -129,17 +129,17 @@ def test_giving_back_can_be_taken_up_where_another_died(
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(raw) for raw in taken]
 
 
-def test_a_full_server_still_takes_back_what_is_held(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_a_full_server_still_requeues_what_is_in_flight(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    hold(*range(3))
+    take_all(*range(3))
     with full_memory(client):
         assert requeue_in_flight(client, in_flight.incarnation, "q") == 3
     leaves.add("q")
     assert client.llen("q") == 3
 
 
-def test_one_process_has_one_object_for_what_it_holds() -> None:
+def test_one_process_has_one_object_for_its_messages_in_flight() -> None:
     name = new_incarnation("t")
     assert in_flight_of(name) is in_flight_of(name)
     assert in_flight_of(name) is not in_flight_of(new_incarnation("t"))
@@ -159,7 +159,7 @@ def test_taking_serves_lists_in_order_and_names_each_messages_list(
 
 
 @pytest.mark.parametrize(("limits", "expected"), [((0, 9**9), 0), ((2, 9**9), 2), ((9, 1), 1)])
-def test_taking_stops_at_its_room_and_at_the_message_that_fills_its_bytes(
+def test_taking_stops_at_its_number_and_at_the_message_that_fills_its_bytes(
     in_flight: InFlightMessages, put: Put, client: redis.Redis, limits: tuple[int, int], expected: int
 ) -> None:
     sent = put("q", *range(4))
@@ -170,10 +170,10 @@ def test_taking_stops_at_its_room_and_at_the_message_that_fills_its_bytes(
     client.flushdb()
 
 
-def test_the_server_hears_what_is_finished_with_the_next_take(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis
+def test_the_next_take_sends_what_is_acknowledged(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
-    for raw in hold(*range(3)):
+    for raw in take_all(*range(3)):
         in_flight.acknowledge(raw)
     assert in_flight.has_pending
     assert client.llen(in_flight.key) == 3
@@ -182,10 +182,10 @@ def test_the_server_hears_what_is_finished_with_the_next_take(
     assert not in_flight.has_pending
 
 
-def test_what_the_server_could_not_be_told_is_told_the_next_time(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, unreachable: redis.Redis
+def test_what_could_not_be_sent_is_sent_with_the_next_take(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, unreachable: redis.Redis
 ) -> None:
-    first, second, third = hold(*range(3))
+    first, second, third = take_all(*range(3))
     in_flight.acknowledge(first)
     in_flight.forward(second, "other", 3, weight=0)
     with pytest.raises(redis.ConnectionError):
@@ -198,15 +198,15 @@ def test_what_the_server_could_not_be_told_is_told_the_next_time(
     assert client.keys() == []
 
 
-def test_what_could_not_be_told_on_reclaiming_is_told_the_next_time(
-    hold: Hold,
+def test_what_could_not_be_sent_on_requeuing_is_sent_the_next_time(
+    take_all: TakeAll,
     in_flight: InFlightMessages,
     client: redis.Redis,
     unreachable: redis.Redis,
     leaves: set[str],
 ) -> None:
-    finished, unfinished = hold(*range(2))
-    in_flight.acknowledge(finished)
+    done, unfinished = take_all(*range(2))
+    in_flight.acknowledge(done)
     with pytest.raises(redis.ConnectionError):
         in_flight.requeue_unclaimed(unreachable, "q")
     assert in_flight.requeue_unclaimed(client, "q") == 1
@@ -215,16 +215,16 @@ def test_what_could_not_be_told_on_reclaiming_is_told_the_next_time(
     assert not client.exists(in_flight.key)
 
 
-def test_threads_may_finish_while_another_tells(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis
+def test_threads_may_acknowledge_while_another_takes(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis
 ) -> None:
-    messages = hold(*range(200))
+    messages = take_all(*range(200))
 
-    def finish(part: list[bytes]) -> None:
+    def acknowledge(part: list[bytes]) -> None:
         for raw in part:
             in_flight.acknowledge(raw)
 
-    threads = [threading.Thread(target=finish, args=[messages[i::4]]) for i in range(4)]
+    threads = [threading.Thread(target=acknowledge, args=[messages[i::4]]) for i in range(4)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
@@ -235,9 +235,9 @@ def test_threads_may_finish_while_another_tells(
 
 @pytest.mark.parametrize("priority", [0, 1, 3, 5, 6, 8, 9])
 def test_a_forwarded_message_keeps_its_bytes_and_its_lane(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], priority: int
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], priority: int
 ) -> None:
-    [raw] = hold({"texts": ["é", "\\u00e9", '"', "\0"]})
+    [raw] = take_all({"texts": ["é", "\\u00e9", '"', "\0"]})
     in_flight.forward(raw, "a", priority, weight=0)
     ask(in_flight, client)
     leaves.add(lane("sutra.device.a", priority))
@@ -246,9 +246,9 @@ def test_a_forwarded_message_keeps_its_bytes_and_its_lane(
 
 
 def test_forwarding_keeps_order_and_reaches_each_destination(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    messages = hold(*range(6))
+    messages = take_all(*range(6))
     for i, raw in enumerate(messages):
         in_flight.forward(raw, f"d{i % 2}", 0, weight=0)
     ask(in_flight, client)
@@ -257,12 +257,12 @@ def test_forwarding_keeps_order_and_reaches_each_destination(
     assert waiting(client, keys.device_queue("d1")) == messages[1::2]
 
 
-def test_one_command_finishes_forwards_and_takes(
-    hold: Hold, in_flight: InFlightMessages, put: Put, client: redis.Redis, leaves: set[str]
+def test_one_command_acknowledges_forwards_and_takes(
+    take_all: TakeAll, in_flight: InFlightMessages, put: Put, client: redis.Redis, leaves: set[str]
 ) -> None:
-    finished, forwarded, unfinished = hold(*range(3))
+    done, forwarded, unfinished = take_all(*range(3))
     sent = put("q", *range(3))
-    in_flight.acknowledge(finished)
+    in_flight.acknowledge(done)
     in_flight.forward(forwarded, "other", 0, weight=0)
     assert [raw for _, raw in ask(in_flight, client, "q", most_messages=2)] == sent[:2]
     leaves.update({"q", OTHER, in_flight.key})
@@ -270,10 +270,10 @@ def test_one_command_finishes_forwards_and_takes(
     assert client.lrange(in_flight.key, 0, -1) == [*sent[1::-1], unfinished]
 
 
-def test_a_message_that_was_given_back_meanwhile_is_not_forwarded(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_a_message_that_was_requeued_meanwhile_is_not_forwarded(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    [raw] = hold("text")
+    [raw] = take_all("text")
     in_flight.forward(raw, "other", 0, weight=0)
     requeue_in_flight(client, in_flight.incarnation, "q")
     ask(in_flight, client)
@@ -291,9 +291,9 @@ class LosesAnswers(redis.Redis):
 
 
 def test_forwarding_again_because_the_answer_was_lost_pushes_once(
-    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
+    take_all: TakeAll, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    first, second = hold(*range(2))
+    first, second = take_all(*range(2))
     in_flight.forward(first, "other", 0, weight=0)
     in_flight.acknowledge(second)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
@@ -304,10 +304,10 @@ def test_forwarding_again_because_the_answer_was_lost_pushes_once(
     assert not client.exists(in_flight.key)
 
 
-def test_what_was_taken_but_never_heard_of_is_reclaimed(
-    hold: Hold, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
+def test_what_was_taken_but_never_heard_of_is_requeued(
+    take_all: TakeAll, in_flight: InFlightMessages, url: str, client: redis.Redis, leaves: set[str]
 ) -> None:
-    forwarded, waits = hold("routed", "text")
+    forwarded, waits = take_all("routed", "text")
     client.lmove(in_flight.key, "q", "LEFT", "RIGHT")
     in_flight.forward(forwarded, "other", 0, weight=0)
     with LosesAnswers.from_url(url) as unlucky, pytest.raises(redis.ConnectionError):
@@ -320,9 +320,9 @@ def test_what_was_taken_but_never_heard_of_is_reclaimed(
 
 
 def test_a_full_server_still_forwards(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    [raw] = hold("text")
+    [raw] = take_all("text")
     in_flight.forward(raw, "other", 0, weight=0)
     with full_memory(client):
         ask(in_flight, client)
@@ -330,11 +330,11 @@ def test_a_full_server_still_forwards(
     assert client.lrange(OTHER, 0, -1) == [raw]
 
 
-def test_reclaiming_tells_what_was_noted_and_returns_the_rest(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_requeuing_sends_what_is_pending_and_requeues_the_rest(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    finished, forwarded, unfinished = hold(*range(3))
-    in_flight.acknowledge(finished)
+    done, forwarded, unfinished = take_all(*range(3))
+    in_flight.acknowledge(done)
     in_flight.forward(forwarded, "other", 0, weight=0)
     assert in_flight.requeue_unclaimed(client, "q") == 1
     leaves.update({"q", OTHER})
@@ -343,37 +343,37 @@ def test_reclaiming_tells_what_was_noted_and_returns_the_rest(
     assert set(client.keys()) == {b"q", OTHER.encode()}
 
 
-def test_a_process_reclaims_only_its_own(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_a_process_requeues_only_its_own(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    hold("text")
+    take_all("text")
     assert InFlightMessages(new_incarnation("t")).requeue_unclaimed(client, "q") == 0
     leaves.add(in_flight.key)
     assert client.llen(in_flight.key) == 1
 
 
-def test_a_process_reclaims_nothing_that_one_of_its_consumers_has(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_a_process_requeues_nothing_that_one_of_its_consumers_has(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    had, abandoned, unheard_of = hold(*range(3))
+    had, unclaimed, unheard_of = take_all(*range(3))
     in_flight.delivered(had, "q")
-    in_flight.delivered(abandoned, "its own")
-    in_flight.consumer_gone(abandoned)
+    in_flight.delivered(unclaimed, "its own")
+    in_flight.consumer_gone(unclaimed)
     assert in_flight.requeue_unclaimed(client, "q") == 2
     leaves.update({"q", "its own", in_flight.key})
     assert [unmarked(raw) for raw in waiting(client, "q")] == [json.loads(unheard_of)]
-    assert [unmarked(raw) for raw in waiting(client, "its own")] == [json.loads(abandoned)]
+    assert [unmarked(raw) for raw in waiting(client, "its own")] == [json.loads(unclaimed)]
     assert client.lrange(in_flight.key, 0, -1) == [had]
 
 
-def test_what_could_not_be_given_back_is_reclaimed_to_its_own_queue(
-    hold: Hold,
+def test_what_could_not_be_requeued_is_requeued_later_to_its_own_queue(
+    take_all: TakeAll,
     in_flight: InFlightMessages,
     client: redis.Redis,
     unreachable: redis.Redis,
     leaves: set[str],
 ) -> None:
-    [raw] = hold("text")
+    [raw] = take_all("text")
     in_flight.delivered(raw, "its own", tokens=1, weight=0)
     with pytest.raises(redis.ConnectionError):
         in_flight.requeue(unreachable, raw, "its own")
@@ -385,20 +385,20 @@ def test_what_could_not_be_given_back_is_reclaimed_to_its_own_queue(
     assert not client.exists(in_flight.key)
 
 
-def test_what_a_dead_process_held_goes_back_to_the_router(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_what_a_dead_process_had_in_flight_goes_to_the_router(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    hold("text", priority=3)
+    take_all("text", priority=3)
     assert requeue_in_flight(client, in_flight.incarnation) == 1
     leaves.add(lane(keys.EMBED_QUEUE, 3))
     assert len(waiting(client, keys.EMBED_QUEUE)) == 1
 
 
 @pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}', b"[]", b"\xff"])
-def test_what_is_no_message_is_dropped_and_does_not_keep_others_from_going_back(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], poison: bytes
+def test_what_is_no_message_is_dropped_and_does_not_keep_others_from_being_requeued(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], poison: bytes
 ) -> None:
-    hold("text")
+    take_all("text")
     client.lpush(in_flight.key, poison)
     client.rpush(in_flight.key, poison)
     assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
@@ -407,10 +407,10 @@ def test_what_is_no_message_is_dropped_and_does_not_keep_others_from_going_back(
     assert not client.exists(in_flight.key)
 
 
-def test_a_message_without_headers_can_be_given_back(
-    hold: Hold, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
+def test_a_message_without_headers_can_be_requeued(
+    take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str]
 ) -> None:
-    message = json.loads(hold("text")[0])
+    message = json.loads(take_all("text")[0])
     client.lset(in_flight.key, 0, json.dumps({**message, "headers": None}))
     assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
     leaves.add("q")
@@ -419,7 +419,7 @@ def test_a_message_without_headers_can_be_given_back(
 
 
 @pytest.mark.parametrize("queue", [keys.DISTILL_QUEUE, keys.CONTROL_QUEUE])
-def test_what_a_dead_process_held_of_another_queue_goes_back_there(
+def test_what_a_dead_process_had_of_another_queue_is_requeued_there(
     client: redis.Redis, leaves: set[str], queue: str
 ) -> None:
     raw = sent_message(1, routing_key=queue)

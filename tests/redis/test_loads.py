@@ -33,7 +33,7 @@ Receive = Callable[..., Receiver]
 
 @pytest.fixture
 def open_worker(open_receiver: Receive) -> Receive:
-    """Open a receiver of a queue that holds for a device, or for a router."""
+    """Open a receiver of a queue for the worker of a device, or for a router."""
 
     def open_one(queue: str, device: str | None = None, **options: Any) -> Receiver:
         return open_receiver(queue, in_flight=in_flight_of(new_incarnation(device)), **options)
@@ -97,7 +97,7 @@ def test_what_comes_past_the_router_is_in_nobodys_load(
     assert load(client, "gpu0") == {}
 
 
-def test_closing_takes_off_what_goes_back(client: redis.Redis, open_worker: Receive) -> None:
+def test_closing_takes_off_the_load_what_is_requeued(client: redis.Redis, open_worker: Receive) -> None:
     given(client, "gpu0", [message(n) for n in range(3)])
     device = open_worker(keys.device_queue("gpu0"), "gpu0")
     device.take(3)[0].ack()
@@ -129,7 +129,7 @@ def test_a_load_lasts_for_an_hour_from_when_it_began(client: redis.Redis) -> Non
     assert client.ttl(keys.load("gpu0")) <= 60  # heartbeats make it last
 
 
-def test_telling_twice_counts_once(client: redis.Redis) -> None:
+def test_a_command_that_runs_twice_counts_once(client: redis.Redis) -> None:
     given(client, "gpu0", [message(0)])
     device = Worker(client, "gpu0")
     [raw] = device.take()
@@ -141,29 +141,29 @@ def test_telling_twice_counts_once(client: redis.Redis) -> None:
     assert load(client, "gpu0")["tokens_completed"] == 2
 
 
-def test_what_is_finished_after_its_load_was_forgotten_begins_no_other(client: redis.Redis) -> None:
+def test_what_is_acknowledged_after_its_load_was_forgotten_begins_no_other(client: redis.Redis) -> None:
     given(client, "gpu0", [message(0), message(1)])
     device = Worker(client, "gpu0")
-    finished, _ = device.take()
+    done, _ = device.take()
     client.delete(keys.load("gpu0"))
-    device.acknowledge(finished)
+    device.acknowledge(done)
     device.send_pending()
     reap(client, client, device.incarnation)
     assert load(client, "gpu0") == {}
 
 
-class FinishesMeanwhile(redis.Redis):
-    """A client of a server that goes away, while a thread of the worker finishes a message."""
+class AcknowledgesMeanwhile(redis.Redis):
+    """A client of a server that goes away, while a thread of the worker acknowledges a message."""
 
     def evalsha(self, *_: Any) -> Any:
-        self.finish()
+        self.acknowledge()
         raise redis.ConnectionError
 
-    def finish(self) -> None:
+    def acknowledge(self) -> None:
         raise NotImplementedError
 
 
-def test_what_is_finished_while_it_could_not_be_reclaimed_is_taken_off(
+def test_what_is_acknowledged_while_it_could_not_be_requeued_leaves_the_load(
     client: redis.Redis, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given(client, "gpu0", [message(0), message(1)])
@@ -171,8 +171,8 @@ def test_what_is_finished_while_it_could_not_be_reclaimed_is_taken_off(
     late, lost = device.take()
     device.in_flight.consumer_gone(late)
     device.in_flight.consumer_gone(lost)
-    with FinishesMeanwhile.from_url(url) as away:
-        monkeypatch.setattr(away, "finish", lambda: device.acknowledge(late))
+    with AcknowledgesMeanwhile.from_url(url) as away:
+        monkeypatch.setattr(away, "acknowledge", lambda: device.acknowledge(late))
         with pytest.raises(redis.ConnectionError):
             device.in_flight.requeue_unclaimed(away, keys.EMBED_QUEUE)
     assert device.in_flight.requeue_unclaimed(client, keys.EMBED_QUEUE) == 1

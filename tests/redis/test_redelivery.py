@@ -1,4 +1,4 @@
-"""A taken message is in its queue or held at every moment, and comes back if its taker dies."""
+"""A message is in its queue or in flight at every moment, and is requeued if its worker dies."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 def receive(open_receiver: Receive, in_flight: InFlightMessages) -> Receive:
     """Open a connection of this one process over our transport; they share what is in_flight."""
 
-    def open_held(*queues: str, **options: Any) -> Receiver:
+    def open_one(*queues: str, **options: Any) -> Receiver:
         return open_receiver(*queues, in_flight=in_flight, **options)
 
-    return open_held
+    return open_one
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def cut_connections(client: redis.Redis) -> None:
     client.client_kill_filter(_type="normal", skipme=True)
 
 
-def test_at_every_moment_a_message_is_in_its_queue_or_held(
+def test_at_every_moment_a_message_is_in_its_queue_or_in_flight(
     receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     for priority in (0, 3, 6, 9):
@@ -139,7 +139,7 @@ def test_what_reaches_a_stopped_process_is_not_lost_when_it_is_killed(
     assert not client.exists(in_flight.key)
 
 
-def test_closing_gives_back_what_is_unacknowledged_in_its_order(
+def test_closing_requeues_what_is_unacknowledged_in_its_order(
     receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     sent = put("q", *range(6))
@@ -152,7 +152,7 @@ def test_closing_gives_back_what_is_unacknowledged_in_its_order(
     assert not client.exists(in_flight.key)
 
 
-def test_closing_while_a_take_is_under_way_gives_back_what_it_took(
+def test_closing_while_a_take_is_under_way_requeues_what_it_took(
     receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     receiver = receive("q")
@@ -175,7 +175,7 @@ def collect(receiver: Receiver) -> None:
 
 
 @pytest.mark.parametrize("give_up", [close, collect])
-def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_finished(
+def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_acknowledged(
     receive: Receive,
     put: Put,
     client: redis.Redis,
@@ -198,13 +198,13 @@ def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_fin
     receiver.drain_until(lambda: not client.keys())
 
 
-def test_what_could_not_go_back_on_closing_goes_back_on_reconnecting(
+def test_what_could_not_be_requeued_on_closing_is_requeued_on_reconnecting(
     receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
 ) -> None:
     sent = put("q", *range(3))
     lost = receive("q")
-    finished, *_ = lost.take(3)
-    finished.ack()
+    done, *_ = lost.take(3)
+    done.ack()
     lost.channel.__dict__["_commands"] = absent_server()  # the server is away
     lost.close()
     assert client.llen(in_flight.key) == 3
@@ -216,7 +216,7 @@ def test_what_could_not_go_back_on_closing_goes_back_on_reconnecting(
     assert not client.exists(in_flight.key)
 
 
-def test_a_message_finished_on_a_closed_connection_stays_with_its_second_taker(
+def test_a_message_acknowledged_on_a_closed_connection_stays_with_its_second_taker(
     receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     put("q", "text")
@@ -265,6 +265,37 @@ def test_a_server_that_forgets_its_scripts_changes_nothing(
     receiver.drain_until(lambda: not client.keys())
 
 
+def test_what_is_acknowledged_and_forwarded_while_the_scripts_are_gone_arrives(
+    receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages, leaves: set[str]
+) -> None:
+    sent = put("q", *range(8))
+    receiver = receive("q", prefetch=4)
+    for turn in range(4):
+        acknowledged, forwarded = receiver.take(2)
+        client.script_flush()
+        acknowledged.ack()
+        receiver.channel.forward(forwarded, "gpu0")
+        assert len(waiting(client, keys.device_queue("gpu0"))) <= turn
+    receiver.drain_until(lambda: not client.exists(in_flight.key))
+    assert waiting(client, keys.device_queue("gpu0")) == sent[1::2]
+    leaves.add(keys.device_queue("gpu0"))
+
+
+def test_a_connection_survives_that_the_scripts_go_while_a_take_is_under_way(
+    receive: Receive, put: Put, client: redis.Redis
+) -> None:
+    receiver = receive("q")
+    assert receiver.take_all() == []
+    put("q", "text")
+    client.script_flush()
+    socket = receiver.channel.client.connection._sock
+    receiver.channel.connection.cycle.on_poll_start()
+    [message] = receiver.take(1)
+    assert receiver.channel.client.connection._sock is socket
+    message.ack()
+    receiver.drain_until(lambda: not client.keys())
+
+
 def test_a_full_server_is_worked_empty(
     receive: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
@@ -279,7 +310,7 @@ def test_a_full_server_is_worked_empty(
         receiver.drain_until(lambda: not client.keys())
 
 
-def test_every_forwarded_message_arrives_untouched_and_makes_room_for_the_next(
+def test_every_forwarded_message_arrives_untouched_and_lets_the_next_be_taken(
     receive: Receive, open_receiver: Receive, put: Put, client: redis.Redis, in_flight: InFlightMessages
 ) -> None:
     sent = put("q", *range(20), compression="zlib", priority=4, headers={"id": "x"})
@@ -320,7 +351,7 @@ def test_an_error_between_forwarded_messages_loses_and_doubles_nothing(
     assert tags(waiting(client, "q")) == [tags(sent)[2]]  # the others went on
 
 
-def test_what_was_finished_is_told_when_the_connection_is_closed(
+def test_what_was_acknowledged_is_sent_when_the_connection_is_closed(
     receive: Receive, put: Put, client: redis.Redis
 ) -> None:
     put("q", *range(3))
@@ -331,7 +362,7 @@ def test_what_was_finished_is_told_when_the_connection_is_closed(
     assert client.keys() == []
 
 
-def test_what_could_not_be_given_back_goes_back_a_little_later(
+def test_what_could_not_be_requeued_is_requeued_a_little_later(
     receive: Receive, put: Put, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Many threads at once may want for connections, while that of the loop is fine.
@@ -360,7 +391,7 @@ class SometimesAway(redis.Redis):
         return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
 
-def test_what_a_process_held_goes_back_even_if_the_server_was_away_when_it_died(
+def test_what_a_process_had_in_flight_is_requeued_even_if_the_server_was_away_when_it_died(
     put: Put, client: redis.Redis, url: str, leaves: set[str]
 ) -> None:
     leaves.add(keys.EMBED_QUEUE)

@@ -1,6 +1,6 @@
 """Bugs that were, each in its smallest form.
 
-Those with a parameter ``stock`` always held over kombu's own transport.
+Those with a parameter ``stock`` always passed over kombu's own transport.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 
 @pytest.fixture(params=["stock", "ours"])
 def either(request: pytest.FixtureRequest, in_flight: InFlightMessages) -> InFlightMessages | None:
-    """What a receiver holds; None makes it a stock one."""
+    """What a receiver has in flight; None makes it a stock one."""
     return in_flight if request.param == "ours" else None
 
 
 # --- a connection that is dropped without an error -----------------------------------------------
 #
 # kombu's health check (and its handling of an idle socket that closed) disconnects and goes on with
-# the same channel: no error, no new consumer, no reclaim. It does so after 26 s without an answer.
+# the same channel: no error, no new consumer, nothing requeued. It does so after 26 s without an answer.
 
 
 def test_what_was_taken_over_a_connection_dropped_unheard_is_delivered_later(
@@ -55,7 +55,7 @@ def test_what_was_taken_over_a_connection_dropped_unheard_is_delivered_later(
     assert message.payload == "text"
 
 
-def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
+def test_what_was_pending_over_a_dropped_connection_is_sent_later(
     put: Put, client: redis.Redis, open_receiver: Receive, in_flight: InFlightMessages
 ) -> None:
     put("q", *range(2))
@@ -71,7 +71,7 @@ def test_what_was_to_be_told_over_a_dropped_connection_is_told_later(
     assert client.llen(keys.device_queue("gpu0")) == 1
 
 
-def test_what_was_finished_is_not_repeated_if_telling_failed_on_sending(
+def test_what_was_acknowledged_is_not_repeated_if_sending_failed(
     put: Put, client: redis.Redis, open_receiver: Receive, in_flight: InFlightMessages
 ) -> None:
     put("q", *range(2))
@@ -85,10 +85,10 @@ def test_what_was_finished_is_not_repeated_if_telling_failed_on_sending(
     assert [message.payload for message in messages] == [1]
 
 
-# --- one home for everything a process holds -----------------------------------------------------
+# --- one queue for everything a process has in flight ---------------------------------------------
 
 
-def test_closing_gives_each_message_back_to_its_own_queue(
+def test_closing_requeues_each_message_to_its_own_queue(
     put: Put, client: redis.Redis, open_receiver: Receive, either: InFlightMessages | None
 ) -> None:
     put("a", "a")

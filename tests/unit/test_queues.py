@@ -73,7 +73,7 @@ def test_every_start_of_a_worker_has_a_name_of_its_own_that_tells_its_device(dev
     assert {device_of(name) for name in names} == {device}
 
 
-def test_what_a_worker_that_is_no_device_holds_is_in_no_devices_load() -> None:
+def test_a_worker_without_a_device_has_no_devices_load() -> None:
     assert load_key("gpu0.1") == keys.load("gpu0")
     assert load_key(new_incarnation(None)) == keys.load(NO_DEVICE)
     with pytest.raises(SettingsError):

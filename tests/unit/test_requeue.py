@@ -43,10 +43,10 @@ def raw(value: Any) -> bytes:
 
 
 def attempts_after(headers: dict[str, Any], **how: Any) -> int:
-    """Return the attempts that a message with these headers counts when it went back."""
-    going = _requeued(raw(message(**headers)), **how)
-    assert going is not None
-    return attempts_of(json.loads(going.message)["headers"])
+    """Return the attempts that a message with these headers counts when it was requeued."""
+    found = _requeued(raw(message(**headers)), **how)
+    assert found is not None
+    return attempts_of(json.loads(found.message)["headers"])
 
 
 @laws(max_examples=40, deadline=None)
@@ -69,12 +69,12 @@ def test_redelivering_marks_a_message_and_changes_nothing_else(
         "properties": properties
         | {"delivery_info": info | {"routing_key": "sutra.embed"}, "priority": priority},
     } | ({} if headers is None else {"headers": headers})
-    going = _requeued(raw(sent))
-    assert going is not None
-    assert going.priority == (priority if isinstance(priority, int) else 0)
-    assert going.weight == tokens_of(sent)
+    found = _requeued(raw(sent))
+    assert found is not None
+    assert found.priority == (priority if isinstance(priority, int) else 0)
+    assert found.weight == tokens_of(sent)
 
-    found = json.loads(going.message)
+    found = json.loads(found.message)
     assert found["headers"].pop("redelivered") is True
     assert found["properties"]["delivery_info"].pop("redelivered") is True
     if headers is None:
@@ -82,11 +82,11 @@ def test_redelivering_marks_a_message_and_changes_nothing_else(
     assert found == sent
 
 
-def test_what_no_worker_has_taken_goes_back_as_it_came() -> None:
+def test_what_no_worker_has_taken_is_requeued_as_it_came() -> None:
     sent = b' {"properties": {"delivery_info": {"routing_key": "sutra.embed"}}, "body": ""}'
-    going = _requeued(sent, redelivered=False)
-    assert going is not None
-    assert going.message == sent
+    found = _requeued(sent, redelivered=False)
+    assert found is not None
+    assert found.message == sent
 
 
 def test_each_death_counts_one_attempt_until_a_message_is_suspect() -> None:
@@ -101,9 +101,9 @@ def test_a_death_near_a_suspect_counts_little() -> None:
     per_attempt = DEATHS_NEARBY_PER_ATTEMPT
     message_: Any = raw(message(**{ATTEMPTS: SUSPECT_AFTER}))
     for deaths in range(1, 2 * per_attempt + 1):
-        going = _requeued(message_, died=True)
-        assert going is not None
-        message_ = going.message
+        found = _requeued(message_, died=True)
+        assert found is not None
+        message_ = found.message
         assert attempts_of(json.loads(message_)["headers"]) == SUSPECT_AFTER + deaths // per_attempt
 
 
@@ -150,7 +150,7 @@ def test_a_routing_key_of_another_client_changes_no_weight(routing_key: Any) -> 
     assert weight_of(message(routing_key)) == weight_of(message())
 
 
-def test_an_unreadable_message_in_flight_does_not_keep_the_others_from_going_back(
+def test_an_unreadable_message_in_flight_does_not_keep_the_others_from_being_requeued(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # requeue_in_flight: JSONDecodeError or KeyError at one message, and at every later start again.
