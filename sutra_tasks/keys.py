@@ -48,17 +48,18 @@ key                             type    lifetime
                                         distillation, and its progress, :data:`DISTILLED_S`
 ``sutra:streams``               set     names of the streams that devices read; members leave with
                                         ``sutra stream delete``
-``sutra:stream:<s>:in``         stream  entries that wait; never expires (it is work). While it is over
-                                        its hard limit a string, so that ``XADD`` fails
-``sutra:stream:<s>:closed``     stream  what waits meanwhile; renamed back once it has become less
-``sutra:stream:<s>:out``        stream  vectors and errors nobody has read; never expires (it is work)
+``sutra:stream:<s>:in``         stream  entries that wait; never expires (it is work). A string while the
+                                        stream is over its hard limit, so that ``XADD`` fails
+``sutra:stream:<s>:closed``     stream  entries that wait while ``in`` is a string; later renamed back
+``sutra:stream:<s>:out``        stream  responses that nobody has read; never expires (it is work)
 ``sutra:stream:<s>:dead``       stream  entries given up; never expires (it is work)
 ``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, and up to when idle
                                         texts were looked at, :data:`STATE_S`
 ``sutra:stream:<s>:totals``     hash    counters since the stream began, :data:`REMEMBER_S`
 ``sutra:stream:<s>:upkeep``     string  lease: the device that does the stream's upkeep this time;
                                         150 ms
-``sutra:stream:<s>:by:<p>``     string  last batch of one producer, :data:`FORGET_AFTER_S`
+``sutra:stream:<s>:by:<p>``     string  number of a producer's last batch and how many entries it
+                                        added, :data:`FORGET_AFTER_S`
 ``sutra:stream:<s>:texts``      zset    key of an open text -> when it last grew (ms); members leave when
                                         the text has ended or is abandoned
 ``sutra:stream:<s>:takeable``   zset    key of an open text -> when a device may take it (ms); members
