@@ -29,10 +29,10 @@ key                             type    lifetime
                                         :data:`BACKLOG_S`
 ``sutra:dead-letters``          hash    task id -> JSON: a message that was given up, with its reason;
                                         never expires (it is work)
-``sutra:document:<task>``        hash    on the results' server: the parts of a long text that was
-                                        spread over the fleet, and their vectors; gone with its
-                                        result, :data:`DOCUMENT_S` at most
-``sutra:documents``             zset    on the results' server: task id -> when its missing parts are
+``sutra:document:<task>``       hash    on the results server: the parts of a long text that is fanned
+                                        out, and their results; deleted when its outcome is stored,
+                                        :data:`DOCUMENT_S` at most
+``sutra:documents``             zset    on the results server: task id -> when its missing parts are
                                         overdue; members leave with their document
 ``sutra:promotion``             string  JSON: the version of a model that devices are to load aside,
                                         :data:`PROMOTION_S`

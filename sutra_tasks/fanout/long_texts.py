@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from celery.exceptions import Ignore
@@ -17,7 +17,7 @@ from sutra_tasks.broker.result_backend import requeue_if_server_fails
 from sutra_tasks.chunking.answer import AggregationError, answer
 from sutra_tasks.client.call import HEADER, demand_of
 from sutra_tasks.errors import EncodingError
-from sutra_tasks.fanout.dividing import parts_of
+from sutra_tasks.fanout.dividing import parts_for
 from sutra_tasks.fanout.messages import part_demand
 from sutra_tasks.fanout.store import NewDocument
 from sutra_tasks.routing.balancing import assign
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["LongTexts"]
 
 logger = get_logger(__name__)
-
-LEAST_PART_S: Final = 0.02
-"""Seconds of work in a part at least, as its message costs a few milliseconds."""
 
 
 class LongTexts:
@@ -57,7 +54,8 @@ class LongTexts:
             documents: the long texts of the fleet.
             device_id: its name.
             options: the settings.
-            admitted: the block in which this thread's task may compute, with the context of its job.
+            admitted: returns the block in which this thread's task may compute; it gives the context
+                of the task's job.
         """
         self._services, self._documents, self._device_id = services, documents, device_id
         self._options, self._admitted = options, admitted
@@ -81,7 +79,7 @@ class LongTexts:
             model: the model that computes them, as devices name it; devices that have it get the parts.
 
         Raises:
-            RequeueMessage: a server did not take the document or its messages.
+            RequeueMessage: a server failed before it had the document and all messages.
         """
         encoder, rows = service.encoder, prepared.chunked.rows
         options, sent = self._options, demand_of(message.headers.get(HEADER), 0)
@@ -89,15 +87,7 @@ class LongTexts:
         fleet = fleet.after_finishing(self._device_id, message.sutra_weight)
         fleet = _having(fleet, model, encoder.info.space, self._device_id)
         tokens = [row.tokens for row in rows]
-        # No part is over the credit of a device: the slower the devices, the smaller the parts.
-        most_tokens = min([options.batch_tokens, *(device.credit_tokens for device in fleet.eligible)])
-        fastest = max((device.tokens_per_s or 0.0 for device in fleet.eligible), default=0.0)
-        parts = parts_of(
-            tokens,
-            devices=len(fleet.eligible),
-            most_tokens=most_tokens,
-            least_tokens=LEAST_PART_S * fastest,
-        )
+        parts = parts_for(fleet, tokens, batch_tokens=options.batch_tokens)
         chosen = assign(
             fleet,
             [
@@ -133,7 +123,7 @@ class LongTexts:
             document is given up or gone.
 
         Raises:
-            RequeueMessage: the server did not return the part.
+            RequeueMessage: the results server failed.
             ModelError: this device cannot load the model, or has no model of the part's space.
             CorruptMessageError: the rows do not decode.
         """
@@ -163,7 +153,7 @@ class LongTexts:
         """Return the answer to a call from the results of its parts.
 
         Raises:
-            RequeueMessage: the server did not return them.
+            RequeueMessage: the results server failed.
             Ignore: the document is gone, because the caller has the outcome already.
             Exception: the error of the document, if it was given up.
         """

@@ -28,7 +28,7 @@ class ResultBackend(result_backend.ResultBackend):
         """Join the parts of a long text in their document, and those of any other chord as Celery does.
 
         Raises:
-            RequeueMessage: the server did not take it.
+            RequeueMessage: a server failed.
         """
         if getattr(request, "task", None) != keys.PART_TASK:
             super().on_chord_part_return(request, state, result, **options)
@@ -43,7 +43,7 @@ class ResultBackend(result_backend.ResultBackend):
         """Delete the document of a long text whose outcome is stored.
 
         Raises:
-            RequeueMessage: the server did not take it.
+            RequeueMessage: a server failed.
         """
         if getattr(request, "task", None) == keys.COMBINE_TASK:
             with requeue_if_server_fails():
