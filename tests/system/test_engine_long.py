@@ -34,9 +34,9 @@ from tests.system.tiny_models import (
     WINDOW,
     Kind,
     build,
-    made,
     prompts_of,
-    token_ids,
+    tiny_encoder,
+    tokenizer_of,
 )
 
 MINILM = "all-MiniLM-L6-v2"
@@ -371,7 +371,7 @@ def late_rows(theirs, found, text, prefix):
 @pytest.mark.parametrize("name", MEAN)
 @pytest.mark.parametrize("times", [1, 5])
 def test_late_chunks_are_pooled_from_states_that_saw_the_whole_window(engine, reference, name, times):
-    tokens = token_ids(name).tokenize([(PROSE * 2)[:end] for end in range(300)], None)
+    tokens = tiny_encoder(name).tokenize([(PROSE * 2)[:end] for end in range(300)], None)
     one_window = (PROSE * 2)[: next(end for end, text in enumerate(tokens) if text.tokens > 60)]
     text = "ning " + (one_window if times == 1 else (PROSE + FOREIGN) * times)
     with serving(engine(name), **LATE, sequence_threshold=30) as service:
@@ -492,7 +492,7 @@ def test_a_pass_that_fails_names_its_text_and_tells_none_of_it(engine, monkeypat
     pool = encoder.pool
 
     def fails(text, spans):
-        if text.content.ids[text.content.first] == made("bert").encode("query").ids[1]:
+        if text.content.ids[text.content.first] == tokenizer_of("bert").encode("query").ids[1]:
             raise ValueError(PROSE)
         return pool(text, spans)
 

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 from sutra_tasks.streaming.chunker import OverlapChunker, TextProgress
-from tests.system.tiny_models import FOREIGN, KINDS, PROSE, token_ids
+from tests.system.tiny_models import FOREIGN, KINDS, PROSE, tiny_encoder
 
 BOOK = "\n".join(topics.values())
 PIECES = st.sampled_from(
@@ -33,7 +33,7 @@ def minilm() -> TokenizingEncoder:
 
 
 def tokens_of(name):
-    ids = minilm() if name == "minilm" else token_ids(name)
+    ids = minilm() if name == "minilm" else tiny_encoder(name)
 
     def offsets(text):
         (whole,) = ids.tokenize([text], None)

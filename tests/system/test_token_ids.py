@@ -22,7 +22,15 @@ from sutra_tasks.engines.tokenizing import slices as slicing
 from sutra_tasks.engines.tokenizing import tokenizing_encoder
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 from sutra_tasks.errors import CorruptMessageError
-from tests.system.tiny_models import FOREIGN, KINDS, PROSE, WINDOW, made, prompts_of, token_ids
+from tests.system.tiny_models import (
+    FOREIGN,
+    KINDS,
+    PROSE,
+    WINDOW,
+    prompts_of,
+    tiny_encoder,
+    tokenizer_of,
+)
 
 AWKWARD = (
     "e\u0301",
@@ -55,10 +63,10 @@ every_kind = pytest.mark.parametrize("name", KINDS)
 def test_windows_are_slices_between_special_tokens_and_prompt(name, data, text):
     prompt = data.draw(st.sampled_from(prompts_of(name)))
     prefix = KINDS[name].prompts[prompt] if prompt else ""
-    ids = token_ids(name)
+    ids = tiny_encoder(name)
     (whole,) = ids.tokenize([text], prompt)
     offsets = ids.offsets(whole)
-    said = made(name).encode(prefix + text)
+    said = tokenizer_of(name).encode(prefix + text)
     assert whole.content.ids.tolist() == said.ids
     assert whole.tokens == len(said.ids)
 
@@ -95,7 +103,7 @@ def test_windows_are_slices_between_special_tokens_and_prompt(name, data, text):
 
 @every_kind
 def test_a_tokens_place_is_where_its_letters_are(name):
-    ids = token_ids(name)
+    ids = tiny_encoder(name)
     text = "run" + PROSE
     for prompt in prompts_of(name):
         (whole,) = ids.tokenize([text], prompt)
@@ -104,7 +112,7 @@ def test_a_tokens_place_is_where_its_letters_are(name):
         own = after.ids[after.first : after.first + len(offsets)].tolist()
         assert len(own) > 40
         for at, (token, start, end) in enumerate(zip(own, offsets.starts, offsets.ends, strict=True)):
-            word = str(made(name).id_to_token(token)).replace("##", "").strip("Ġ▁")
+            word = str(tokenizer_of(name).id_to_token(token)).replace("##", "").strip("Ġ▁")
             letters = text[start:end].strip()
             if word and letters.isascii() and word.isascii() and "unk" not in word.lower():
                 assert word in (letters, letters.lower()) or (at == 0 and word.endswith(letters))
@@ -123,7 +131,7 @@ SPECIALS = {
 
 @every_kind
 def test_every_window_has_the_special_tokens_and_the_prompt(name):
-    ids, kind = token_ids(name), KINDS[name]
+    ids, kind = tiny_encoder(name), KINDS[name]
     before, after = SPECIALS[name]
     for prompt in prompts_of(name):
         prefix = kind.prompts[prompt] if prompt else ""
@@ -131,7 +139,7 @@ def test_every_window_has_the_special_tokens_and_the_prompt(name):
         offsets = ids.offsets(whole)
         total = len(offsets)
         for row in ids.windows(whole, offsets, [(0, total), (1, 3), (total - 1, total)]):
-            tokens = [str(made(name).id_to_token(token)) for token in row.content.ids.tolist()]
+            tokens = [str(tokenizer_of(name).id_to_token(token)) for token in row.content.ids.tolist()]
             assert tokens[: len(before)] == before
             assert tokens[len(tokens) - len(after) :] == after
             head = "".join(tokens[len(before) : row.content.first]).replace("##", "")
@@ -143,7 +151,7 @@ def test_every_window_has_the_special_tokens_and_the_prompt(name):
 
 
 def test_a_prompts_last_space_is_of_the_texts_first_token():
-    ids, tokenizer = token_ids("roberta"), made("roberta")
+    ids, tokenizer = tiny_encoder("roberta"), tokenizer_of("roberta")
     (whole,) = ids.tokenize(["fox jumps"], "query")
     offsets = ids.offsets(whole)
     rows = ids.windows(whole, offsets, [(0, 1), (1, len(offsets))])
@@ -158,14 +166,14 @@ def test_a_prompts_last_space_is_of_the_texts_first_token():
 
 @every_kind
 def test_what_a_chunk_says_is_nearly_what_its_ids_are(name):
-    ids = token_ids(name)
+    ids = tiny_encoder(name)
     text = PROSE * 4
     (whole,) = ids.tokenize([text], None)
     offsets = ids.offsets(whole)
     spans = Chunker(30, 5).spans(text, offsets)
     rows = ids.windows(whole, offsets, spans)
     for row, (start, end) in zip(rows, character_spans(offsets, spans), strict=True):
-        again = made(name).encode(text[start:end]).ids
+        again = tokenizer_of(name).encode(text[start:end]).ids
         assert SequenceMatcher(None, again, row.content.ids.tolist()).ratio() > 0.9
 
 
@@ -194,7 +202,7 @@ def ids_of(*numbers: int) -> str:
         {"ids": ""},
         {"ids": ids_of(5, 6, 7, -1)},
         {"ids": ids_of(5, 6, 7, 10**6)},
-        {"ids": ids_of(5, 6, 7, made("bert").get_vocab_size())},
+        {"ids": ids_of(5, 6, 7, tokenizer_of("bert").get_vocab_size())},
         {"tokens": [3, 2]},
         {"tokens": [4]},
         {"tokens": [4, 0]},
@@ -222,23 +230,23 @@ def ids_of(*numbers: int) -> str:
 )
 def test_what_was_not_packed_so_is_refused(broken):
     good = {"tokens": [3, 1], "prompt_tokens": [0, 2], "ids": ids_of(5, 6, 7, 8)}
-    assert [row.content.ids.tolist() for row in token_ids("bert").unpack(good)] == [[5, 6, 7], [8]]
+    assert [row.content.ids.tolist() for row in tiny_encoder("bert").unpack(good)] == [[5, 6, 7], [8]]
     with pytest.raises(CorruptMessageError):
-        token_ids("bert").unpack(good | broken)
+        tiny_encoder("bert").unpack(good | broken)
 
 
 @pytest.mark.parametrize("missing", ["tokens", "prompt_tokens", "ids"])
 def test_a_pack_without_a_fact_is_refused(missing):
-    pack = packed(token_ids("bert"), ["fox", "dog"])
+    pack = packed(tiny_encoder("bert"), ["fox", "dog"])
     del pack[missing]
     with pytest.raises(CorruptMessageError):
-        token_ids("bert").unpack(pack)
+        tiny_encoder("bert").unpack(pack)
 
 
 @pytest.mark.parametrize("thing", [None, [], "text", 7, {}])
 def test_what_is_no_pack_is_refused(thing):
     with pytest.raises(CorruptMessageError):
-        token_ids("bert").unpack(thing)
+        tiny_encoder("bert").unpack(thing)
 
 
 def test_ids_behind_a_gap_in_the_vocabulary_are_known():
@@ -252,8 +260,10 @@ def test_ids_behind_a_gap_in_the_vocabulary_are_known():
 
 
 def test_packed_ids_are_little_endian_whatever_they_were():
-    pack = packed(token_ids("bert"), ["fox"])
-    assert np.frombuffer(b64decode(pack["ids"]), "<i4").tolist() == made("bert").encode("fox").ids
+    pack = packed(tiny_encoder("bert"), ["fox"])
+    assert (
+        np.frombuffer(b64decode(pack["ids"]), "<i4").tolist() == tokenizer_of("bert").encode("fox").ids
+    )
 
 
 # Slices.
@@ -265,16 +275,16 @@ def test_packed_ids_are_little_endian_whatever_they_were():
 def test_a_text_in_slices_has_the_tokens_of_the_whole(name, data, text):
     prompt = data.draw(st.sampled_from(prompts_of(name)))
     prefix = KINDS[name].prompts[prompt] if prompt else ""
-    said = made(name).encode(prefix + text)
+    said = tokenizer_of(name).encode(prefix + text)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tokenizing_encoder, "SLICE_CHARS", 40)
         patched.setattr(slicing, "SLICE_CHARS", 40)
         patched.setattr(slicing, "SEAM_CHARS", 32)
-        (whole,) = token_ids(name).tokenize([text], prompt)
+        (whole,) = tiny_encoder(name).tokenize([text], prompt)
         assert whole.content.ids.tolist() == said.ids
-        spans = token_ids(name).offsets(whole)
-    (expected,) = token_ids(name).tokenize([text], prompt)
-    plainly = token_ids(name).offsets(expected)
+        spans = tiny_encoder(name).offsets(whole)
+    (expected,) = tiny_encoder(name).tokenize([text], prompt)
+    plainly = tiny_encoder(name).offsets(expected)
     assert spans.starts.tolist() == plainly.starts.tolist()
     assert spans.ends.tolist() == plainly.ends.tolist()
 
@@ -292,8 +302,8 @@ def test_a_text_in_slices_has_the_tokens_of_the_whole(name, data, text):
 def test_where_no_word_ends_a_text_is_tokenised_in_one_piece(text, slice_chars, monkeypatch):
     monkeypatch.setattr(slicing, "SLICE_CHARS", slice_chars)
     monkeypatch.setattr(slicing, "SEAM_CHARS", slice_chars // 3)
-    said = made("bert").encode(text, add_special_tokens=False)
-    ids, spans = slicing.tokenize_in_slices(made("bert"), text)
+    said = tokenizer_of("bert").encode(text, add_special_tokens=False)
+    ids, spans = slicing.tokenize_in_slices(tokenizer_of("bert"), text)
     assert ids.tolist() == said.ids
     assert spans.tolist() == [list(span) for span in said.offsets]
 

@@ -224,11 +224,11 @@ def prompts_of(name: str) -> list[str | None]:
 
 
 @cache
-def made(name: str) -> Tokenizer:
+def tokenizer_of(name: str) -> Tokenizer:
     return KINDS[name].tokenizer()
 
 
 @cache
-def token_ids(name: str) -> TokenizingEncoder:
+def tiny_encoder(name: str) -> TokenizingEncoder:
     kind = KINDS[name]
-    return TokenizingEncoder(made(name), kind.prompts, WINDOW, pools_prompt=kind.include_prompt)
+    return TokenizingEncoder(tokenizer_of(name), kind.prompts, WINDOW, pools_prompt=kind.include_prompt)
