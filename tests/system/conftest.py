@@ -66,14 +66,19 @@ def server() -> Iterator[str]:
 @contextmanager
 def clean(client: redis.Redis) -> Iterator[redis.Redis]:
     """See that a block leaves on the server only what expires."""
-    client.flushall()
+    client.flushdb()
     yield client
-    lasting = [
-        key for key in client.scan_iter() if client.ttl(key) == -1 and not key.startswith(OF_THE_FLEET)
-    ]
-    client.flushall()
+    lasting = _lasting(client)
+    client.flushdb()
     client.close()
     assert lasting == []
+
+
+def _lasting(client: redis.Redis) -> list[bytes]:
+    """Return the keys that neither expire nor belong to a fleet."""
+    return [
+        key for key in client.scan_iter() if client.ttl(key) == -1 and not key.startswith(OF_THE_FLEET)
+    ]
 
 
 @pytest.fixture
@@ -113,6 +118,32 @@ def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..
     return start
 
 
+@pytest.fixture(scope="session")
+def _shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
+    """Run two simulated devices on a server of their own, which no test stops or flushes."""
+    folder = tmp_path_factory.mktemp("shared-fleet")
+    with embedded_server() as address, redis.Redis.from_url(address) as client:
+        options = replace(Settings(broker_url=address), **BRISK)
+        with local_fleet(options, client, folder, devices=2, host="shared") as fleet:
+            yield fleet
+
+
+@pytest.fixture
+def fleet(_shared_fleet: LocalFleet) -> Iterator[LocalFleet]:
+    """Give the fleet that tests share: for those that neither hurt nor configure it.
+
+    The test must leave nothing there but what expires.
+    """
+    client = _shared_fleet.client
+    before = set(_lasting(client))
+    with environment(SUTRA_BROKER_URL=str(_shared_fleet.options.broker_url)):
+        yield _shared_fleet
+    left = set(_lasting(client)) - before
+    if left:
+        client.delete(*left)
+    assert left == set()
+
+
 @pytest.fixture
 def run_python(server: str) -> Callable[..., str]:
     """Run a script as an application of its own, and return what it printed."""
@@ -144,8 +175,10 @@ def streamed(client: redis.Redis) -> Iterator[Stream]:
 
 
 @pytest.fixture
-def stream(client: redis.Redis) -> Iterator[Stream]:
-    """Give a stream that ends with the test."""
+def stream(request: pytest.FixtureRequest) -> Iterator[Stream]:
+    """Give a stream that ends with the test, on the server of the fleet that the test uses."""
+    shared = "fleet" in request.fixturenames
+    client = request.getfixturevalue("fleet").client if shared else request.getfixturevalue("client")
     with streamed(client) as one:
         yield one
 

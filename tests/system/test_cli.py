@@ -86,39 +86,39 @@ def test_a_killed_supervisor_takes_its_children_along(up, wait_until):
     wait_until(lambda: not [c for c in children if c.is_running() and c.status() != "zombie"])
 
 
-def test_texts_from_arguments_files_and_pipes(start_fleet, tmp_path):
-    with start_fleet():
-        shown = sutra("embed", "one text")
-        assert shown.returncode == 0, shown.stderr
-        line = json.loads(shown.stdout)
-        assert line["index"] == 0
-        assert np.allclose(line["vector"], vectors_of(["one text"], 384)[0], atol=1e-6)
+@pytest.mark.usefixtures("fleet")
+def test_texts_from_arguments_files_and_pipes(tmp_path):
+    shown = sutra("embed", "one text")
+    assert shown.returncode == 0, shown.stderr
+    line = json.loads(shown.stdout)
+    assert line["index"] == 0
+    assert np.allclose(line["vector"], vectors_of(["one text"], 384)[0], atol=1e-6)
 
-        source = tmp_path / "texts.jsonl"
-        source.write_text('{"text": "a"}\n\n"b"\n{"text": "c", "id": 7}\n')
-        out = tmp_path / "vectors.npy"
-        assert sutra("embed", str(source), "--out", str(out)).returncode == 0
-        assert np.allclose(np.load(out), vectors_of(["a", "b", "c"], 384), atol=1e-6)
+    source = tmp_path / "texts.jsonl"
+    source.write_text('{"text": "a"}\n\n"b"\n{"text": "c", "id": 7}\n')
+    out = tmp_path / "vectors.npy"
+    assert sutra("embed", str(source), "--out", str(out)).returncode == 0
+    assert np.allclose(np.load(out), vectors_of(["a", "b", "c"], 384), atol=1e-6)
 
-        lines = tmp_path / "vectors.jsonl"
-        piped = sutra("embed", "-", "--out", str(lines), "--dimensions", "8", stdin="x\ny\n")
-        assert piped.returncode == 0, piped.stderr
-        assert [len(json.loads(row)["vector"]) for row in lines.read_text().splitlines()] == [8, 8]
+    lines = tmp_path / "vectors.jsonl"
+    piped = sutra("embed", "-", "--out", str(lines), "--dimensions", "8", stdin="x\ny\n")
+    assert piped.returncode == 0, piped.stderr
+    assert [len(json.loads(row)["vector"]) for row in lines.read_text().splitlines()] == [8, 8]
 
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [('{"text": "a"}\nnot json\n', ":2: not JSON"), ('{"words": "a"}\n', ":1: expected")],
 )
-def test_a_bad_line_is_named_and_no_half_file_stays(start_fleet, tmp_path, content, complaint):
-    with start_fleet():
-        source = tmp_path / "texts.jsonl"
-        source.write_text(content)
-        failed = sutra("embed", str(source), "--out", str(tmp_path / "out.npy"))
-        assert failed.returncode == 1
-        assert complaint in failed.stderr
-        assert "Traceback" not in failed.stderr
-        assert {path.name for path in tmp_path.iterdir()} == {"texts.jsonl", "workers.log"}
+@pytest.mark.usefixtures("fleet")
+def test_a_bad_line_is_named_and_no_half_file_stays(tmp_path, content, complaint):
+    source = tmp_path / "texts.jsonl"
+    source.write_text(content)
+    failed = sutra("embed", str(source), "--out", str(tmp_path / "out.npy"))
+    assert failed.returncode == 1
+    assert complaint in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"texts.jsonl"}
 
 
 @pytest.mark.parametrize(

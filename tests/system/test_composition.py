@@ -54,17 +54,15 @@ def host_worker(server, tmp_path):
             stop(process, 20)
 
 
-def test_links_chains_and_chords_of_a_host_app_run_on_its_worker(
-    start_fleet, server, client, tmp_path, wait_until
-):
-    with start_fleet(2), host_worker(server, tmp_path) as host:
+def test_links_chains_and_chords_of_a_host_app_run_on_its_worker(fleet, tmp_path, wait_until):
+    with host_worker(fleet.options.broker_url, tmp_path) as host:
         save = host.signature("host.save").set(queue="host")
         shout = host.signature("host.shout", args=("loud",)).set(queue="host")
         stack = host.signature("host.stack").set(queue="host")
 
         linked = save.clone(kwargs={"key": "linked"})
         embed.apply_async(("text",), link=linked).get(timeout=30)
-        wait_until(lambda: client.exists("linked"))
+        wait_until(lambda: fleet.client.exists("linked"))
 
         saved = chain(embed.s(["a", "b"]), save.clone(kwargs={"key": "chained"})).apply_async()
         assert saved.get(timeout=30) == [2, 384]
@@ -125,7 +123,7 @@ print("both work")
 """
 
 
+@pytest.mark.usefixtures("fleet")
 @pytest.mark.parametrize("framework", ["django", "flask"])
-def test_a_host_projects_own_app_stays_the_current_one(start_fleet, run_python, framework):
-    with start_fleet():
-        assert "both work" in run_python(GUEST.format(framework=framework))
+def test_a_host_projects_own_app_stays_the_current_one(run_python, framework):
+    assert "both work" in run_python(GUEST.format(framework=framework))

@@ -18,59 +18,59 @@ def cancel_consumer(queue, wait_until):
     wait_until(lambda: len(control.cancel_consumer(queue, reply=True)) == len(("router", "device")))
 
 
-def test_a_text_gives_its_vector_and_a_list_gives_rows(start_fleet):
-    with start_fleet(2):
-        one = embed.delay("one text").get(timeout=20)
-        assert one.shape == (384,)
-        assert one.dtype == np.float32
-        assert np.allclose(one, vectors_of(["one text"], 384)[0], atol=1e-6)
-        many = embed.delay(["a", "b", "\0", "", "é" * 3000]).get(timeout=20)
-        assert many.shape == (5, 384)
-        assert np.allclose(many[:4], vectors_of(["a", "b", "\0", ""], 384), atol=1e-6)
-        assert embed.delay([]).get(timeout=20).shape == (0, 384)
+@pytest.mark.usefixtures("fleet")
+def test_a_text_gives_its_vector_and_a_list_gives_rows():
+    one = embed.delay("one text").get(timeout=20)
+    assert one.shape == (384,)
+    assert one.dtype == np.float32
+    assert np.allclose(one, vectors_of(["one text"], 384)[0], atol=1e-6)
+    many = embed.delay(["a", "b", "\0", "", "é" * 3000]).get(timeout=20)
+    assert many.shape == (5, 384)
+    assert np.allclose(many[:4], vectors_of(["a", "b", "\0", ""], 384), atol=1e-6)
+    assert embed.delay([]).get(timeout=20).shape == (0, 384)
 
 
-def test_details_say_where_and_how(start_fleet):
-    with start_fleet() as fleet:
-        options = {"prompt": "query", "dimensions": 256, "details": True}
-        got = embed.delay(["a b c", "w " * 600], **options).get(timeout=20)
-        assert isinstance(got, Embeddings)
-        assert got.vectors.shape == (2, 256)
-        assert np.allclose(np.linalg.norm(got.vectors, axis=1), 1, atol=1e-6)
-        assert got.tokens == (5, 602)
-        assert got.truncated == (False, False)
-        assert got.chunks == (1, 2)
-        assert got.spans[1][0][0] == 0
-        assert got.spans[1][-1][1] == len("w " * 600) - 1
-        cut = embed.delay("w " * 600, truncate=True, **options).get(timeout=20)
-        assert (cut.tokens, cut.truncated, cut.spans) == ((512,), (True,), (((0, 1019),),))
-        assert got.device == fleet.device_ids[0]
-        assert got.space == "simulated-1:256"
-        assert got.compute_s >= 0
+def test_details_say_where_and_how(fleet):
+    options = {"prompt": "query", "dimensions": 256, "details": True}
+    got = embed.delay(["a b c", "w " * 600], **options).get(timeout=20)
+    assert isinstance(got, Embeddings)
+    assert got.vectors.shape == (2, 256)
+    assert np.allclose(np.linalg.norm(got.vectors, axis=1), 1, atol=1e-6)
+    assert got.tokens == (5, 602)
+    assert got.truncated == (False, False)
+    assert got.chunks == (1, 2)
+    assert got.spans[1][0][0] == 0
+    assert got.spans[1][-1][1] == len("w " * 600) - 1
+    cut = embed.delay("w " * 600, truncate=True, **options).get(timeout=20)
+    assert (cut.tokens, cut.truncated, cut.spans) == ((512,), (True,), (((0, 1019),),))
+    assert got.device in fleet.device_ids
+    assert got.space == "simulated-1:256"
+    assert got.compute_s >= 0
 
 
-def test_what_only_the_device_can_refuse_is_raised_with_its_facts(start_fleet):
-    with start_fleet():
-        with pytest.raises(InvalidOptionError) as refused:
-            embed.delay("x", dimensions=1000).get(timeout=20)
-        assert (refused.value.option, refused.value.value) == ("dimensions", "1000")
-        with pytest.raises(InvalidOptionError, match="document, query"):
-            embed.delay("x", prompt="sonnet").get(timeout=20)
-        assert embed.delay("x").get(timeout=20).shape == (384,)  # the worker is unharmed
+@pytest.mark.usefixtures("fleet")
+def test_what_only_the_device_can_refuse_is_raised_with_its_facts():
+    with pytest.raises(InvalidOptionError) as refused:
+        embed.delay("x", dimensions=1000).get(timeout=20)
+    assert (refused.value.option, refused.value.value) == ("dimensions", "1000")
+    with pytest.raises(InvalidOptionError, match="document, query"):
+        embed.delay("x", prompt="sonnet").get(timeout=20)
+    assert embed.delay("x").get(timeout=20).shape == (384,)  # the worker is unharmed
 
 
-def test_messages_of_any_client_are_checked_by_the_worker(start_fleet):
-    with start_fleet():
-        stock = embed.app.send_task
-        with pytest.raises(Exception, match="None"):
-            stock(keys.EMBED_TASK, (["a", None],)).get(timeout=20)
-        with pytest.raises(UnsupportedVersionError, match="message has version 99"):
-            stock(keys.EMBED_TASK, ("a",), headers={HEADER: {"v": 99}}).get(timeout=20)
-        assert stock(keys.EMBED_TASK, ("a",)).get(timeout=20).shape == (384,)
+@pytest.mark.usefixtures("fleet")
+def test_messages_of_any_client_are_checked_by_the_worker():
+    stock = embed.app.send_task
+    with pytest.raises(Exception, match="None"):
+        stock(keys.EMBED_TASK, (["a", None],)).get(timeout=20)
+    with pytest.raises(UnsupportedVersionError, match="message has version 99"):
+        stock(keys.EMBED_TASK, ("a",), headers={HEADER: {"v": 99}}).get(timeout=20)
+    assert stock(keys.EMBED_TASK, ("a",)).get(timeout=20).shape == (384,)
 
 
-def test_an_expired_task_is_not_computed(start_fleet):
-    with start_fleet(), pytest.raises(TaskRevokedError):
+@pytest.mark.usefixtures("fleet")
+def test_an_expired_task_is_not_computed():
+    with pytest.raises(TaskRevokedError):
         embed.apply_async(("late",), expires=-5).get(timeout=20)
 
 
