@@ -6,7 +6,7 @@ import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sutra_tasks.client.embed_many import embed_many
 from sutra_tasks.errors import SutraError
+from sutra_tasks.files import replacing
 
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Vectors
@@ -40,7 +41,7 @@ def run(source: str, out: Path | None, *, prompt: str | None, dimensions: int | 
         elif out.suffix == ".npy":
             _write_npy(shown, out)
         else:
-            with _completed(out) as file:
+            with _open_new(out, "w") as file:
                 _write_lines(shown, file)
 
 
@@ -79,36 +80,29 @@ def _jsonl(path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _completed(out: Path, **options: Any) -> Iterator[IO[Any]]:
-    """Open a file beside ``out`` that takes its name once all is written."""
-    try:
-        part = tempfile.NamedTemporaryFile(  # noqa: SIM115 - renamed or removed below
-            "w+b" if options.get("binary") else "w+",
-            dir=out.parent,
-            prefix=f".{out.name}.",
-            delete=False,
-        )
-    except OSError as error:
-        raise SutraError(f"--out {out}: {error.strerror}") from None
-    try:
-        with part:
-            yield part
-        Path(part.name).replace(out)
-    except BaseException:
-        Path(part.name).unlink(missing_ok=True)
-        raise
+def _open_new(out: Path, mode: str) -> Iterator[IO[Any]]:
+    """Open a file that becomes ``out`` once the block has ended without an error."""
+    if out.is_dir():
+        raise SutraError(f"--out {out}: it is a folder")
+    with replacing(out) as temporary:
+        try:
+            file = temporary.open(mode)
+        except OSError as error:
+            raise SutraError(f"--out {out}: {error.strerror}") from None
+        with file:
+            yield file
 
 
-def _write_lines(vectors: Iterator[Vectors] | Any, file: IO[str]) -> None:
+def _write_lines(vectors: Iterable[Vectors], file: IO[str]) -> None:
     for index, vector in enumerate(vectors):
         file.write(json.dumps({"index": index, "vector": [float(f"{x:.9g}") for x in vector]}))
         file.write("\n")
         file.flush()
 
 
-def _write_npy(vectors: Iterator[Vectors] | Any, out: Path) -> None:
+def _write_npy(vectors: Iterable[Vectors], out: Path) -> None:
     # The header has the number of rows, which is known only at the end.
-    with tempfile.TemporaryFile() as rows, _completed(out, binary=True) as file:
+    with tempfile.TemporaryFile() as rows, _open_new(out, "wb") as file:
         count = width = 0
         for vector in vectors:
             rows.write(vector.tobytes())

@@ -16,13 +16,32 @@ VERSION: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRecord:
-    """What one device worker says of itself; stored as JSON with a version.
+    """What one device worker says of itself; its heartbeats write it to the server.
 
-    Speeds, latencies and loads are in estimated tokens (:attr:`sutra_tasks.client.call.Demand.tokens`).
-    ``models`` are those it has in memory, by every name that calls may use. ``candidate`` is the
-    promotion it prepares for, and ``candidate_state`` is ``loading``, ``ready``, or why it cannot.
-    ``follows`` is the model whose serving version it serves, whichever that is; empty if it stays.
-    ``attention`` and ``dtype`` are how it computes, ``attention_reason`` why it does not do so better.
+    Speeds, latencies and credit are in estimated tokens, as in ``Demand.tokens``. The fields
+    from ``tasks`` to ``latency_per_token_s`` are those of ``Statistics.summary``.
+
+    Attributes:
+        compute: where it computes: ``cpu``, ``cuda``, ``mps``, or ``none`` for the simulated engine.
+        model: its default model.
+        space: embedding space of the default model.
+        width: dimensions of the vectors.
+        window: tokens that the default model reads at most.
+        started_at: Unix time in seconds.
+        models: models in its memory, by every name that calls may use.
+        candidate: the promotion that it prepares for.
+        candidate_state: ``loading``, ``ready``, or why the candidate cannot be loaded.
+        follows: the model of which it serves the promoted version; empty: its version is fixed.
+        attention: how it computes attention.
+        dtype: precision in which it computes.
+        attention_reason: why it does not compute attention faster.
+        state: its health.
+        reason: why it is in this state.
+        waiting_texts: texts in its batcher.
+        credit_tokens: with so much credit used it gets no more messages.
+        uncounted_messages: messages that it took past the router, which no load counts.
+        uncounted_tokens: their estimated tokens.
+        memory_share: share of its memory in use, 0 to 1; None: not known.
     """
 
     id: str

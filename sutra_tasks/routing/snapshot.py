@@ -92,34 +92,27 @@ class Fleet:
         return any(device.has_credit for device in self.eligible)
 
     def after_sending(self, device: Device, tokens: int) -> Fleet:
-        """Return the snapshot with one more message for ``device``."""
-        for at, one in enumerate(self.devices):
-            if one.id == device.id:
-                loaded = replace(
-                    one,
-                    backlog_tokens=one.backlog_tokens + tokens,
-                    backlog_messages=one.backlog_messages + 1,
-                    credit_used=one.credit_used + min(tokens, MOST_CREDIT),
-                )
-                return replace(self, devices=(*self.devices[:at], loaded, *self.devices[at + 1 :]))
-        return self
+        """Return the snapshot with one more message for a device."""
+        return self._with(device.id, 1, tokens)
 
     def after_finishing(self, device_id: str, tokens: int) -> Fleet:
         """Return the snapshot with one message less for a device."""
-        return replace(
-            self,
-            devices=tuple(
-                one
-                if one.id != device_id
-                else replace(
-                    one,
-                    backlog_tokens=max(0, one.backlog_tokens - tokens),
-                    backlog_messages=max(0, one.backlog_messages - 1),
-                    credit_used=max(0, one.credit_used - min(tokens, MOST_CREDIT)),
-                )
-                for one in self.devices
-            ),
-        )
+        return self._with(device_id, -1, tokens)
+
+    def _with(self, device_id: str, sign: int, tokens: int) -> Fleet:
+        credit = min(tokens, MOST_CREDIT)
+        devices = [
+            replace(
+                one,
+                backlog_tokens=max(0, one.backlog_tokens + sign * tokens),
+                backlog_messages=max(0, one.backlog_messages + sign),
+                credit_used=max(0, one.credit_used + sign * credit),
+            )
+            if one.id == device_id
+            else one
+            for one in self.devices
+        ]
+        return Fleet(tuple(devices), self.known, self.oldest_heartbeat_s)
 
 
 def fleet_of(members: Sequence[FleetMember], ttl_s: float) -> Fleet:

@@ -1,4 +1,4 @@
-"""What a device says of itself, and what of that a strategy is told."""
+"""A device's record, and the device as a strategy sees it."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A fleet is told the vectors of the model that serves, also of one that comes meanwhile."""
+"""The fleet's golden vectors are those of the model that serves, also of one loaded meanwhile."""
 
 from collections.abc import Callable
 from concurrent.futures import Future
