@@ -65,46 +65,46 @@ class CallChunker:
         """Tokenise the texts of a call, cut those that are too long, and weigh their chunks."""
         method = call.aggregation_method or self._options.aggregation_method
         most_tokens = self._encoder.info.window if call.truncate else self._sizes.threshold
-        texts = self._encoder.tokenize(call.texts, call.prompt) if call.texts else []
+        tokenized_texts = self._encoder.tokenize(call.texts, call.prompt) if call.texts else []
         layouts: list[TextLayout] = []
         rows: list[TokenizedText] = []
         windows: list[LateWindow] = []
         row_count = 0
-        for words, text in zip(call.texts, texts, strict=True):
-            if text.tokens <= most_tokens:
-                found = _whole(words, text)
+        for text, tokenized in zip(call.texts, tokenized_texts, strict=True):
+            if tokenized.tokens <= most_tokens:
+                found = _whole(text, tokenized)
             elif call.truncate:
-                found = self._truncated(text)
+                found = self._truncated(tokenized)
             else:
-                found = self._chunks(words, text, method, row_count)
+                found = self._chunks(text, tokenized, method, row_count)
             layouts.append(found[0])
             rows += found[1]
             windows += found[2]
             row_count += len(found[0].spans)
         return ChunkedCall(AnswerLayout(tuple(layouts), method), rows, windows)
 
-    def _truncated(self, text: TokenizedText) -> ChunkedText:
-        offsets = self._encoder.offsets(text)
-        spans = [(0, self._encoder.info.window - (text.tokens - len(offsets)))]
-        (row,) = self._encoder.windows(text, offsets, spans)
+    def _truncated(self, tokenized: TokenizedText) -> ChunkedText:
+        offsets = self._encoder.offsets(tokenized)
+        spans = [(0, self._encoder.info.window - (tokenized.tokens - len(offsets)))]
+        (row,) = self._encoder.windows(tokenized, offsets, spans)
         characters = character_spans(offsets, spans)
         return TextLayout(row.tokens, characters, (1.0,), truncated=True), [row], []
 
-    def _chunks(self, words: str, text: TokenizedText, method: str, first_row: int) -> ChunkedText:
+    def _chunks(self, text: str, tokenized: TokenizedText, method: str, first_row: int) -> ChunkedText:
         encoder, sizes = self._encoder, self._sizes
-        offsets = encoder.offsets(text)
-        spans = sizes.chunker(text.tokens - len(offsets)).spans(words, offsets)
-        if len(spans) <= 1:  # it fits a block, or is nothing beside its prompt
-            return _whole(words, text)
+        offsets = encoder.offsets(tokenized)
+        spans = sizes.chunker(tokenized.tokens - len(offsets)).spans(text, offsets)
+        if len(spans) <= 1:  # the text fits a block, or is empty beside its prompt
+            return _whole(text, tokenized)
         weights = chunk_weights(spans, method, seed_exact=self._options.seed_exact)
-        layout = TextLayout(text.tokens, character_spans(offsets, spans), tuple(weights.tolist()))
+        layout = TextLayout(tokenized.tokens, character_spans(offsets, spans), tuple(weights.tolist()))
         if not self._late:
-            return layout, encoder.windows(text, offsets, spans), []
+            return layout, encoder.windows(tokenized, offsets, spans), []
         windows = late_windows(
-            encoder, words, text, offsets, spans, block=sizes.block, first_row=first_row
+            encoder, text, tokenized, offsets, spans, block=sizes.block, first_row=first_row
         )
         return layout, [], windows
 
 
-def _whole(words: str, text: TokenizedText) -> ChunkedText:
-    return TextLayout(text.tokens, ((0, len(words)),), (1.0,)), [text], []
+def _whole(text: str, tokenized: TokenizedText) -> ChunkedText:
+    return TextLayout(tokenized.tokens, ((0, len(text)),), (1.0,)), [tokenized], []

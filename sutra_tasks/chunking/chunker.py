@@ -46,7 +46,7 @@ LEAST_NEW: Final = 0.25
 SENTENCE_ENDS: Final = frozenset(".!?…。！？｡؟।")  # noqa: RUF001 - of many scripts
 CLOSING: Final = "\"')]}»”’」』）】"  # noqa: RUF001 - of many scripts
 ANY_END: Final = re.compile(f"[{re.escape(''.join(SENTENCE_ENDS))}]|\n\\s*\n")
-NEAR: Final = 16
+SEARCH_CHARS: Final = 16
 """Characters that are searched on either side of a cut: without a limit, some texts take minutes."""
 
 
@@ -111,7 +111,7 @@ def boundary(text: str, offsets: Offsets, least: int, most: int) -> int:
     befores = offsets.ends[least - 1 : most].tolist()
     afters = offsets.starts[least : most + 1].tolist()
     # One search for the end of any sentence saves the look at each token where there is none.
-    sentences = ANY_END.search(text, max(0, min(befores) - 2 * NEAR), max(afters) + NEAR)
+    sentences = ANY_END.search(text, max(0, min(befores) - 2 * SEARCH_CHARS), max(afters) + SEARCH_CHARS)
     for at in range(most, least - 1, -1):
         before, after = befores[at - least], afters[at - least]
         if after < before:
@@ -136,7 +136,7 @@ def _space_around(text: str, start: int, end: int) -> slice:
 
     A tokenizer may count a space to the token that follows, to none, or as a token of its own.
     """
-    least, most = max(0, start - NEAR), end + NEAR
+    least, most = max(0, start - SEARCH_CHARS), end + SEARCH_CHARS
     while start > least and text[start - 1].isspace():
         start -= 1
     while end < most and text[end : end + 1].isspace():
@@ -147,7 +147,7 @@ def _space_around(text: str, start: int, end: int) -> slice:
 def _ends_sentence(text: str, space: slice) -> bool:
     if text[space].count("\n") > 1:
         return True  # the end of a paragraph is one
-    last = text[max(0, space.start - NEAR) : space.start].rstrip(CLOSING)[-1:]
+    last = text[max(0, space.start - SEARCH_CHARS) : space.start].rstrip(CLOSING)[-1:]
     # A full stop with nothing behind it is a decimal point, or part of a name.
     return last in SENTENCE_ENDS and (space.start < space.stop or not last.isascii())
 

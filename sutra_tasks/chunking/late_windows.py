@@ -38,8 +38,8 @@ class LateWindow:
 
 def late_windows(
     encoder: Encoder,
-    words: str,
-    text: TokenizedText,
+    text: str,
+    tokenized: TokenizedText,
     offsets: Offsets,
     chunks: Spans,
     *,
@@ -50,19 +50,19 @@ def late_windows(
 
     Args:
         encoder: of the model.
-        words: the text.
-        text: its tokens.
+        text: the text.
+        tokenized: its tokens, as the engine takes them.
         offsets: of its tokens.
         chunks: its chunks as spans of tokens.
         block: tokens of the longest chunk at most.
         first_row: the number of its first chunk among all rows of the call.
     """
-    most = encoder.info.window - (text.tokens - len(offsets))
-    windows = Chunker(most, min(block, int(MOST_OVERLAP * most))).spans(words, offsets)
+    most = encoder.info.window - (tokenized.tokens - len(offsets))
+    windows = Chunker(most, min(block, int(MOST_OVERLAP * most))).spans(text, offsets)
     found = []
     for window, given in zip(windows, chunks_of_windows(chunks, windows), strict=True):
         if given:
-            (seen,) = encoder.windows(text, offsets, [window])
+            (seen,) = encoder.windows(tokenized, offsets, [window])
             inside = [
                 (start - window[0], end - window[0]) for start, end in chunks[given.start : given.stop]
             ]

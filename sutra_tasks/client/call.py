@@ -24,8 +24,8 @@ VERSION: Final = 1
 HEADER: Final = "sutra"
 LATEST: Final = 1e11  # the year 5138
 BYTES_PER_TOKEN: Final = 4
-"""UTF-8 bytes of a token of English prose in WordPiece. Code and other scripts differ, but they do so on
-every device, so loads and speeds still compare."""
+"""UTF-8 bytes in one token of English prose under WordPiece. Code and other scripts differ from it, but
+on every device alike, so loads and speeds still compare."""
 
 TOKENS_PER_TEXT: Final = 2
 """Special tokens of one text."""
@@ -52,7 +52,7 @@ class Demand:
         texts: how many.
         bytes: of all texts in UTF-8, or of the body if its sender wrote no header.
         sent_at: Unix time in seconds; None: not known.
-        strategy: how the router should choose a device; None: as it usually does.
+        strategy: how the router chooses a device; None: by its default.
         model: the model that was asked for; None: the fleet's default.
     """
 

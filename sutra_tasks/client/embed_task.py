@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["EmbedTask", "embed", "serve"]
 
 _CANVAS_OPTIONS: Final = {"group_id", "chord", "parent_id", "root_id"}
-"""Options that Celery gives to the calls of a group, chord or chain. These are not refused by admission,
-because some calls of the group would then be sent and others not."""
+"""Options that Celery gives to the calls of a group, chord or chain. Admission does not refuse such
+calls, because some calls of the group would then be sent and others not."""
 
 _admission = cache(Admission)
 
@@ -150,7 +150,7 @@ def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
     bind=True,
     shared=False,
     acks_late=True,
-    # Errors of the caller, who is told: no traceback in the worker's log.
+    # The caller's mistakes: the worker logs no traceback.
     throws=(InvalidInputError, UnsupportedVersionError),
 )
 def _embed(self: EmbedTask, texts: str | list[str], **options: Any) -> Vectors | Embeddings:

@@ -19,7 +19,7 @@ __all__ = ["EmbedResult", "ResultBackend", "ResultsServerDown"]
 
 logger = logging.getLogger(__name__)
 
-RETRY_S: Final = 0.2
+RECONNECT_PAUSE_S: Final = 0.2
 """Seconds between two tries to reach a server that does not answer."""
 
 
@@ -81,7 +81,7 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
             if not self._outage_logged:
                 logger.warning("waiting for the server with the results: %s", error)
                 self._outage_logged = True
-            time.sleep(RETRY_S)
+            time.sleep(RECONNECT_PAUSE_S)
         else:
             super().drain_events(timeout)
 
