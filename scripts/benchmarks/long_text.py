@@ -172,7 +172,7 @@ def _times(model: str, lengths: tuple[int, ...], repeats: int) -> dict[str, Any]
         return {
             "seconds": seconds,
             "cosine": cosine,
-            "chosen": {"attention": str(chosen.path), "dtype": chosen.dtype},
+            "chosen": {"attention": str(chosen.implementation), "dtype": chosen.dtype},
         }
 
 

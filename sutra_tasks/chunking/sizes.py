@@ -65,7 +65,10 @@ class ChunkSizes:
             if tokens > info.window:
                 raise ModelError(info.model, f"{name}={tokens} is over its window of {info.window}")
         if late:
-            encoder.check_pool()
+            if not info.pools_mean:
+                raise ModelError(
+                    info.model, "SUTRA_CHUNKING=late needs a model that takes the mean of its tokens"
+                )
             if self.block > MOST_OVERLAP * info.window:
                 raise ModelError(
                     info.model,

@@ -84,7 +84,7 @@ def describe(
         space=info.space if info is not None else "",
         width=info.width if info is not None else 0,
         window=info.window if info is not None else 0,
-        attention=attention.path,
+        attention=attention.implementation,
         dtype=attention.dtype,
         attention_reason=attention.reason,
         started_at=identity.started_at,

@@ -1,14 +1,14 @@
-"""How a device computes attention, and in which precision: decisions about a model on a device.
+"""Decides which attention implementation a model uses on a device, and in which precision.
 
-Nothing here asks torch or the machine: ``encoding/attention.py`` describes both, and proves by a probe
-what is decided here. The kernels and what rules each out:
+Pure decisions: ``torch_engine/introspection.py`` describes the device and the model, and
+``torch_engine/forward_pass.py`` tries what is decided here. The requirements of each implementation:
 
 * flash attention 2, the package: compute capability 8.0, or ROCm 6.0 on CDNA 2 and later; float16 or
-  bfloat16; heads of 8, 16, ... 256. It takes batches without padding, whatever their lengths.
-* SDPA's flash kernel: the same, and no padding mask. Padded batches take the memory-efficient kernel.
-* SDPA's memory-efficient kernel: compute capability 7.0, where torch was built for it; ROCm 6.0.
-* SDPA's flash kernel for CPU takes everything, masks included; so does torch's Metal kernel.
-* Plain attention always works, in memory that grows with the square of a text's length.
+  bfloat16; heads of 8, 16, ... 256. Its batches need no padding.
+* SDPA's flash kernel: the same, and no padding mask. Padded batches use the memory-efficient kernel.
+* SDPA's memory-efficient kernel: compute capability 7.0, and a torch built for it; ROCm 6.0.
+* SDPA's flash kernel for CPU: none; it supports masks. The same for torch's Metal kernel.
+* Plain attention: none, but its memory grows with the square of a text's length.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ HEAD_STEP: Final = 8
 
 LEAST_COSINE: Final = 0.9999
 LEAST_COSINE_HALF: Final = 0.999
-"""To plain attention in float32, of each probe. bfloat16 throughout leaves 0.9999 of six layers."""
+"""The lowest cosine of a probe's vectors to those of plain attention in float32. With all computing in
+bfloat16 it is 0.9999 with six layers."""
 
 
 class Implementation(StrEnum):
-    """A way to compute attention; the better one first."""
+    """An implementation of attention; the fastest first."""
 
     FLASH_2 = "flash_attention_2"
     SDPA_FLASH = "sdpa_flash"
@@ -53,7 +54,7 @@ class Implementation(StrEnum):
     PLAIN = "plain"
 
 
-PATHS: Final = {
+IMPLEMENTATIONS: Final = {
     "cuda": (
         Implementation.FLASH_2,
         Implementation.SDPA_FLASH,
@@ -67,13 +68,13 @@ PATHS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
-    """What of a model decides how its attention may be computed.
+    """The properties of a model that decide which implementations can compute it.
 
     Attributes:
         head_size: width of one attention head.
-        flash: its class works with flash attention 2.
-        sdpa: its class works with torch's scaled dot product attention.
-        position_bias: it adds a bias to attention scores, which flash kernels cannot take.
+        flash: whether its class supports flash attention 2.
+        sdpa: whether its class supports torch's scaled dot product attention (SDPA).
+        position_bias: whether it adds a bias to attention scores, which flash kernels do not support.
     """
 
     head_size: int
@@ -84,17 +85,17 @@ class ModelTraits:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCandidate:
-    """One way worth a probe.
+    """An implementation and a precision to try.
 
     Attributes:
-        path: how attention is computed.
+        implementation: of attention.
         dtype: torch's name of the precision.
-        ruled_out: why better ways are not tried.
-        least_cosine: to plain attention in float32, below which it is given up.
-        on_trial: nobody asked for its precision, so it has to be faster than float32.
+        ruled_out: the reasons why faster ones are not tried.
+        least_cosine: to plain attention in float32; with a lower one the candidate fails.
+        on_trial: whether it has to be faster than float32, because its precision was not configured.
     """
 
-    path: Implementation
+    implementation: Implementation
     dtype: str
     ruled_out: tuple[str, ...] = ()
     least_cosine: float = LEAST_COSINE
@@ -103,27 +104,33 @@ class AttentionCandidate:
 
 @dataclass(frozen=True, slots=True)
 class AttentionChoice:
-    """What a device computes attention with, and why with nothing better."""
+    """The implementation and precision that a device uses.
 
-    path: str
+    Attributes:
+        implementation: its name.
+        dtype: torch's name of the precision.
+        reason: why no faster one is used.
+    """
+
+    implementation: str
     dtype: str
     reason: str = ""
 
 
-class NoFaithfulAttention(Exception):  # noqa: N818 - told as a ModelError, which knows the model
-    """No way to compute a model's attention gives the vectors it should; says why not."""
+class NoFaithfulAttention(Exception):  # noqa: N818 - raised again as a ModelError with the model's name
+    """Every candidate failed; the message has the reasons."""
 
 
 def attention_candidates(
     hardware: Hardware, model: ModelTraits, *, attention: str = "auto", dtype: str = "auto"
 ) -> tuple[AttentionCandidate, ...]:
-    """Return the ways to try, the best first; the last is plain attention in float32.
+    """Return the candidates to try, the fastest first; the last is plain attention in float32.
 
     Args:
         hardware: the device.
-        model: what has to run on it.
-        attention: ``SUTRA_ATTENTION``; what cannot run is replaced by the next best.
-        dtype: ``SUTRA_DTYPE``; ``auto`` is the fastest the device computes itself.
+        model: the model.
+        attention: ``SUTRA_ATTENTION``; an implementation that cannot run is replaced by the next.
+        dtype: ``SUTRA_DTYPE``; ``auto`` is the fastest that the device does not emulate.
     """
     chosen, why_not_half = _precision(hardware, dtype)
     ruled_out = [why_not_half] if why_not_half else []
@@ -133,52 +140,54 @@ def attention_candidates(
     found = []
     for precision in dict.fromkeys((chosen, "float32")):
         half = precision != "float32"
-        for path in PATHS[hardware.kind]:
-            obstacle = _unasked(path, attention) or _obstacle(path, precision, hardware, model)
+        for kernel in IMPLEMENTATIONS[hardware.kind]:
+            obstacle = _excluded(kernel, attention) or _obstacle(kernel, precision, hardware, model)
             if obstacle is None:
-                floor = LEAST_COSINE_HALF if half and not on_trial else LEAST_COSINE
+                least_cosine = LEAST_COSINE_HALF if half and not on_trial else LEAST_COSINE
                 found.append(
-                    AttentionCandidate(path, precision, tuple(ruled_out), floor, half and on_trial)
+                    AttentionCandidate(
+                        kernel, precision, tuple(ruled_out), least_cosine, half and on_trial
+                    )
                 )
             elif precision == chosen:
-                ruled_out.append(f"{path}: {obstacle}")
+                ruled_out.append(f"{kernel}: {obstacle}")
     return tuple(found)
 
 
 def first_faithful(
-    ways: Sequence[AttentionCandidate], prove: Callable[[AttentionCandidate], str | None]
+    candidates: Sequence[AttentionCandidate], fault: Callable[[AttentionCandidate], str | None]
 ) -> tuple[AttentionCandidate, AttentionChoice]:
-    """Return the first way that holds, with the reasons against all better ones.
+    """Return the first candidate that passes its probe, and the reasons against all faster ones.
 
     Args:
-        ways: what to try, in this order.
-        prove: says why a way does not hold; None if it does.
+        candidates: in the order in which they are tried.
+        fault: probes a candidate; returns why it fails, or None if it passes.
 
     Raises:
-        Unproven: none holds.
+        NoFaithfulAttention: every candidate fails.
     """
     refused: list[str] = []
     given_up: set[str] = set()
-    for way in ways:
-        if way.dtype in given_up:
+    for one in candidates:
+        if one.dtype in given_up:
             continue
-        reason = prove(way)
+        reason = fault(one)
         if reason is None:
-            reasons = "; ".join((*way.ruled_out, *refused))
-            return way, AttentionChoice(way.path, way.dtype, reasons)
-        refused.append(f"{way.path} in {way.dtype}: {reason}")
-        if way.on_trial:  # one trial for a precision: a slower kernel would not make it worthwhile
-            given_up.add(way.dtype)
+            reasons = "; ".join((*one.ruled_out, *refused))
+            return one, AttentionChoice(one.implementation, one.dtype, reasons)
+        refused.append(f"{one.implementation} in {one.dtype}: {reason}")
+        if one.on_trial:  # one trial for each precision: a slower kernel would not be faster in it
+            given_up.add(one.dtype)
     raise NoFaithfulAttention("; ".join(refused))
 
 
-def implementation_for_padding(path: Implementation) -> Implementation:
-    """Return what computes a padded batch where ``path`` was chosen."""
-    return Implementation.SDPA_EFFICIENT if path is Implementation.SDPA_FLASH else path
+def implementation_for_padding(chosen: Implementation) -> Implementation:
+    """Return the implementation for padded batches, given the one that was chosen."""
+    return Implementation.SDPA_EFFICIENT if chosen is Implementation.SDPA_FLASH else chosen
 
 
 def _precision(hardware: Hardware, asked: str) -> tuple[str, str | None]:
-    """Return a precision and, if it is not the fastest, why not."""
+    """Return a precision, and the reason if it is not the fastest."""
     if asked != "auto":
         return asked, None
     if hardware.kind == "cpu":
@@ -190,30 +199,30 @@ def _precision(hardware: Hardware, asked: str) -> tuple[str, str | None]:
     return "float32", None
 
 
-def _unasked(path: Implementation, asked: str) -> str | None:
-    if asked == "eager" and path is not Implementation.PLAIN:
+def _excluded(kernel: Implementation, asked: str) -> str | None:
+    if asked == "eager" and kernel is not Implementation.PLAIN:
         return "SUTRA_ATTENTION is eager"
-    if asked == "sdpa" and path is Implementation.FLASH_2:
+    if asked == "sdpa" and kernel is Implementation.FLASH_2:
         return "SUTRA_ATTENTION is sdpa"
     return None
 
 
-def _obstacle(path: Implementation, dtype: str, hardware: Hardware, model: ModelTraits) -> str | None:
-    """Say why a path cannot run; None if nothing is known against it."""
-    if path is Implementation.PLAIN:
+def _obstacle(kernel: Implementation, dtype: str, hardware: Hardware, model: ModelTraits) -> str | None:
+    """Return why an implementation cannot run; None if nothing is known against it."""
+    if kernel is Implementation.PLAIN:
         return None
-    reason = _device_obstacle(path, dtype, hardware) if hardware.kind == "cuda" else None
-    reason = reason or _model_obstacle(path, hardware, model)
-    if reason is None and path is Implementation.FLASH_2 and not hardware.flash_attn:
+    reason = _device_obstacle(kernel, dtype, hardware) if hardware.kind == "cuda" else None
+    reason = reason or _model_obstacle(kernel, hardware, model)
+    if reason is None and kernel is Implementation.FLASH_2 and not hardware.flash_attn:
         return "the package is not installed: pip install 'sutra-tasks[gpu]'"
     return reason
 
 
-def _device_obstacle(path: Implementation, dtype: str, hardware: Hardware) -> str | None:
+def _device_obstacle(kernel: Implementation, dtype: str, hardware: Hardware) -> str | None:
     device, this = detect(hardware), gpu_name(hardware)
     if not is_built(hardware):
         return f"this torch is built for {', '.join(hardware.built_for)}, not {this}"
-    if path is not Implementation.SDPA_EFFICIENT:
+    if kernel is not Implementation.SDPA_EFFICIENT:
         if not device.flash_v2_support:
             needed = "ROCm 6.0 on CDNA 2" if device.provider == "ROCm" else "compute capability 8.0"
             return f"needs {needed}, this is {this}"
@@ -225,9 +234,9 @@ def _device_obstacle(path: Implementation, dtype: str, hardware: Hardware) -> st
     return None
 
 
-def _model_obstacle(path: Implementation, hardware: Hardware, model: ModelTraits) -> str | None:
-    flash = path in (Implementation.FLASH_2, Implementation.SDPA_FLASH)
-    if not (model.flash if path is Implementation.FLASH_2 else model.sdpa):
+def _model_obstacle(kernel: Implementation, hardware: Hardware, model: ModelTraits) -> str | None:
+    flash = kernel in (Implementation.FLASH_2, Implementation.SDPA_FLASH)
+    if not (model.flash if kernel is Implementation.FLASH_2 else model.sdpa):
         return "this model does not work with it"
     if flash and model.position_bias:
         return "does not take this model's position bias"

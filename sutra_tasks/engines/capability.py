@@ -1,8 +1,8 @@
-"""What a device offers attention: the specification's capability detection, on a description of one.
+"""The capabilities of a device that attention depends on, from a description of the device.
 
-Where the specification errs, this departs from it: Volta is compute capability 7.0 and Turing 7.5, flash
-attention 2 begins at 8.0; versions compare as numbers; a ROCm build of torch answers as CUDA does, so it
-is asked for first; and the provider is what computes, which on Apple's chips is MPS and not CoreML.
+Follows the specification's capability detection, except where it errs: Volta is compute capability 7.0
+and Turing 7.5, and flash attention 2 needs 8.0; versions are compared as numbers; ROCm is checked before
+CUDA, because torch reports both as CUDA; and on Apple's chips the provider is MPS and not CoreML.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Final, Literal
 __all__ = ["AMPERE", "GPUInfo", "Hardware", "detect", "fused_attention", "gpu_name", "is_built"]
 
 OLDEST: Final = (7, 0)
-"""Volta: the first that SDPA's memory-efficient kernel is compiled and tested for."""
+"""Volta: the first for which SDPA's memory-efficient kernel is compiled and tested."""
 
 AMPERE: Final = (8, 0)
 OLDEST_ROCM: Final = (5, 0)
 ROCM_KERNELS: Final = (6, 0)
-"""From here on torch has fused attention for AMD, and so has flash-attn."""
+"""The first version with fused attention for AMD in torch and in flash-attn."""
 
 CDNA: Final = ("gfx90a", "gfx942", "gfx950")
 ARCHITECTURES: Final = {
@@ -27,21 +27,21 @@ ARCHITECTURES: Final = {
     5: "Maxwell", 6: "Pascal", 8: "Ampere", 9: "Hopper",
     10: "Blackwell", 11: "Blackwell", 12: "Blackwell",
 }  # fmt: skip
-"""By compute capability, else by its first number."""
+"""Names by compute capability, or by its first number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """What torch says of one device.
+    """Torch's description of one device.
 
     Attributes:
-        kind: torch's name of it; an AMD GPU is ``cuda`` too.
-        hip: version of the ROCm that torch was built with; None if it was not.
+        kind: torch's name of the device; ``cuda`` for AMD GPUs as well.
+        hip: version of the ROCm that torch was built with; None without ROCm.
         capability: compute capability of a GPU.
-        architecture: an AMD GPU's own name for it, as gfx90a.
-        built_for: architectures this build of torch has kernels for; empty if it does not say.
-        cpu_bf16: the processor multiplies bfloat16 itself; others emulate it, a hundred times slower.
-        flash_attn: the package is installed and can be used.
+        architecture: name of an AMD GPU's architecture, such as gfx90a.
+        built_for: architectures for which this torch has kernels; empty if unknown.
+        cpu_bf16: whether the processor multiplies bfloat16; emulating it is a hundred times slower.
+        flash_attn: whether the package is installed and usable.
     """
 
     kind: Literal["cuda", "mps", "cpu"] = "cpu"
@@ -55,15 +55,15 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True)
 class GPUInfo:
-    """What a device offers attention, as the specification asks.
+    """The capabilities of a device, in the specification's form.
 
     Attributes:
-        is_available: an accelerator that fused attention runs on.
-        provider: what computes: CUDA, ROCm, MPS or CPU.
+        is_available: whether it is an accelerator on which fused attention runs.
+        provider: CUDA, ROCm, MPS or CPU.
         compute_capability: of an NVIDIA GPU.
         architecture: its name.
-        flash_v2_support: flash attention 2 runs on it, given the package.
-        neural_engine: the chip has one, as Apple's do; torch computes on the GPU beside it.
+        flash_v2_support: whether flash attention 2 runs on it if the package is installed.
+        neural_engine: whether the chip has one, as Apple's do; torch uses the GPU beside it.
     """
 
     is_available: bool
@@ -75,8 +75,8 @@ class GPUInfo:
 
 
 def detect(hardware: Hardware) -> GPUInfo:
-    """Return the specification's facts about a device."""
-    # A ROCm build of torch answers through torch.cuda, with a capability that is not NVIDIA's.
+    """Return the capabilities of a device."""
+    # ROCm first: torch.cuda describes AMD GPUs as well, with a capability that is not NVIDIA's.
     if hardware.hip is not None and hardware.kind == "cuda":
         version = _version(hardware.hip)
         return GPUInfo(
@@ -103,13 +103,13 @@ def detect(hardware: Hardware) -> GPUInfo:
 
 
 def fused_attention(hardware: Hardware) -> bool:
-    """Whether torch has a memory-efficient kernel for a GPU."""
+    """Return whether torch has a memory-efficient kernel for a GPU."""
     new_enough = hardware.hip is None or _version(hardware.hip) >= ROCM_KERNELS
     return new_enough and detect(hardware).is_available
 
 
 def gpu_name(hardware: Hardware) -> str:
-    """Return how to call a GPU in a reason."""
+    """Return a GPU's name for reasons and errors."""
     device = detect(hardware)
     if device.provider == "ROCm":
         return f"ROCm {hardware.hip} on {device.architecture}"
@@ -117,7 +117,7 @@ def gpu_name(hardware: Hardware) -> str:
 
 
 def is_built(hardware: Hardware) -> bool:
-    """Whether this torch has kernels for the GPU: binaries of its generation, or code to compile."""
+    """Return whether this torch has kernels for a GPU: binaries of its generation, or portable code."""
     if not hardware.built_for:
         return True
     if hardware.hip is not None:
@@ -128,7 +128,7 @@ def is_built(hardware: Hardware) -> bool:
             continue
         kind, major, minor, only = parts.groups()
         built, ours = (int(major), int(minor)), hardware.capability or (0, 0)
-        # A binary runs on later chips of its generation; code for "compute" on all later ones.
+        # A binary runs on later chips of its generation; "compute" code on all later chips.
         fits = built <= ours and (kind == "compute" or built[0] == ours[0])
         if built == ours or (fits and only != "a"):
             return True
@@ -136,5 +136,5 @@ def is_built(hardware: Hardware) -> bool:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Return a version's numbers: as text, 10.0 would come before 5.0."""
+    """Return the numbers of a version; as text, 10.0 would come before 5.0."""
     return tuple(int(number) for number in re.findall(r"\d+", text)[:2])

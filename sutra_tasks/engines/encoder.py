@@ -1,4 +1,4 @@
-"""What an engine is to the rest of the package."""
+"""The protocol of engines, the description of a model, and the form of a text that engines compute."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ __all__ = ["Encoder", "ModelInfo", "TokenizedText", "check_options", "cut_to_win
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What an engine serves.
+    """Describes the model that an engine has loaded.
 
     Attributes:
-        model: the model's name as it was asked for.
-        space: name of the embedding space: everything that decides what a vector means.
+        model: its name as it was asked for.
+        space: name of its embedding space: everything that decides what a vector means.
         width: dimensions of its vectors.
-        window: tokens of a text it sees, special tokens and prompt included.
-        prompts: the named prompts and their text.
-        weight_bytes: of its weights in memory, about; 0 if it has none.
-        is_static: whether a vector is the mean of its tokens' vectors: batches have no padding then, and
+        window: tokens of a text that it computes, special tokens and prompt included.
+        prompts: its named prompts and their texts.
+        weight_bytes: approximate size of its weights in memory; 0 if it has none.
+        is_static: whether a vector is the mean of its tokens' vectors: then batches have no padding, and
             long texts need no chunks.
+        pools_mean: whether it takes the mean of its tokens' states, as late chunking requires.
     """
 
     model: str
@@ -37,14 +38,15 @@ class ModelInfo:
     prompts: Mapping[str, str]
     weight_bytes: int = 0
     is_static: bool = False
+    pools_mean: bool = False
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TokenizedText:
-    """A text, or a window of one, ready for an engine.
+    """A text, or a window of a text, in the form that its engine computes.
 
     Attributes:
-        tokens: how many it has, special tokens and prompt included.
+        tokens: number of its tokens, special tokens and prompt included.
         content: the engine's own form of it.
     """
 
@@ -55,65 +57,63 @@ class TokenizedText:
 class Encoder(Protocol):
     """One model on one device.
 
-    ``encode`` is called from one thread only, everything else from many at once.
+    One thread calls ``encode`` and ``pool``; any number of threads call the other methods.
     """
 
     info: ModelInfo
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        """Prepare texts under a named prompt; they are whole, however long."""
+        """Return texts as tokens, under a named prompt; long texts are not cut."""
 
     def offsets(self, text: TokenizedText) -> Offsets:
-        """Return where the tokens of a whole text stand in it, prompt and special tokens left out."""
+        """Return where a whole text's tokens are in the text, without prompt and special tokens."""
 
     def windows(
         self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
     ) -> list[TokenizedText]:
-        """Return the tokens of a whole text from each start to before each end, by its ``offsets``.
+        """Return windows of a whole text, each with the special tokens and the prompt of the whole.
 
-        Each window gets the special tokens and the prompt of the whole.
+        Args:
+            text: the whole text.
+            offsets: returned by :meth:`offsets`.
+            spans: for each window its first token, and the token after its last one.
         """
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        """Return float32 rows of shape (len(batch), width), as the model gives them.
+        """Return the model's vectors: float32, shape (len(batch), width).
 
         No text of ``batch`` has more tokens than the model's window.
         """
 
     def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
-        """Return float32 rows of shape (len(spans), width) from one pass over a text.
+        """Return float32 vectors of spans of a window, shape (len(spans), width), from one pass.
 
-        Each is pooled from the states of its tokens, which have seen all others: late chunking
-        (Günther and others, 2024, arXiv:2409.04701). On the thread of ``encode``.
+        Each vector is pooled from the states of the span's tokens, computed with attention to the whole
+        window: late chunking (Günther and others, 2024, arXiv:2409.04701). Called only if
+        ``info.pools_mean``.
 
         Args:
             text: a window.
-            spans: first and behind the last token of each, special tokens and prompt not counted.
-        """
-
-    def check_pool(self) -> None:
-        """Refuse a model for which :meth:`pool` means nothing.
-
-        Raises:
-            ModelError: it does not take the mean of its tokens' states.
+            spans: the first token of each span and the token after its last one, counted without special
+                tokens and prompt.
         """
 
     def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         """Return ``batch`` as JSON, for another worker of the same embedding space."""
 
     def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
-        """Return what was packed.
+        """Return the texts that :meth:`pack` packed.
 
         Raises:
-            CorruptMessageError: it was not packed by this engine, or not for this model.
+            CorruptMessageError: they were not packed by this engine, or not for this model.
         """
 
 
 def check_options(info: ModelInfo, prompt: str | None, dimensions: int | None) -> None:
-    """Refuse what this model cannot give.
+    """Raise an error if a model cannot follow a call's options.
 
     Raises:
-        InvalidOptionError: an unknown prompt, or more dimensions than the model has.
+        InvalidOptionError: the prompt is unknown, or the model has fewer dimensions.
     """
     if prompt is not None and prompt not in info.prompts:
         known = ", ".join(sorted(info.prompts)) or "none: this model has no prompts"
@@ -123,15 +123,15 @@ def check_options(info: ModelInfo, prompt: str | None, dimensions: int | None) -
 
 
 def gives_space(info: ModelInfo, space: str, dimensions: int | None) -> bool:
-    """Say whether this model's vectors, cut to ``dimensions``, are of a space that a caller pins."""
+    """Return whether a model's vectors, cut to ``dimensions``, are of an embedding space."""
     name, _, _ = info.space.rpartition(":")
     return space == f"{name}:{dimensions or info.width}"
 
 
 def cut_to_window(encoder: Encoder, text: TokenizedText) -> TokenizedText:
-    """Return what the model sees of a whole text: all of it, or its first tokens."""
+    """Return a whole text as far as the model computes it: all of it, or its first tokens."""
     if text.tokens <= encoder.info.window:
         return text
     offsets = encoder.offsets(text)
-    room = encoder.info.window - (text.tokens - len(offsets))
-    return encoder.windows(text, offsets, [(0, room)])[0]
+    most = encoder.info.window - (text.tokens - len(offsets))
+    return encoder.windows(text, offsets, [(0, most)])[0]

@@ -1,7 +1,7 @@
-"""Known texts and their vectors: whether a worker computes what its fleet does, and still does.
+"""Golden vectors: the vectors of a few known texts, by which wrong vectors are found.
 
-A worker that joins compares its vectors with the fleet's; a worker that checks itself, with those it
-recorded when it started. Vectors that are wrong look like any others: only a comparison tells.
+A worker that joins compares its golden vectors with the fleet's, and a running worker with those that it
+computed when it started. Wrong vectors look like right ones; only a comparison shows the difference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 VERSION: Final = 1
-"""Changes with the texts, too: vectors of other texts cannot be compared."""
+"""Changes with the form and with the texts: vectors of other texts cannot be compared."""
 
 GOLDEN_TEXTS: Final = (
     "a",
@@ -42,8 +42,9 @@ GOLDEN_TEXTS: Final = (
 )
 
 LEAST_COSINE: Final = 0.995
-"""bfloat16 leaves 0.9999 of six layers and somewhat less of deep models, and a fleet may mix precisions;
-a forgotten prompt left 0.6 of the worst text, another pooling 0.2 (measured with all-MiniLM-L6-v2)."""
+"""The lowest cosine between vectors that count as equal. A fleet may mix precisions: bfloat16 gives
+0.9999 with six layers and somewhat less with deep models. A missing prompt gives 0.6 for the worst text,
+another pooling 0.2 (measured with all-MiniLM-L6-v2)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,11 +56,11 @@ class GoldenVectors:
 
     @classmethod
     def of(cls, encoder: Encoder) -> GoldenVectors:
-        """Compute them; only from the thread that may call ``encode``."""
+        """Compute them; call it only from the thread that calls ``encode``."""
         return cls(encoder.info.space, compute_golden_vectors(encoder))
 
     def disagreement(self, fleets: GoldenVectors) -> str | None:
-        """Say why a worker with these vectors must not work in a fleet with those; None if it may."""
+        """Return why a worker with these vectors must not join a fleet with those; None if it may."""
         if self.space != fleets.space:
             return f"another embedding space: {self.space}, the fleet serves {fleets.space}"
         if self.vectors.shape != fleets.vectors.shape:
@@ -71,7 +72,7 @@ class GoldenVectors:
         return f"its vectors differ from the fleet's: cosine {cosine:.2f}"
 
     def to_json(self) -> str:
-        """Return the stored form: a version, the space, and vectors as results carry them."""
+        """Return them as JSON: a version, the space, and the vectors as results store them."""
         stored: str = kombu_json.dumps(
             {"v": VERSION, "space": self.space, "vectors": Vectors.of(self.vectors)}
         )
@@ -79,11 +80,11 @@ class GoldenVectors:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> GoldenVectors:
-        """Read the stored form.
+        """Read them from JSON.
 
         Raises:
-            UnsupportedVersionError: another version wrote it.
-            CorruptResultError: it does not decode.
+            UnsupportedVersionError: another release wrote it.
+            CorruptResultError: it is damaged.
         """
         try:
             value: Any = kombu_json.loads(text)
@@ -105,12 +106,12 @@ def compute_golden_vectors(encoder: Encoder) -> Floats:
     """Return the vectors of :data:`GOLDEN_TEXTS`: float32 unit rows, shape (5, width)."""
     texts = encoder.tokenize(GOLDEN_TEXTS, None)
     rows = encoder.encode([cut_to_window(encoder, text) for text in texts])
-    with np.errstate(all="ignore"):  # whoever compares them says what is wrong
+    with np.errstate(all="ignore"):  # a comparison reports what is wrong with them
         return finish(rows, dimensions=None, normalize=True)
 
 
 def lowest_cosine(ours: Floats, theirs: Floats) -> float:
-    """Return the least cosine of rows of two arrays of one shape; NaN if any is not a direction."""
+    """Return the lowest cosine of equal rows of two arrays; NaN if a row is zero or not finite."""
     one, other = ours.astype(np.float64), theirs.astype(np.float64)
     with np.errstate(all="ignore"):  # infinities and rows of zeros end as NaN, which min() keeps
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
@@ -118,7 +119,7 @@ def lowest_cosine(ours: Floats, theirs: Floats) -> float:
 
 
 def agree(ours: Floats, theirs: Floats, *, least_cosine: float = LEAST_COSINE) -> bool:
-    """Whether two arrays of rows are the same vectors, up to precision."""
+    """Return whether two arrays have the same rows, up to precision."""
     return ours.shape == theirs.shape and lowest_cosine(ours, theirs) >= least_cosine
 
 

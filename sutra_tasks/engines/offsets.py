@@ -1,4 +1,4 @@
-"""Where the tokens of a text stand in it."""
+"""The positions of a text's tokens in the text."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Offsets:
-    """Where the tokens of a text stand in it, in characters: one int64 start and end for each token.
+    """For each token of a text its first character and the character after its last one, int64.
 
-    Special tokens and prompt are not among them. Tokens may share characters, as bytes of an emoji do.
+    Special tokens and prompt are left out. Tokens may share characters, as the bytes of an emoji do.
     """
 
     starts: Integers

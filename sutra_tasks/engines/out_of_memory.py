@@ -1,4 +1,4 @@
-"""Tells an engine's want of memory from its other failures."""
+"""Recognises that an engine ran out of memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Final
 __all__ = ["is_out_of_memory"]
 
 OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory")
-"""What torch says on GPUs, and on CPUs."""
+"""Parts of torch's messages on GPUs and on CPUs."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Say whether an engine failed for want of memory: fewer texts at a time may fit."""
-    # torch's by its name: importing it takes seconds, and other engines do without it.
+    """Return whether an engine ran out of memory, so that a smaller batch may fit."""
+    # torch's error is recognised by its name, because importing torch takes seconds.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     words = str(error).lower() if isinstance(error, RuntimeError) else ""

@@ -1,8 +1,8 @@
 """An engine that takes the time of a GPU without using the processor.
 
-A batch takes ``fixed_s + per_token_s * tokens`` seconds, tokens padded to the longest of the batch as
-on a real device. Vectors depend on nothing but the text and the width, so any two workers agree.
-It lets a laptop drive a fleet of sixteen "GPUs" through the real broker, router and workers.
+A batch takes ``fixed_s + per_token_s * tokens`` seconds, with all texts padded to the longest of the
+batch as on a real device. Vectors depend only on the text, the model's name and the width, so all
+workers agree. So a laptop can run a fleet of sixteen "GPUs" with the real broker, router and workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.offsets import Offsets
-from sutra_tasks.errors import CorruptMessageError, ModelError
+from sutra_tasks.errors import CorruptMessageError
 
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Floats
@@ -26,13 +26,13 @@ __all__ = ["SimulatedEncoder", "vectors_of"]
 WINDOW: Final = 512
 SPECIAL_TOKENS: Final = 2
 SPACES: Final = np.array([code for code in range(0x3001) if chr(code).isspace()], dtype=np.uint32)
-"""What ``str.split`` splits at."""
+"""The characters at which ``str.split`` splits."""
 
 
 def vectors_of(texts: Sequence[str], width: int) -> Floats:
-    """Return the unit vectors that stand for ``texts``: float32, shape (len(texts), width).
+    """Return unit vectors for ``texts``: float32, shape (len(texts), width).
 
-    The bytes of SHAKE-256 of each text, read as integers, centred and normalised.
+    They are the bytes of SHAKE-256 of each text, read as integers, centred and normalised.
     """
     digests = b"".join(hashlib.shake_256(text.encode()).digest(2 * width) for text in texts)
     integers = np.frombuffer(digests, dtype="<i2").reshape(len(texts), width)
@@ -42,7 +42,7 @@ def vectors_of(texts: Sequence[str], width: int) -> Floats:
 
 
 class SimulatedEncoder:
-    """See the module's docstring."""
+    """A simulated model; see the module."""
 
     def __init__(
         self,
@@ -66,12 +66,12 @@ class SimulatedEncoder:
         self._sleep, self._clock = sleep, clock
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        """Count words as tokens; the whole text decides the vector."""
+        """Return texts with one token for each word."""
         prefix = self.info.prompts[prompt] if prompt else ""
         return [TokenizedText(len(text.split()) + SPECIAL_TOKENS, prefix + text) for text in texts]
 
     def offsets(self, text: TokenizedText) -> Offsets:
-        """Return where its words stand."""
+        """Return the positions of the text's words."""
         characters = np.frombuffer(text.content.encode("utf-32-le"), dtype="<u4")
         of_word = np.concatenate([[False], ~np.isin(characters, SPACES), [False]])
         edges = np.flatnonzero(of_word[1:] != of_word[:-1])
@@ -80,7 +80,7 @@ class SimulatedEncoder:
     def windows(
         self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
     ) -> list[TokenizedText]:
-        """Return slices of the text, from a word's start to another's end."""
+        """Return slices of the text, each from the start of a word to the end of a word."""
         return [
             TokenizedText(
                 stop - start + SPECIAL_TOKENS,
@@ -90,9 +90,9 @@ class SimulatedEncoder:
         ]
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
-        """Answer after as long as the device would take; making up vectors is part of that."""
+        """Return the vectors after the time that the device would take."""
         began = self._clock()
-        # Another model's vectors are others.
+        # Salted, so that another model has other vectors.
         vectors = vectors_of([self._salt + text.content for text in batch], self.info.width)
         padded = len(batch) * max(text.tokens for text in batch)
         pause_s = self._fixed_s + self._per_token_s * padded - (self._clock() - began)
@@ -101,26 +101,18 @@ class SimulatedEncoder:
         return vectors
 
     def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
-        """Refuse, as :meth:`check_pool` does."""
+        """Raise an error: a simulated model has no states of tokens to pool."""
         raise NotImplementedError
 
-    def check_pool(self) -> None:
-        """Refuse late chunking: there are no states of tokens.
-
-        Raises:
-            ModelError: always.
-        """
-        raise ModelError(self.info.model, "has no states of tokens to pool: SUTRA_CHUNKING=late")
-
     def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
-        """Return the texts and their tokens."""
+        """Return the texts and their numbers of tokens."""
         return {"texts": [[text.tokens, text.content] for text in batch]}
 
     def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
-        """Return what was packed.
+        """Return the packed texts.
 
         Raises:
-            CorruptMessageError: it is something else.
+            CorruptMessageError: :meth:`pack` did not pack them.
         """
         try:
             return [TokenizedText(int(tokens), str(content)) for tokens, content in packed["texts"]]

@@ -59,13 +59,13 @@ def cosines(encoder, reference):
 def test_in_float32_every_attention_gives_sentence_transformers_vectors(attention, reference):
     encoder = engine(dtype="float32", attention=attention)
     path = "plain" if attention == "eager" else "cpu_flash"
-    assert (encoder.attention.path, encoder.attention.dtype) == (path, "float32")
+    assert (encoder.attention.implementation, encoder.attention.dtype) == (path, "float32")
     assert cosines(encoder, reference) >= CLOSE
 
 
 def test_what_is_chosen_unasked_stays_faithful(reference):
     encoder = engine()
-    assert encoder.attention.path == "cpu_flash"
+    assert encoder.attention.implementation == "cpu_flash"
     assert encoder.attention.dtype == "bfloat16" or encoder.attention.reason
     assert cosines(encoder, reference) >= 0.9999
 
@@ -98,7 +98,7 @@ def test_an_attention_that_computes_something_else_is_not_used(monkeypatch, refe
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", without_mask)
     encoder = engine(dtype="float32")
-    assert encoder.attention.path == "plain"
+    assert encoder.attention.implementation == "plain"
     assert encoder.attention.reason.startswith("cpu_flash in float32: cosine 0.")
     assert cosines(encoder, reference) >= CLOSE
 
@@ -186,7 +186,10 @@ def test_with_flash_attention_batches_go_unpadded(monkeypatch, reference):
     ampere = Hardware(kind="cuda", capability=(8, 0), flash_attn=True)
     monkeypatch.setattr(forward_pass, "describe", lambda _: ampere)
     encoder = engine()
-    assert (encoder.attention.path, encoder.attention.dtype) == ("flash_attention_2", "bfloat16")
+    assert (encoder.attention.implementation, encoder.attention.dtype) == (
+        "flash_attention_2",
+        "bfloat16",
+    )
     assert cosines(encoder, reference) >= 0.9999
     assert {shape[0] for shape in shapes} == {1}
 
@@ -208,7 +211,7 @@ def test_a_models_own_wish_for_a_kernel_downloads_nothing(tmp_path, monkeypatch)
         said = json.loads((source / name).read_text())
         (tmp_path / name).unlink()
         (tmp_path / name).write_text(json.dumps(said | change))
-    assert TorchEncoder(str(tmp_path)).attention.path == "cpu_flash"
+    assert TorchEncoder(str(tmp_path)).attention.implementation == "cpu_flash"
     assert not hub_kernels._kernels_enabled
 
 

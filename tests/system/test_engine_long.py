@@ -326,13 +326,13 @@ def test_slices_of_a_batch_come_back_in_its_order(engine, name, monkeypatch):
     texts = [PROSE[: 7 * n % 150] + "x" for n in range(30)]
     batch = [*encoder.tokenize(texts, None), *encoder.tokenize(texts[::3], "query")]
     alone = np.vstack([encoder.encode([one]) for one in batch])
-    run = encoder._passes.__class__.__call__
+    run = encoder._forward_pass.__class__.__call__
 
     def spy(passes, features):
         slices.append(features["input_ids"].shape)
         return run(passes, features)
 
-    monkeypatch.setattr(encoder._passes.__class__, "__call__", spy)
+    monkeypatch.setattr(encoder._forward_pass.__class__, "__call__", spy)
     for most in (1, 64, 500, 10**6):
         slices.clear()
         monkeypatch.setattr(torch_engine, "CPU_TOKENS", most)
@@ -431,8 +431,8 @@ def test_late_chunks_go_through_what_follows_in_half_precision(engine, dtype):
     assert encoder.attention.dtype == dtype
     for throughout in (False, True):
         if throughout:  # as on a GPU, where all weights are
-            encoder._passes._autocast = False
-            encoder._passes._model.to(getattr(torch, dtype))
+            encoder._forward_pass._autocast = False
+            encoder._forward_pass._model.to(getattr(torch, dtype))
         with serving(encoder, **LATE) as service:
             got = ask(service, texts)
         assert got.chunk_vectors.dtype == np.float32
@@ -459,15 +459,16 @@ def test_late_chunking_is_refused_for_the_simulated_engine():
         pass
 
 
-def test_late_chunking_is_refused_where_pooling_is_not_what_follows_the_transformer(engine, monkeypatch):
+def test_late_chunking_is_refused_where_pooling_is_not_what_follows_the_transformer(engine):
     from sentence_transformers.sentence_transformer.modules import Dense
+
+    from sutra_tasks.engines.torch_engine import encoder as torch_engine
 
     encoder = engine("bert")
     first, *rest = list(encoder._model)
     again = Dense(32, 32, module_input_name="token_embeddings", module_output_name="token_embeddings")
-    monkeypatch.setattr(encoder, "_model", [first, again, *rest])
-    with pytest.raises(ModelError, match="SUTRA_CHUNKING=late"):
-        encoder.check_pool()
+    assert encoder.info.pools_mean
+    assert not torch_engine._pools_mean([first, again, *rest])
 
 
 def test_no_pass_runs_for_a_call_that_is_given_up(engine, monkeypatch):
@@ -529,7 +530,7 @@ def test_a_pass_without_memory_gives_back_what_it_had(engine, monkeypatch):
         held.append(ref(allocated))
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(encoder, "_passes", full)
+    monkeypatch.setattr(encoder, "_forward_pass", full)
     (whole,) = encoder.tokenize([PROSE], None)
     (row,) = encoder.windows(whole, encoder.offsets(whole), [(0, 30)])
     for run in (lambda: encoder.encode([row]), lambda: encoder.pool(row, [(0, 30)])):

@@ -119,7 +119,7 @@ EXPECTED = [
                          ids=[case[0] for case in EXPECTED])  # fmt: skip
 def test_each_device_takes_the_best_it_can(hardware: Hardware, path: Implementation, dtype: str) -> None:
     best = attention_candidates(hardware, MINILM)[0]
-    assert (best.path, best.dtype) == (path, dtype)
+    assert (best.implementation, best.dtype) == (path, dtype)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_each_device_takes_the_best_it_can(hardware: Hardware, path: Implementat
 )
 def test_a_model_gets_what_it_works_with(traits: ModelTraits, path: Implementation) -> None:
     best = attention_candidates(nvidia(9, 0), traits)[0]
-    assert (best.path, best.dtype) == (path, "bfloat16")
+    assert (best.implementation, best.dtype) == (path, "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_torch_without_kernels_for_a_gpu_is_told(
 ) -> None:
     v100 = replace(nvidia(7, 0), built_for=built_for)
     best = attention_candidates(v100, MINILM)[0]
-    assert best.path is path
+    assert best.implementation is path
     assert detect(v100).is_available == (path is not Implementation.PLAIN)
     built = f"this torch is built for {', '.join(built_for)}, not Volta (7.0)"
     assert any(built in reason for reason in best.ruled_out) == (path is Implementation.PLAIN)
@@ -202,16 +202,22 @@ WAYS = st.builds(
 def test_the_last_resort_is_always_plain_attention_in_float32(
     ways: tuple[AttentionCandidate, ...],
 ) -> None:
-    assert (ways[-1].path, ways[-1].dtype, ways[-1].on_trial) == (Implementation.PLAIN, "float32", False)
-    assert len({(way.path, way.dtype) for way in ways}) == len(ways)
+    assert (ways[-1].implementation, ways[-1].dtype, ways[-1].on_trial) == (
+        Implementation.PLAIN,
+        "float32",
+        False,
+    )
+    assert len({(way.implementation, way.dtype) for way in ways}) == len(ways)
 
 
 @laws(max_examples=200, deadline=None)
 @given(ways=WAYS)
 def test_no_padded_batch_goes_through_cudas_flash_kernel(ways: tuple[AttentionCandidate, ...]) -> None:
-    assert Implementation.SDPA_FLASH not in {implementation_for_padding(way.path) for way in ways}
+    assert Implementation.SDPA_FLASH not in {
+        implementation_for_padding(way.implementation) for way in ways
+    }
     # What padded batches take instead is among the ways, should it be all that works.
-    paths = {(way.path, way.dtype) for way in ways}
+    paths = {(way.implementation, way.dtype) for way in ways}
     assert {(implementation_for_padding(path), dtype) for path, dtype in paths} <= paths
 
 
@@ -223,18 +229,18 @@ def test_flash_kernels_run_only_where_they_can(
     hardware: Hardware, traits: ModelTraits, asked: str, dtype: str
 ) -> None:
     for way in attention_candidates(hardware, traits, attention=asked, dtype=dtype):
-        if way.path in (Implementation.FLASH_2, Implementation.SDPA_FLASH):
+        if way.implementation in (Implementation.FLASH_2, Implementation.SDPA_FLASH):
             assert hardware.capability is not None
             assert hardware.capability >= (8, 0) or hardware.hip is not None
             assert detect(hardware).flash_v2_support
             assert way.dtype in ("float16", "bfloat16")
             assert traits.head_size in range(8, 257, 8)
             assert not traits.position_bias
-        if way.path is Implementation.FLASH_2:
+        if way.implementation is Implementation.FLASH_2:
             assert hardware.flash_attn
             assert traits.flash
             assert asked in ("auto", "flash_attention_2")
-        elif way.path is not Implementation.PLAIN:
+        elif way.implementation is not Implementation.PLAIN:
             assert traits.sdpa
             assert asked != "eager"
 
@@ -277,7 +283,7 @@ def test_a_choice_says_why_it_is_no_better_one(
 def failing(
     *paths: Implementation, in_dtypes: str = "float16 bfloat16 float32"
 ) -> Callable[[AttentionCandidate], str | None]:
-    return lambda way: "no" if way.path in paths and way.dtype in in_dtypes else None
+    return lambda way: "no" if way.implementation in paths and way.dtype in in_dtypes else None
 
 
 @pytest.mark.parametrize(
@@ -296,14 +302,14 @@ def test_what_fails_its_probe_gives_way_to_the_next(
     hardware: Hardware, broken: tuple[Implementation, ...], path: Implementation, dtype: str, reason: str
 ) -> None:
     way, choice = first_faithful(attention_candidates(hardware, MINILM), failing(*broken))
-    assert (way.path, way.dtype) == (choice.path, choice.dtype) == (path, dtype)
+    assert (way.implementation, way.dtype) == (choice.implementation, choice.dtype) == (path, dtype)
     assert choice.reason == reason
 
 
 def test_a_model_that_overflows_half_precision_runs_in_float32() -> None:
     ways = attention_candidates(nvidia(7, 5), MINILM)
     way, _ = first_faithful(ways, failing(*Implementation, in_dtypes="float16"))
-    assert (way.path, way.dtype) == (Implementation.SDPA_EFFICIENT, "float32")
+    assert (way.implementation, way.dtype) == (Implementation.SDPA_EFFICIENT, "float32")
 
 
 def test_a_precision_on_trial_has_one_trial() -> None:
@@ -314,7 +320,7 @@ def test_a_precision_on_trial_has_one_trial() -> None:
         return "0.98 times as fast as float32" if way.on_trial else None
 
     _, choice = first_faithful(attention_candidates(CPU_BF16, MINILM), prove)
-    assert [(way.path, way.dtype) for way in tried] == [
+    assert [(way.implementation, way.dtype) for way in tried] == [
         (Implementation.CPU_FLASH, "bfloat16"),
         (Implementation.CPU_FLASH, "float32"),
     ]

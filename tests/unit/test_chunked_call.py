@@ -59,8 +59,9 @@ class Pooling(Prompted):
 
     bad = ""
 
-    def check_pool(self) -> None:
-        pass
+    def __init__(self, prompts: dict[str, int] | None = None, *, window: int = WINDOW) -> None:
+        super().__init__(prompts, window=window)
+        self.info = replace(self.info, pools_mean=True)
 
     def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
         if self.bad and self.bad in text.content:

@@ -1,7 +1,7 @@
-"""Tokenising a very long text in slices, because a tokenizer takes some 700 bytes a token meanwhile.
+"""Tokenises a very long text in slices: a tokenizer needs some 700 bytes of memory for each token.
 
-Tokenizers work on words, so slices that end between words give the tokens of the whole. Whether these
-did is checked at each seam; if not, the text is tokenised in one piece after all.
+Tokenizers work on words, so slices that end between words give the tokens of the whole text. This is
+checked at each seam; where it does not hold, the text is tokenised in one piece.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ __all__ = ["SLICE_CHARS", "tokenize_in_slices"]
 
 SLICE_CHARS: Final = 100_000
 SEAM_CHARS: Final = 512
-"""Characters on either side of a seam that are tokenised once more; their inner half is compared."""
+"""Characters on each side of a seam that are tokenised again; their inner half is compared."""
 
 
 def tokenize_in_slices(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int32], Integers]:
-    """Return the ids of a text, without special tokens, and their characters: (tokens, 2)."""
+    """Return a text's token ids, without special tokens, and their offsets of shape (tokens, 2)."""
     cuts = _cuts(text)
     parts = [_tokenize(tokenizer, text, start, end) for start, end in pairwise(cuts)]
     ids, spans = (np.concatenate(column) for column in zip(*parts, strict=True))
-    if all(_holds(tokenizer, text, ids, spans, cut) for cut in cuts[1:-1]):
+    if all(_seam_is_right(tokenizer, text, ids, spans, cut) for cut in cuts[1:-1]):
         return ids, spans
     return _tokenize(tokenizer, text, 0, len(text))
 
 
 def _cuts(text: str) -> list[int]:
-    """Return where slices begin and end: in front of white space, if there is some."""
+    """Return where slices begin and end: before white space, if there is any."""
     cuts = [0]
     while len(text) - cuts[-1] > SLICE_CHARS:
         least, most = cuts[-1] + SLICE_CHARS // 2, cuts[-1] + SLICE_CHARS
@@ -52,12 +52,14 @@ def _tokenize(
     return np.array(found.ids, dtype=np.int32), spans + start
 
 
-def _holds(tokenizer: Tokenizer, text: str, ids: NDArray[np.int32], spans: Integers, cut: int) -> bool:
-    """Say whether the tokens around a seam are those of a text without one."""
+def _seam_is_right(
+    tokenizer: Tokenizer, text: str, ids: NDArray[np.int32], spans: Integers, cut: int
+) -> bool:
+    """Return whether the tokens around a seam are the same as without the seam."""
     start, end = max(0, cut - SEAM_CHARS), min(len(text), cut + SEAM_CHARS)
     there = _tokenize(tokenizer, text, start, end)
     if np.any((there[1][:, 0] < cut) & (there[1][:, 1] > cut)):
-        return False  # a token reaches over it
+        return False  # a token reaches over the seam
     least, most = cut - SEAM_CHARS // 2, cut + SEAM_CHARS // 2
     ours, theirs = (
         [column[(near[:, 0] >= least) & (near[:, 1] <= most)] for column in (found, near)]

@@ -1,6 +1,6 @@
-"""Texts as token ids: tokenised once, whole, and cut into windows from there.
+"""The base class of engines whose models have a ``tokenizers`` tokenizer: texts as token ids.
 
-The part of an engine that every model with a ``tokenizers`` tokenizer shares, whatever computes it.
+A text is tokenised once, as a whole, and cut into windows of its ids.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ __all__ = ["TokenizingEncoder", "WholeTextIds", "WindowIds"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowIds:
-    """What the model sees of a text; pooling leaves out the first ``prompt_tokens``.
+    """The ids of a window.
 
-    In a window its own tokens begin at ``first``, behind special tokens and prompt.
+    Attributes:
+        ids: with special tokens and prompt.
+        prompt_tokens: number of first tokens that pooling leaves out.
+        first: index of the first token that is neither special nor of the prompt.
     """
 
     ids: NDArray[np.int32]
@@ -40,9 +43,13 @@ class WindowIds:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WholeTextIds:
-    """A whole text, its prompt in front; as a row it is what the model sees.
+    """The ids of a whole text.
 
-    ``spans`` gives the characters of each token, special ones included: (tokens, 2).
+    Attributes:
+        ids: with special tokens and prompt.
+        prompt_tokens: number of first tokens that pooling leaves out.
+        prompt_chars: characters of the prompt.
+        spans: returns the characters of each token, special tokens included: shape (tokens, 2).
     """
 
     ids: NDArray[np.int32]
@@ -52,18 +59,18 @@ class WholeTextIds:
 
 
 class TokenizingEncoder:
-    """Tokenises for an engine; safe to use from many threads."""
+    """Implements ``Encoder`` except ``encode`` and ``pool``; safe to use from many threads."""
 
     def __init__(
         self, tokenizer: Tokenizer, prompts: Mapping[str, str], window: int, *, pools_prompt: bool
     ) -> None:
-        """Take a tokenizer that nobody reconfigures, and that neither pads nor truncates.
+        """Prepare for tokenising.
 
         Args:
-            tokenizer: the model's.
+            tokenizer: of the model; it neither pads nor truncates, and is not reconfigured afterwards.
             prompts: the model's named prompts.
-            window: most tokens in a row.
-            pools_prompt: whether the states of a prompt's tokens count in the vector.
+            window: tokens of a text that the model computes.
+            pools_prompt: whether pooling includes the states of a prompt's tokens.
         """
         self._tokenizer, self._prompts, self._window = tokenizer, prompts, window
         self._pools_prompt = pools_prompt
@@ -71,29 +78,29 @@ class TokenizingEncoder:
         self._specials_before = probe.special_tokens_mask.index(0)
         self._specials_after = probe.special_tokens_mask[::-1].index(0)
         self._specials = np.array(probe.ids, dtype=np.int32)
-        # Not how many there are: some vocabularies have gaps.
+        # Not the size of the vocabulary, which may have gaps.
         self._last_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        """Return the token ids of whole texts, as sentence-transformers makes them."""
+        """Return the token ids of whole texts, the same as sentence-transformers computes."""
         prefix = self._prompts[prompt] if prompt else ""
         prompt_tokens = self._prompt_tokens(prefix) if prefix and not self._pools_prompt else 0
         given = [prefix + text for text in texts] if prefix else texts
-        # encode_batch is thread-safe on a tokenizer nobody reconfigures, and releases the GIL.
+        # encode_batch is thread-safe while the tokenizer is not reconfigured, and releases the GIL.
         encoded = iter(
             self._tokenizer.encode_batch([text for text in given if len(text) <= SLICE_CHARS])
         )
         found = []
         for text in given:
-            ids, spans = self._sliced(text) if len(text) > SLICE_CHARS else _of(next(encoded))
+            ids, spans = self._sliced(text) if len(text) > SLICE_CHARS else _ids_and_spans(next(encoded))
             found.append(TokenizedText(len(ids), WholeTextIds(ids, prompt_tokens, len(prefix), spans)))
         return found
 
     def offsets(self, text: TokenizedText) -> Offsets:
-        """Return where the tokens of a whole text stand in it."""
+        """Return where a whole text's tokens are in the text."""
         whole: WholeTextIds = text.content
         spans = whole.spans()[self._specials_before : text.tokens - self._specials_after]
-        # Behind the prompt: a token that begins with its last characters is the text's.
+        # A token that begins in the prompt and ends in the text belongs to the text.
         prompt = np.append(spans[:, 1] > whole.prompt_chars, True).argmax() if whole.prompt_chars else 0
         starts, ends = np.maximum(spans[prompt:] - whole.prompt_chars, 0).T
         return Offsets(starts, ends)
@@ -101,20 +108,20 @@ class TokenizingEncoder:
     def windows(
         self, text: TokenizedText, offsets: Offsets, spans: Sequence[tuple[int, int]]
     ) -> list[TokenizedText]:
-        """Return windows over the ids of a whole text, each with its special tokens and prompt."""
+        """Return windows of a whole text's ids, each with its special tokens and prompt."""
         whole: WholeTextIds = text.content
         first = len(whole.ids) - self._specials_after - len(offsets)
         before, after = whole.ids[:first], whole.ids[first + len(offsets) :]
         rows = []
         for start, stop in spans:
             ids = np.concatenate([before, whole.ids[first + start : first + stop], after])
-            # Counted alone a prompt may reach into a text's first token, and into no other.
+            # Tokenised with a text, a prompt's last token may include the text's first characters.
             prompt_tokens = first if start and whole.prompt_tokens else whole.prompt_tokens
             rows.append(TokenizedText(len(ids), WindowIds(ids, prompt_tokens, first)))
         return rows
 
     def pack(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
-        """Return the ids as base64 of little-endian int32, one row after the other."""
+        """Return the ids as base64 of little-endian int32, one text after the other."""
         ids = np.concatenate([text.content.ids for text in batch]).astype("<i4")
         return {
             "tokens": [text.tokens for text in batch],
@@ -123,10 +130,10 @@ class TokenizingEncoder:
         }
 
     def unpack(self, packed: Mapping[str, Any]) -> list[TokenizedText]:
-        """Return what was packed.
+        """Return the packed texts.
 
         Raises:
-            CorruptMessageError: it is something else, or holds ids this model does not have.
+            CorruptMessageError: :meth:`pack` did not pack them, or an id is not in the vocabulary.
         """
         try:
             ids = np.frombuffer(base64.b64decode(packed["ids"], validate=True), dtype="<i4")
@@ -163,8 +170,8 @@ class TokenizingEncoder:
         return np.concatenate(around), lambda: padded
 
 
-def _of(encoding: Encoding) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
-    # The characters are seldom asked for, and take longer than the ids.
+def _ids_and_spans(encoding: Encoding) -> tuple[NDArray[np.int32], Callable[[], Integers]]:
+    # The offsets are computed on request: few calls need them, and they take longer than the ids.
     return (
         np.array(encoding.ids, dtype=np.int32),
         lambda: np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2),

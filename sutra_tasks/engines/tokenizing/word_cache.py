@@ -1,9 +1,9 @@
-"""Token ids, word by word, of words seen before: text repeats its words.
+"""A cache of the token ids of words, because texts repeat their words.
 
 Tokenising is nearly all that a static model costs. Measured on one core with 64,000 texts of 5 to 20
-words from WordNet's glosses: 40 µs a text by the tokenizer; by words 27 the first time, 18 the second (a
-dictionary has more of them than are kept) and 8 where all were seen before. Where every word is new, as
-in no prose, it takes 83 instead of 41.
+words from WordNet's glosses: 40 µs a text by the tokenizer; by words 27 µs the first time, 18 µs the
+second (a dictionary has more words than the cache keeps), and 8 µs if all words are known. If every word
+is new, which no prose has, it takes 83 µs instead of 41.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["WordCache", "encode_ids", "splits_at_spaces"]
 
 KNOWN_WORDS: Final = 2**16
-"""Words whose token ids are kept, and as many that were kept before them: 30 MB at most."""
+"""Words in each of the two generations of the cache: 30 MB at most."""
 WORD_CHARS: Final = 32
-"""Longer ones are seldom words, and seldom come again."""
+"""Longer strings are rarely words, and rarely repeated."""
 AT_A_TIME: Final = 1024
 
 
 class WordCache:
-    """Tokenises without special tokens; for tokenizers that :func:`splits_at_spaces`.
+    """Tokenises without special tokens; only for tokenizers for which :func:`splits_at_spaces` is true.
 
     Safe to use from many threads.
     """
@@ -35,7 +35,7 @@ class WordCache:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._known = {"": b""}
-        self._before: dict[str, bytes] = {}
+        self._previous: dict[str, bytes] = {}
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
         """Return the ids of each text, as bytes of int32."""
@@ -67,14 +67,14 @@ class WordCache:
         for at, words in rest.items():
             found[at] = b"".join([learned[w] if w in learned else known[w] for w in words])
         if len(self._known) + len(learned) > KNOWN_WORDS:
-            # Not emptied: other threads go on with it, and what is used comes back from it.
-            self._before, self._known = self._known, {"": b""}
+            # Replaced, not emptied: other threads use it, and words that occur again come back from it.
+            self._previous, self._known = self._known, {"": b""}
         if len(learned) < KNOWN_WORDS:
             self._known.update(learned)
 
     def _learned(self, words: set[str]) -> dict[str, bytes]:
-        before = self._before
-        learned = {word: before[word] for word in words if word in before}
+        previous = self._previous
+        learned = {word: previous[word] for word in words if word in previous}
         new = list(words - learned.keys())
         learned.update(zip(new, encode_ids(self._tokenizer, new), strict=True))
         return learned
@@ -82,7 +82,7 @@ class WordCache:
 
 def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bytes]:
     """Return the ids of each text, as bytes of int32, without special tokens."""
-    # The fast one leaves out the characters of each token; a tokenizer's own form of a text is large.
+    # encode_batch_fast computes no offsets. In blocks: a tokenizer's own form of a text is large.
     return [
         np.array(encoding.ids, dtype=np.int32).tobytes()
         for start in range(0, len(texts), AT_A_TIME)
@@ -93,10 +93,10 @@ def encode_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[bytes]:
 
 
 def splits_at_spaces(tokenizer: Tokenizer) -> bool:
-    """Say whether the tokens of a text are those of its parts between spaces and line ends.
+    """Return whether a text's tokens are those of its parts between spaces and line ends.
 
-    So it is with BERT's: what it does to characters looks at no neighbour beyond a space, and words end
-    there. Only a token that is itself found in the text, such as ``[SEP]``, could hold a space.
+    This holds for BERT's tokenizer: its normalizer does not look beyond a space, and words end there.
+    Only an added token, such as ``[SEP]``, could contain a space.
     """
     parts = json.loads(tokenizer.to_str())
     kinds = [(parts.get(name) or {}).get("type") for name in ("normalizer", "pre_tokenizer", "model")]

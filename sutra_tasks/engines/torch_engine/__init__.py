@@ -1,1 +1,9 @@
-"""TODO map."""
+"""The engine on torch, for CPUs, NVIDIA and AMD GPUs, and Apple's chips.
+
+* ``encoder``: loads a sentence-transformers model, and computes batches of token ids.
+* ``introspection``: describes the device and the model.
+* ``forward_pass``: chooses the attention implementation and the precision, and runs the model.
+* ``sdpa_kernels``: restricts the kernels that torch may use.
+
+Only this folder and ``distillation/training`` import torch when they are imported.
+"""

@@ -1,8 +1,8 @@
-"""The engine on torch: a sentence-transformers model, fed token ids.
+"""The engine for sentence-transformers models on torch.
 
-Pooling, projection and the model's own normalisation are sentence-transformers'. Tokenising is done
-apart from it, in the task's thread, so that it overlaps computing and a batch can be planned in
-tokens; a probe at load time holds the ids against what sentence-transformers would have fed itself.
+Pooling, projection and normalisation are sentence-transformers'. Texts are tokenised before, in the
+task's thread, so that tokenising overlaps computing, and batches are planned in tokens. When a model is
+loaded, the token ids are compared with those that sentence-transformers would compute.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["TorchEncoder", "split_by_tokens"]
 
 CPU_TOKENS: Final = 1024
-"""Padded tokens in one pass on a CPU: more are no faster there, but take memory in proportion."""
+"""Padded tokens in one forward pass on a CPU: more need more memory, and are not faster."""
 
 PROBES: Final = ("a", "Two words. And a second sentence, with a few more.")
 
@@ -70,6 +70,7 @@ class TorchEncoder(TokenizingEncoder):
             weight_bytes=sum(
                 weight.numel() * weight.element_size() for weight in self._model.parameters()
             ),
+            pools_mean=_pools_mean(self._model),
         )
         pools_all = all(getattr(module, "include_prompt", True) for module in self._model)
         super().__init__(tokenizer, prompts, self.info.window, pools_prompt=pools_all)
@@ -77,7 +78,7 @@ class TorchEncoder(TokenizingEncoder):
         self._refuse_other_ids(model)
         if device.startswith("cuda") and memory_share < 1:
             torch.cuda.set_per_process_memory_fraction(memory_share, torch.device(device))
-        self._passes = ForwardPass(
+        self._forward_pass = ForwardPass(
             model,
             self._model,
             torch.device(device),
@@ -85,16 +86,16 @@ class TorchEncoder(TokenizingEncoder):
             attention=attention,
             dtype=dtype,
         )
-        self.attention = self._passes.choice
+        self.attention = self._forward_pass.choice
         self._on_cpu = device == "cpu"
 
     def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
-        """Run the transformer once, and pooling with all that follows for each span."""
+        """Run the transformer once, and the modules after it for each span."""
         with _freed_when_full():
             return self._pool(text, spans)
 
     def _pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
-        states = self._passes(self._features([text]))["token_embeddings"][0]
+        states = self._forward_pass(self._features([text]))["token_embeddings"][0]
         first = text.content.first
         parts = [states[first + start : first + stop] for start, stop in spans]
         lengths = torch.tensor([len(part) for part in parts], device=states.device)
@@ -104,41 +105,28 @@ class TorchEncoder(TokenizingEncoder):
             "token_embeddings": padded,
             "attention_mask": (places < lengths[:, None]).to(torch.int64),
         }
-        pooled: Floats = self._passes.pool(features)["sentence_embedding"].float().cpu().numpy()
+        pooled: Floats = self._forward_pass.pool(features)["sentence_embedding"].float().cpu().numpy()
         return pooled
-
-    def check_pool(self) -> None:
-        """Refuse a model that does not take the mean of its tokens' states.
-
-        Raises:
-            ModelError: it does something else.
-        """
-        # Whatever stood between the transformer and pooling would be applied twice.
-        _, *rest = list(self._model)
-        if not rest or getattr(rest[0], "pooling_mode", None) != "mean":
-            raise ModelError(
-                self.info.model, "SUTRA_CHUNKING=late needs a model that takes the mean of its tokens"
-            )
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Run the model; rows come back in the order of ``batch``."""
         rows = np.empty((len(batch), self.info.width), dtype=np.float32)
-        # One pass, but where pooling leaves the prompt out: it takes one prompt length a pass.
+        # Where pooling leaves out the prompt, one forward pass takes only one length of prompt.
         for prompt_tokens in {text.content.prompt_tokens for text in batch}:
             where = [at for at, text in enumerate(batch) if text.content.prompt_tokens == prompt_tokens]
             where.sort(key=lambda at: batch[at].tokens)
             lengths = [batch[at].tokens for at in where]
             for part in split_by_tokens(lengths, CPU_TOKENS) if self._on_cpu else [range(len(where))]:
-                mine = where[part.start : part.stop]
+                indices = where[part.start : part.stop]
                 with _freed_when_full():
-                    rows[mine] = self._forward([batch[at] for at in mine], prompt_tokens)
+                    rows[indices] = self._forward([batch[at] for at in indices], prompt_tokens)
         return rows
 
     def _forward(self, batch: Sequence[TokenizedText], prompt_tokens: int) -> Floats:
         features = self._features(batch)
         if prompt_tokens:
             features["prompt_length"] = prompt_tokens
-        pooled: Floats = self._passes(features)["sentence_embedding"].float().cpu().numpy()
+        pooled: Floats = self._forward_pass(features)["sentence_embedding"].float().cpu().numpy()
         return pooled
 
     def _features(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
@@ -156,7 +144,7 @@ class TorchEncoder(TokenizingEncoder):
         return features
 
     def _refuse_other_ids(self, model: str) -> None:
-        """Check that our features are those sentence-transformers would have made."""
+        """Raise a ModelError if sentence-transformers would compute other token ids."""
         ours = self._features(self.tokenize(PROBES, None))
         theirs = self._model.preprocess(list(PROBES))
         for name, tensor in ours.items():
@@ -166,7 +154,7 @@ class TorchEncoder(TokenizingEncoder):
 
 
 def split_by_tokens(lengths: Sequence[int], most_tokens: int) -> list[range]:
-    """Return consecutive texts a pass, of up to ``most_tokens`` with padding; ``lengths`` ascend."""
+    """Split texts of ascending length into passes of up to ``most_tokens``, padding included."""
     passes, start = [], 0
     for at, length in enumerate(lengths):
         if at > start and (at + 1 - start) * length > most_tokens:
@@ -177,12 +165,12 @@ def split_by_tokens(lengths: Sequence[int], most_tokens: int) -> list[range]:
 
 @contextmanager
 def _freed_when_full() -> Iterator[None]:
-    """Give back what a pass that found no memory has allocated, and what torch keeps for the next."""
+    """Free the memory of a forward pass that ran out of memory."""
     try:
         yield
     except Exception as error:
         if is_out_of_memory(error):
-            # Its tensors live in the frames of the traceback; the cache gives back only what is unused.
+            # The traceback's frames refer to its tensors, which must be unused to leave torch's cache.
             traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()
         raise
@@ -195,7 +183,7 @@ def _load(model: str, folder: str) -> SentenceTransformer:
             folder,
             device="cpu",
             trust_remote_code=False,
-            # What a probe holds all others against; a model's own wish might download a kernel.
+            # The reference of all probes; the model's own setting could download a kernel.
             model_kwargs={"attn_implementation": "eager"},
         )
     except (OSError, ValueError, RuntimeError) as error:
@@ -207,12 +195,19 @@ def _load(model: str, folder: str) -> SentenceTransformer:
         ) from error
 
 
+def _pools_mean(modules: Iterable[torch.nn.Module]) -> bool:
+    """Return whether the module after the transformer takes the mean of the tokens' states."""
+    # A module between them would be applied twice in late chunking.
+    _, *rest = modules
+    return bool(rest) and getattr(rest[0], "pooling_mode", None) == "mean"
+
+
 def _window(model: SentenceTransformer) -> int:
     return int(model.max_seq_length or model.tokenizer.model_max_length)
 
 
 def _thread_safe_tokenizer(name: str, theirs: Any) -> Tokenizer:
-    """Copy the tokenizer: transformers reconfigures its own at every call, and threads would meet."""
+    """Return a copy of the tokenizer: transformers reconfigures its own at every call."""
     if not getattr(theirs, "is_fast", False):
         raise ModelError(name, "has no fast tokenizer (tokenizer.json)")
     ours = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
@@ -222,10 +217,10 @@ def _thread_safe_tokenizer(name: str, theirs: Any) -> Tokenizer:
 
 
 def _fingerprint(model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str]) -> str:
-    """Hash what decides a vector's meaning: weights, tokenizer, modules and prompts.
+    """Return a digest of everything that decides what a vector means.
 
-    Taken from the loaded model before any change of precision, so a folder, a cache and a package
-    with the same model name the same space.
+    That is weights, tokenizer, modules and prompts, as loaded, before any change of precision. So the
+    same model has the same space in a folder, a cache and a package.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,7 +1,7 @@
-"""A model's passes: on one device, in the first precision and by the first attention that hold.
+"""Runs a model's forward pass, with the fastest attention and precision that give the right vectors.
 
-A probe holds each way against plain attention in float32 before the worker takes work: batches with and
-without padding, through exactly the kernel that the way names.
+Before the worker takes work, each candidate is probed: it computes batches with and without padding,
+with exactly its own kernel, and its vectors are compared with those of plain attention in float32.
 """
 
 from __future__ import annotations
@@ -42,16 +42,21 @@ KERNELS: Final = {
     Implementation.SDPA_EFFICIENT: SDPBackend.EFFICIENT_ATTENTION,
     Implementation.CPU_FLASH: SDPBackend.FLASH_ATTENTION,
 }
-IMPLEMENTATIONS: Final = {Implementation.FLASH_2: "flash_attention_2", Implementation.PLAIN: "eager"}
-"""As transformers names them; all other paths are its sdpa."""
+TRANSFORMERS_NAMES: Final = {Implementation.FLASH_2: "flash_attention_2", Implementation.PLAIN: "eager"}
+"""The names in transformers; all other implementations are its ``sdpa``."""
 
 LEAST_SPEED_UP: Final = 1.1
+"""Speed over float32 that a precision on trial needs."""
 TIMINGS: Final = 3
 MOST_TRIAL_S: Final = 1.0
 
 
 class ForwardPass:
-    """Runs a model's passes: on its device, in the precision and by the attention that proved itself."""
+    """A model on a device, ready to run.
+
+    Attributes:
+        choice: the attention implementation and the precision.
+    """
 
     def __init__(
         self,
@@ -63,46 +68,53 @@ class ForwardPass:
         attention: str = "auto",
         dtype: str = "auto",
     ) -> None:
-        """Settle how to run ``model``, and leave it so on ``device``.
+        """Choose attention and precision, and move ``model`` to ``device`` with them.
 
         Args:
             name: of the model, for errors.
             model: as it was loaded, on the CPU, with plain attention.
-            device: where to run it.
+            device: runs the model.
             probes: features of batches, with padding and without; the last one is timed.
             attention: ``SUTRA_ATTENTION``.
             dtype: ``SUTRA_DTYPE``.
 
         Raises:
-            ModelError: no way gives the vectors that plain attention gives in float32.
+            ModelError: no candidate gives the vectors of plain attention in float32.
         """
         self._model, self._device = model.eval(), device
         self._weights: _Weights | None = _Weights(model)
-        ways = attention_candidates(describe(device), traits_of(model), attention=attention, dtype=dtype)
+        candidates = attention_candidates(
+            describe(device), traits_of(model), attention=attention, dtype=dtype
+        )
         try:
-            expected = self._plain(probes, ways[0].dtype)
-            self._way, self.choice = first_faithful(ways, lambda way: self._prove(way, probes, expected))
+            expected = self._plain(probes, candidates[0].dtype)
+            self._chosen, self.choice = first_faithful(
+                candidates, lambda one: self._fault(one, probes, expected)
+            )
         except NoFaithfulAttention as error:
             raise ModelError(name, f"does not run faithfully on {device}: {error}") from None
         except Exception as error:
             raise ModelError(name, f"does not run on {device}: {_first_line(error)}") from error
-        self._weights = None  # what was loaded is no longer needed
+        self._weights = None  # frees the weights as they were loaded
         if device.type == "cuda":
             torch.cuda.empty_cache()
 
     def __call__(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what sentence-transformers computes from features, as ``sentence_embedding``.
+        """Return sentence-transformers' output for features; vectors are in ``sentence_embedding``.
 
-        Where inputs go unpadded, ``token_embeddings`` come in one row, split at ``cu_seq_lens_q``.
+        Without padding, ``token_embeddings`` has all texts in one row, which ``cu_seq_lens_q`` splits.
         """
-        path = self._way.path
-        # Plain SDPA is the last resort: a batch that its kernels refuse is slow, and no failure.
+        chosen = self._chosen.implementation
+        # Plain SDPA as the last resort: a batch that the other kernels refuse is slow, but computed.
         return self._run(
-            features, KERNELS.get(path), KERNELS.get(implementation_for_padding(path)), SDPBackend.MATH
+            features,
+            KERNELS.get(chosen),
+            KERNELS.get(implementation_for_padding(chosen)),
+            SDPBackend.MATH,
         )
 
     def pool(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what follows on the transformer, given the states of tokens it made."""
+        """Return the output of all modules after the transformer, given its states of tokens."""
         with torch.inference_mode(), self._precision():
             found = dict(features)
             for module in list(self._model)[1:]:
@@ -116,65 +128,71 @@ class ForwardPass:
 
     def _plain(self, probes: Sequence[Mapping[str, Any]], dtype: str) -> list[Floats]:
         try:
-            self._take(AttentionCandidate(Implementation.PLAIN, "float32"))
+            self._apply(AttentionCandidate(Implementation.PLAIN, "float32"))
             return [_rows(self._run(features)) for features in probes]
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # A model may fit its GPU in half precision only.
-        self._take(AttentionCandidate(Implementation.PLAIN, dtype))
+        # The model may fit into its GPU only in half precision.
+        self._apply(AttentionCandidate(Implementation.PLAIN, dtype))
         return [_rows(self._run(features)) for features in probes]
 
-    def _prove(
-        self, way: AttentionCandidate, probes: Sequence[Mapping[str, Any]], expected: Sequence[Floats]
+    def _fault(
+        self,
+        candidate: AttentionCandidate,
+        probes: Sequence[Mapping[str, Any]],
+        expected: Sequence[Floats],
     ) -> str | None:
         try:
-            self._take(way)
-            with warnings.catch_warnings():  # by these torch says why a kernel cannot run
+            self._apply(candidate)
+            with warnings.catch_warnings():  # torch warns why a kernel cannot run
                 warnings.simplefilter("ignore")
-                rows = [_rows(self._run(features, _kernel(way, features))) for features in probes]
+                rows = [_rows(self._run(features, _kernel(candidate, features))) for features in probes]
         except Exception as error:  # noqa: BLE001 - whatever a kernel raises, the next may work
             return _first_line(error)
         cosine = min(map(lowest_cosine, rows, expected))
-        if not cosine >= way.least_cosine:
-            return f"cosine {cosine:.5f} to plain float32, less than {way.least_cosine}"
-        return self._too_slow(way, probes[-1]) if way.on_trial else None
+        if not cosine >= candidate.least_cosine:
+            return f"cosine {cosine:.5f} to plain float32, less than {candidate.least_cosine}"
+        return self._too_slow(candidate, probes[-1]) if candidate.on_trial else None
 
-    def _too_slow(self, way: AttentionCandidate, probe: Mapping[str, Any]) -> str | None:
-        in_float32 = AttentionCandidate(way.path, "float32")
-        took_s: dict[str, list[float]] = {"float32": [], way.dtype: []}
+    def _too_slow(self, candidate: AttentionCandidate, probe: Mapping[str, Any]) -> str | None:
+        in_float32 = AttentionCandidate(candidate.implementation, "float32")
+        took_s: dict[str, list[float]] = {"float32": [], candidate.dtype: []}
         faster, turns, began_at = 0.0, 0, time.perf_counter()
         while turns < TIMINGS or time.perf_counter() - began_at < MOST_TRIAL_S:
             turns += 1
-            for one in (in_float32, way):  # by turns: others may be busy on this machine
-                self._take(one)
+            for one in (in_float32, candidate):  # by turns, because other work may slow the machine
+                self._apply(one)
                 began = time.perf_counter()
                 self._run(probe)
                 took_s[one.dtype].append(time.perf_counter() - began)
-            faster = min(took_s["float32"]) / min(took_s[way.dtype])
-            if turns >= TIMINGS and faster >= LEAST_SPEED_UP:  # else others may have been in the way
+            faster = min(took_s["float32"]) / min(took_s[candidate.dtype])
+            if turns >= TIMINGS and faster >= LEAST_SPEED_UP:  # else other work may have slowed it
                 return None
         return f"{faster:.2f} times as fast as float32"
 
-    def _take(self, way: AttentionCandidate) -> None:
-        """Put the model into a way's precision and attention."""
+    def _apply(self, candidate: AttentionCandidate) -> None:
+        """Give the model a candidate's precision and attention."""
         assert self._weights is not None
-        # On a CPU only what multiplies: the rest costs little in float32, and keeps the vectors closer.
-        self._autocast = self._device.type == "cpu" and way.dtype != "float32"
-        self._dtype: torch.dtype = getattr(torch, way.dtype)
+        # On a CPU only linear modules: the others cost little in float32, and are more accurate.
+        self._autocast = self._device.type == "cpu" and candidate.dtype != "float32"
+        self._dtype: torch.dtype = getattr(torch, candidate.dtype)
         self._weights.put(self._device, self._dtype, linear_only=self._autocast)
-        inner, wanted = transformer_of(self._model), IMPLEMENTATIONS.get(way.path, "sdpa")
+        inner, wanted = (
+            transformer_of(self._model),
+            TRANSFORMERS_NAMES.get(candidate.implementation, "sdpa"),
+        )
         if inner is not None:
             inner.set_attn_implementation(wanted)
-            if inner.config._attn_implementation != wanted:  # noqa: SLF001 - no other way to ask
+            if inner.config._attn_implementation != wanted:  # noqa: SLF001 - no public attribute
                 raise ValueError(f"the model stays with {inner.config._attn_implementation} attention")  # noqa: SLF001
         first: Any = self._model[0]
-        if getattr(first, "unpad_inputs", False) is not False:  # False: not with this model
-            first.unpad_inputs = None  # looks at its attention anew
+        if getattr(first, "unpad_inputs", False) is not False:  # False: not supported by this model
+            first.unpad_inputs = None  # derived again from its attention
         self._unpads = bool(getattr(first, "can_flatten_inputs", False))
 
     def _run(self, features: Mapping[str, Any], *kernels: SDPBackend | None) -> dict[str, Any]:
-        """Run one pass, through the first of some SDPA kernels that takes it."""
+        """Run the model once, with the first of some SDPA kernels that supports the batch."""
         only = SDPA_KERNELS.only(kernel for kernel in kernels if kernel is not None)
         with torch.inference_mode(), only, self._precision():
             given = self._unpadded(features) if self._unpads else features
@@ -187,7 +205,7 @@ class ForwardPass:
         return outputs
 
     def _unpadded(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """Return features in one row without padding, as sentence-transformers makes them."""
+        """Return features in one row without padding, as sentence-transformers builds them."""
         first: Any = self._model[0]
         texts = zip(features["input_ids"], features["attention_mask"].bool(), strict=True)
         flat = dict(first.data_collator([{"input_ids": ids[ours]} for ids, ours in texts]))
@@ -197,7 +215,7 @@ class ForwardPass:
 
 
 class _Weights:
-    """A model's weights as they were loaded; the model can have them in any precision, any time."""
+    """A model's weights as they were loaded, from which any precision can be restored."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
@@ -207,7 +225,7 @@ class _Weights:
             if isinstance(module, torch.nn.Linear)
             for tensor in module.parameters(recurse=False)
         }
-        # Without buffers that no checkpoint holds: rotary frequencies must stay in float32.
+        # Without buffers that checkpoints leave out: rotary frequencies must stay in float32.
         self._loaded = [
             (tensor, tensor.data, id(tensor) in linear)
             for tensor in model.state_dict(keep_vars=True).values()
@@ -220,9 +238,11 @@ class _Weights:
         self._model.to(device)
 
 
-def _kernel(way: AttentionCandidate, features: Mapping[str, Any]) -> SDPBackend | None:
+def _kernel(candidate: AttentionCandidate, features: Mapping[str, Any]) -> SDPBackend | None:
     padded = not bool(features["attention_mask"].all())
-    return KERNELS.get(implementation_for_padding(way.path) if padded else way.path)
+    return KERNELS.get(
+        implementation_for_padding(candidate.implementation) if padded else candidate.implementation
+    )
 
 
 def _rows(outputs: Mapping[str, Any]) -> Floats:

@@ -1,4 +1,4 @@
-"""What decides about attention, asked of torch and transformers: this device, and a loaded model."""
+"""Describes a device and a loaded model, by which an attention implementation is chosen."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ PROBE_TEXT: Final = " ".join(
 
 
 def forbid_hub_kernels() -> None:
-    """Keep transformers from downloading kernels, which it may where ``kernels`` is installed."""
-    # The variable USE_HUB_KERNELS is read when transformers is imported: too early for us.
+    """Keep transformers from downloading kernels, which it can if ``kernels`` is installed."""
+    # Not by the variable USE_HUB_KERNELS, which transformers read when it was imported.
     vars(hub_kernels)["_kernels_enabled"] = False
 
 
 def describe(device: torch.device) -> Hardware:
-    """Return what torch says of a device."""
+    """Return torch's description of a device."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         return Hardware(
@@ -53,7 +53,7 @@ def describe(device: torch.device) -> Hardware:
             capability=torch.cuda.get_device_capability(device),
             architecture=getattr(properties, "gcnArchName", "").partition(":")[0],
             built_for=tuple(torch.cuda.get_arch_list()),
-            # transformers' own check: where it fails, asking for it may download a kernel instead.
+            # transformers' own check: if it fails, using the package would download a kernel instead.
             flash_attn=is_flash_attn_2_available(),
         )
     if device.type == "mps":
@@ -63,13 +63,13 @@ def describe(device: torch.device) -> Hardware:
 
 
 def traits_of(model: SentenceTransformer) -> ModelTraits:
-    """Return what of a model decides how its attention may be computed."""
+    """Return the properties of a model that decide which implementations can compute it."""
     inner = transformer_of(model)
     if inner is None:
         return ModelTraits(head_size=0, flash=False, sdpa=False)
     config: Any = inner.config.get_text_config()
     named = (getattr(config, name, None) for name in ("head_dim", "d_kv"))
-    # For some models transformers takes another flash attention, which it downloads.
+    # For some models transformers would download another flash attention.
     compatible = getattr(inner, "_compatible_flash_implementations", None)
     return ModelTraits(
         head_size=next(filter(None, named), None) or config.hidden_size // config.num_attention_heads,
@@ -81,7 +81,7 @@ def traits_of(model: SentenceTransformer) -> ModelTraits:
 
 
 def probe_batches(encoder: Encoder) -> tuple[list[TokenizedText], ...]:
-    """Return two batches: a long text with short ones, and four of the same length."""
+    """Return two batches: a long text with a short one, and four of the same length."""
     (whole,) = encoder.tokenize([PROBE_TEXT], None)
     offsets = encoder.offsets(whole)
     room = min(encoder.info.window - (whole.tokens - len(offsets)), PROBE_TOKENS, len(offsets))
@@ -92,5 +92,5 @@ def probe_batches(encoder: Encoder) -> tuple[list[TokenizedText], ...]:
 
 
 def transformer_of(model: SentenceTransformer) -> PreTrainedModel | None:
-    """Return the transformer in a model; None where there is none, as in static embeddings."""
+    """Return the transformer in a model; None if it has none, as static embeddings."""
     return next((one for one in model.modules() if isinstance(one, PreTrainedModel)), None)

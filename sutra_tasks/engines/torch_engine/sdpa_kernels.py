@@ -1,7 +1,7 @@
-"""Which SDPA kernels torch may take: one setting of the process, and models are loaded beside batches.
+"""Restricts the SDPA kernels that torch may use, which is a setting of the whole process.
 
-Passes that allow the same kernels run side by side; one that allows others waits until none runs, and is
-not overtaken meanwhile.
+Models are probed while batches of others run. Forward passes that allow the same kernels run at the same
+time. One that allows other kernels waits until none runs, and later ones wait behind it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SDPA_KERNELS", "SdpaKernels"]
 
 
 class SdpaKernels:
-    """See the module's docstring; safe to use from many threads."""
+    """The setting of one process; safe to use from many threads."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -27,7 +27,7 @@ class SdpaKernels:
 
     @contextmanager
     def only(self, kernels: Iterable[SDPBackend]) -> Iterator[None]:
-        """Allow these kernels, and no other, for the length of a block; none: it takes no SDPA."""
+        """Allow only these kernels inside a block; none: the block does not use SDPA."""
         allowed = frozenset(kernels)
         if not allowed:
             yield
