@@ -1,6 +1,7 @@
-"""When a stream's producers are to slow down: the specification's table, with hysteresis downwards.
+"""Backpressure: how much a stream's producers have to slow down, by the specification's table.
 
-Pure: a level follows from how full the buffer is, how loaded the machine is, and the level before.
+Pure. The level follows from how full the stream is, how loaded the machines are, and the level before:
+a level is left at lower thresholds than it is reached.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ SEVERE_LOAD: Final = 0.8
 MODERATE_BUFFER: Final = 0.7
 MODERATE_LOAD: Final = 0.6
 SLACK: Final = 0.1
-"""A level is left only when what brought it about has fallen so far below its threshold: a signal that
-flaps at the edge would have producers stop and go."""
+"""How far a value must fall below its threshold to leave a level: otherwise a value that varies around
+the threshold would make producers stop and go."""
 
 
 class Level(IntEnum):
@@ -30,12 +31,12 @@ class Level(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class BackpressureAction:
-    """What to do about it.
+    """What a level asks for.
 
     Attributes:
-        throttle_rate: share of its own unthrottled rate that a producer may offer; never compounded.
-        increase_batch_size: trade latency for throughput.
-        shed_low_priority: refuse what can wait, and tell its producer.
+        throttle_rate: share of its own unthrottled rate that a producer may offer.
+        increase_batch_size: whether devices trade latency for throughput.
+        shed_low_priority: whether entries of low priority are refused.
     """
 
     throttle_rate: float
@@ -52,10 +53,13 @@ ACTIONS: Final = {
 
 
 def system_load(*shares: float | None) -> float:
-    """Return the load of a machine from the use of its resources, each 0 to 1; None: not present.
+    """Return the load of a machine, 0 to 1, from the use of its resources.
 
-    The weighted mean in which each resource weighs as much as it is used, ``sum(l**2) / sum(l)``: the
-    bottleneck weighs most. 0 when nothing is used.
+    It is the mean in which each resource weighs as much as it is used, ``sum(l**2) / sum(l)``, so that
+    the bottleneck weighs most; 0 if nothing is used.
+
+    Args:
+        *shares: use of each resource, 0 to 1; None if the machine does not have it.
     """
     present = [min(max(share, 0.0), 1.0) for share in shares if share is not None]
     total = sum(present)
@@ -66,12 +70,12 @@ def next_level(buffer_use: float, load: float, before: Level) -> Level:
     """Return the level that follows ``before``.
 
     Args:
-        buffer_use: entries over capacity; over 1 where a producer ignored the signal.
-        load: as :func:`system_load` gives it.
+        buffer_use: entries that wait, over the capacity; over 1 if producers ignore backpressure.
+        load: mean of the machines' :func:`system_load`.
         before: the level until now.
     """
     reached = _level(buffer_use, load, slack=0.0)
-    # On the way down the thresholds are lower: what still exceeds those stays.
+    # A level stays while the values exceed its lower thresholds.
     return max(reached, min(before, _level(buffer_use, load, slack=SLACK)))
 
 
@@ -84,11 +88,11 @@ def _level(buffer_use: float, load: float, *, slack: float) -> Level:
 
 
 def pause_s(own_s: float, throttle_rate: float) -> float:
-    """Return how long a producer rests after work of its own, to offer ``throttle_rate`` of its rate.
+    """Return how long a producer rests after its work, to offer ``throttle_rate`` of its own rate.
 
     Args:
-        own_s: seconds it took to come up with what it sent; no rests and no sending among them, so that
-            a throttle never acts on a rate that is throttled already.
-        throttle_rate: as :class:`BackpressureAction` says.
+        own_s: seconds that its work took, without rests and without sending: a throttle must not act on
+            a rate that is throttled already.
+        throttle_rate: as in :class:`BackpressureAction`.
     """
     return max(0.0, own_s) * (1.0 / throttle_rate - 1.0)

@@ -1,18 +1,17 @@
-"""Chunks of a text that arrives in pieces: however it is split, they are the same.
+"""Chunks of a text that arrives in pieces: the same chunks, however the text is split into pieces.
 
-Pure, but for the tokenizer that is handed in. A chunk is a stretch of characters of up to
-``chunk_size`` tokens; the next one begins ``overlap`` tokens before its end. Where a chunk ends follows
-from a stretch of the text whose length is fixed beforehand (one of :meth:`OverlapChunker.probes`,
-counted from the chunk's start), and it ends once that stretch has arrived, or the text has ended. So
-the pieces do not matter, with any tokenizer, and no more than the largest probe is ever kept.
+Pure, except for the tokenizer that the caller passes. A chunk is a stretch of characters of up to
+``chunk_size`` tokens; the next chunk begins ``overlap`` tokens before its end. The end of a chunk
+follows from a probe: a stretch that begins with the chunk and has one of a few fixed lengths
+(:meth:`OverlapChunker.probes`). A chunk is cut once its probe has arrived, or the text has ended. So the
+chunks do not depend on the pieces, with any tokenizer, and no more than the largest probe is kept.
 
-The laws, which the tests hold:
+Three laws, which the tests hold:
 
-1. Chunks cover every character; each begins at or before the end of the one before, and ends after it.
-   Only the last one may end with it, where a text ends just where a chunk had, and be empty.
-2. ``overlap_next`` is false on the last chunk of a text only, and every text that ends has one.
-3. A chunk holds ``chunk_size`` tokens at most, by itself, as a reader would count them, or is a single
-   character that has more.
+1. Chunks cover every character. Each begins at or before the end of the chunk before it, and ends behind
+   it; only the last chunk may end with it and be empty, if the text ends where the chunk before ended.
+2. ``overlap_next`` is false on the last chunk of a text only, and every text that ends has a last chunk.
+3. A chunk, tokenised alone, has ``chunk_size`` tokens at most, or is a single character with more.
 """
 
 from __future__ import annotations
@@ -34,12 +33,13 @@ Ending = Literal["end", "idle", "abandoned"]
 
 FIRST_PROBE: Final = 2
 LARGEST_PROBE: Final = 32
-"""Characters a token: of dense scripts, and of what is mostly white space."""
+"""Characters a token in the first and the largest probe: dense scripts have 2, white space has many."""
 GROWTH: Final = 1.25
-"""From probe to probe: a chunk waits for a quarter more than it holds, and is tokenised a few times."""
+"""Ratio of two probes: a chunk waits for a quarter more than it holds, and is tokenised a few times."""
 MARGIN: Final = 8
-"""Tokens behind a cut that must be there: the last ones of a stretch depend on what follows."""
+"""Tokens that a probe must have behind the cut: its last tokens depend on the text that follows."""
 RETREAT: Final = 1 - MOST_OVERLAP
+"""Share of a chunk that may be left out so that it ends at a sentence or a word."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -52,8 +52,8 @@ class Chunk:
         start: its first character.
         end: behind its last character.
         overlap_previous: whether it begins before the end of the chunk before.
-        overlap_next: whether another one follows.
-        flushed: ``"idle"`` where the text stood still and this is what there was; else None.
+        overlap_next: whether another chunk follows.
+        flushed: ``"idle"`` if the text was embedded as it was because it had stopped growing; else None.
     """
 
     text: str
@@ -70,7 +70,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class TextProgress:
-    """How far a text is cut: what has to be kept beside the characters from ``position`` on.
+    """How much of a text is in chunks; kept together with the characters from ``position`` on.
 
     Attributes:
         position: where the next chunk begins, in characters.
@@ -85,7 +85,7 @@ class TextProgress:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What is left of a text after its chunks: ``missing`` characters, at least, until the next."""
+    """The rest of a text behind its chunks: the next chunk needs at least ``missing`` characters."""
 
     progress: TextProgress
     missing: int
@@ -93,7 +93,13 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """Where a chunk ends and the next begins, from its start; whether it holds all that was left."""
+    """One cut, in characters from the start of its chunk.
+
+    Attributes:
+        end: where the chunk ends.
+        resume: where the next chunk begins.
+        is_rest: whether the chunk holds the whole rest of the text.
+    """
 
     end: int
     resume: int
@@ -106,8 +112,8 @@ class OverlapChunker:
 
     Attributes:
         chunk_size: tokens of a chunk, special tokens and prompt not counted.
-        overlap: tokens two neighbours share; the start of a word is looked for before them.
-        offsets: returns where the tokens of a text stand in it; special ones left out.
+        overlap: tokens that two neighbours share, or a few more to begin at a word.
+        offsets: returns where the tokens of a text stand in it, without special tokens.
 
     Raises:
         ValueError: the chunk is empty, or the overlap so large that it might never advance.
@@ -128,11 +134,11 @@ class OverlapChunker:
 
     @property
     def most_chars(self) -> int:
-        """Characters that are kept of a text at most, until a chunk is cut."""
+        """Characters that a chunk needs at most until it can be cut."""
         return self.probes()[-1]
 
     def probes(self) -> list[int]:
-        """Return the lengths, in characters, at which a chunk's end is looked for."""
+        """Return the lengths of the probes in characters, ascending."""
         found = [max(MARGIN, FIRST_PROBE * self.chunk_size)]
         while found[-1] < LARGEST_PROBE * self.chunk_size:
             found.append(int(GROWTH * found[-1]) + 1)
@@ -141,26 +147,26 @@ class OverlapChunker:
     def chunks(
         self, text: str, progress: TextProgress, ending: Ending | None = None
     ) -> tuple[list[Chunk], Unfinished]:
-        """Return the chunks that are certain, and what is left.
+        """Return the chunks that no later piece can change, and the rest.
 
         Args:
             text: the characters from ``progress.position`` on that have arrived.
-            progress: how far the text was before.
-            ending: ``"end"``: no more comes; ``"abandoned"``: it is given up for that; ``"idle"``: what
-                there is becomes a chunk, and the text may go on. None: more may come.
+            progress: how much of the text is in chunks already.
+            ending: ``"end"``: the text has ended; ``"abandoned"``: it ends here, its producer is gone;
+                ``"idle"``: the rest becomes a chunk, and the text may go on; None: it may go on.
         """
         found: list[Chunk] = []
         begin, most = progress.position, self.most_chars
         while True:
             at = progress.position - begin
-            rest = text[at : at + most]  # not all of it, each time: a text may be a library
-            old = progress.covered - progress.position  # characters of it that are in a chunk already
+            rest = text[at : at + most]  # a part only: a text may be a library
+            old = progress.covered - progress.position  # characters of the rest that are in a chunk
             cut = self._cut(rest, old, ended=ending is not None)
             if isinstance(cut, int):
                 return found, Unfinished(progress, cut)
             if cut.is_rest and ending == "idle" and len(rest) == old:
                 return found, Unfinished(progress, self._missing(old))
-            if cut.end == old and not cut.is_rest:  # the overlap leaves no room: the chunk begins behind
+            if cut.end == old and not cut.is_rest:  # the overlap fills the chunk: leave it out
                 progress = replace(progress, position=progress.covered)
                 continue
             found.append(
@@ -181,16 +187,16 @@ class OverlapChunker:
                 return found, Unfinished(progress, self._missing(cut.end - cut.resume))
 
     def _missing(self, kept: int) -> int:
-        """Return how many characters must follow ``kept`` ones that are in a chunk already."""
+        """Return how many characters the next probe needs behind ``kept`` ones."""
         return next(length for length in self.probes() if length > kept) - kept
 
     def _cut(self, text: str, old: int, *, ended: bool) -> _Cut | int:
-        """Return where the chunk at the start of ``text`` ends; else how many characters it lacks.
+        """Return where the chunk at the start of ``text`` ends, or how many characters are missing.
 
         Args:
-            text: what there is from the chunk's start on.
-            old: its first characters that the chunk before holds: it must end behind them.
-            ended: that is all.
+            text: the characters from the chunk's start on that have arrived.
+            old: how many of the first ones are in the chunk before: this one must end behind them.
+            ended: whether the text goes no further.
         """
         stretch, offsets = "", self.offsets("")
         for length in self.probes():
@@ -207,14 +213,14 @@ class OverlapChunker:
         return self._within(stretch, offsets, old, ended=False)
 
     def _within(self, text: str, offsets: Offsets, old: int, *, ended: bool) -> _Cut:
-        """Return the cut within a stretch; all of it, if it has few enough tokens.
+        """Return the cut within a stretch; its end if it has few enough tokens.
 
-        The end is ``old`` where not one character more has room.
+        The cut ends at ``old`` if the chunk cannot hold one character more.
         """
         # A tokenizer may name a character later than the next token's: cuts still go forward.
         starts = np.minimum.accumulate(offsets.starts[::-1])[::-1]
         if len(starts) <= self.chunk_size:
-            # A few very long words, or white space: kept, they would be most of the next chunk as well.
+            # A few very long words, or white space: no overlap, it would be most of the next chunk.
             resume = self._resume(text, starts, len(starts), len(text)) if ended else len(text)
             return _Cut(len(text), resume, is_rest=ended)
         least = max(1, int(np.searchsorted(starts, old, side="right")))
@@ -222,7 +228,7 @@ class OverlapChunker:
         if least <= stop:
             retreat = min(int(RETREAT * self.chunk_size), (self.chunk_size - self.overlap) // 2)
             stop = boundary(text, offsets, max(least, stop - retreat), stop)
-        # By itself a part of a word may have more tokens than within it.
+        # A part of a word may have more tokens alone than within the word.
         while stop >= least and len(self.offsets(text[: starts[stop]])) > self.chunk_size:
             stop -= 1
         if stop < least:
@@ -232,7 +238,7 @@ class OverlapChunker:
         return _Cut(end, self._resume(text, starts, stop, end), is_rest=False)
 
     def _resume(self, text: str, starts: Integers, stop: int, end: int) -> int:
-        """Return where the next chunk begins: ``overlap`` tokens before, at a word if it can."""
+        """Return where the next chunk begins: ``overlap`` tokens before, at a word if possible."""
         if not self.overlap or not len(starts):
             return end
         first = max(0, stop - self.overlap)

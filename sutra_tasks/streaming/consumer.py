@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sutra_tasks.streaming.batch_size import SizeOptimizer
 from sutra_tasks.streaming.commit import Committer
-from sutra_tasks.streaming.intake import Intake
+from sutra_tasks.streaming.intake import StreamIntake
 from sutra_tasks.streaming.recorder import Recorder
 from sutra_tasks.streaming.shared_state import SharedState
 from sutra_tasks.streaming.submission import Submitter
@@ -64,7 +64,7 @@ class StreamConsumer:
         recorder = Recorder(batcher)
         submitter = Submitter(batcher, store, self._shared, lock)
         upkeep = Upkeep(store, upkeep_store, recorder, options, load)
-        intake = Intake(
+        intake = StreamIntake(
             store,
             submitter,
             self._shared,

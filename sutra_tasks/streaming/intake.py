@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from sutra_tasks.streaming.store import OpenText, RawEntry, StreamStore
     from sutra_tasks.streaming.submission import Submitter
 
-__all__ = ["Intake"]
+__all__ = ["StreamIntake"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class _Round:
     last_ids: dict[str, bytes]
 
 
-class Intake:
+class StreamIntake:
     """Takes what the streams have; :meth:`run` is the thread."""
 
     def __init__(

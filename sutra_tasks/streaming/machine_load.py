@@ -1,4 +1,4 @@
-"""How loaded this machine is: its processor, its memory, and the GPU of this worker if it has one."""
+"""The load of this machine: of its processors, its memory, and this worker's GPU if it has one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def machine_load(torch_device: str, memory_share: float | None) -> float:
     """Return :func:`system_load` of this machine since the last call.
 
     Args:
-        torch_device: where this worker computes.
-        memory_share: of its device's memory, or of what this process may have; None: not known.
+        torch_device: where this worker computes, by PyTorch's name.
+        memory_share: used share of the device's memory, 0 to 1; None if it is not known.
     """
     memory = psutil.virtual_memory().percent / 100
     return system_load(
@@ -30,5 +30,5 @@ def _gpu_load(torch_device: str) -> float | None:
         return None
     try:
         return float(torch.cuda.utilization(torch_device)) / 100
-    except Exception:  # noqa: BLE001 - a driver that does not answer: the others decide
+    except Exception:  # noqa: BLE001 - the driver does not answer: count the other resources
         return None

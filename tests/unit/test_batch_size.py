@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sutra_tasks.streaming.batch_size import (
     FORGET_S,
     MOST_BATCH_S,
-    Measured,
+    SizeMeasurement,
     SizeOptimizer,
     should_trigger,
 )
@@ -33,7 +33,7 @@ def test_a_batch_is_complete_when_full_or_old(size: int, oldest_age_ms: float, e
     assert should_trigger(size, oldest_age_ms, batch_size=8, max_latency_ms=20) is expected
 
 
-def near(found: Measured, expected: Measured) -> bool:
+def near(found: SizeMeasurement, expected: SizeMeasurement) -> bool:
     return astuple(found) == pytest.approx(astuple(expected))
 
 
@@ -75,7 +75,7 @@ def test_a_backlog_climbs_as_long_as_larger_is_faster() -> None:
 
 def test_a_size_that_is_hardly_faster_is_not_worth_its_latency() -> None:
     for gain, expected in ((1.04, 8), (1.06, 16)):
-        seen = {8: Measured(0.001 * gain, 0.008, 0.0), 16: Measured(0.001, 0.016, 0.0)}
+        seen = {8: SizeMeasurement(0.001 * gain, 0.008, 0.0), 16: SizeMeasurement(0.001, 0.016, 0.0)}
         assert SizeOptimizer(8, 16, seen).size(1.0, backlog=True) == expected
 
 
@@ -87,13 +87,13 @@ def test_a_device_without_fixed_costs_stays_small() -> None:
 
 def test_a_size_that_would_take_too_long_is_not_tried() -> None:
     for batch_s, expected in ((MOST_BATCH_S / 2, 16), (MOST_BATCH_S / 2 + 1e-6, 8)):
-        seen = {8: Measured(batch_s / 8, batch_s, 0.0)}
+        seen = {8: SizeMeasurement(batch_s / 8, batch_s, 0.0)}
         assert SizeOptimizer(8, 64, seen).size(1.0, backlog=True) == expected
 
 
 def test_a_size_that_took_too_long_is_not_used() -> None:
     for batch_s, expected in ((MOST_BATCH_S, 16), (MOST_BATCH_S + 1e-6, 8)):
-        seen = {8: Measured(0.01, 0.02, 0.0), 16: Measured(0.001, batch_s, 0.0)}
+        seen = {8: SizeMeasurement(0.01, 0.02, 0.0), 16: SizeMeasurement(0.001, batch_s, 0.0)}
         assert SizeOptimizer(8, 16, seen).size(1.0, backlog=True) == expected
 
 
@@ -110,21 +110,21 @@ def test_no_size_is_used_that_takes_longer_than_a_batch_may(
 
 
 def test_what_was_slow_is_tried_again_in_time() -> None:
-    seen = {8: Measured(0.001, 0.008, 0.0), 16: Measured(0.002, 0.032, 0.0)}
+    seen = {8: SizeMeasurement(0.001, 0.008, 0.0), 16: SizeMeasurement(0.002, 0.032, 0.0)}
     optimizer = SizeOptimizer(8, 16, seen).measured(8, 0.008, FORGET_S - 1)
     assert optimizer.size(FORGET_S - 0.01, backlog=True) == 8
     assert optimizer.size(FORGET_S, backlog=True) == 16
 
 
 def test_where_the_least_size_is_forgotten_it_comes_first() -> None:
-    seen = {8: Measured(0.002, 0.016, 0.0), 16: Measured(0.001, 0.016, FORGET_S)}
+    seen = {8: SizeMeasurement(0.002, 0.016, 0.0), 16: SizeMeasurement(0.001, 0.016, FORGET_S)}
     assert SizeOptimizer(8, 16, seen).size(FORGET_S, backlog=True) == 8
 
 
 def test_a_batch_counts_for_the_largest_size_it_fills() -> None:
     optimizer = SizeOptimizer(8, 32)
     assert optimizer.measured(7, 0.1, 0.0).seen == {}
-    assert near(optimizer.measured(15, 0.15, 0.0).seen[8], Measured(0.01, 0.08, 0.0))
+    assert near(optimizer.measured(15, 0.15, 0.0).seen[8], SizeMeasurement(0.01, 0.08, 0.0))
     assert [*optimizer.measured(16, 0.1, 0.0).seen] == [16]
     assert [*optimizer.measured(99, 0.1, 0.0).seen] == [32]
 
@@ -139,5 +139,5 @@ def test_what_a_size_takes_is_smoothed_until_it_is_forgotten() -> None:
     once = SizeOptimizer(8, 8).measured(8, 0.08, 0.0)
     for now_s, text_s in ((1.0, 0.012), (FORGET_S, 0.02)):
         again = once.measured(8, 0.16, now_s)
-        assert near(again.seen[8], Measured(text_s, 8 * text_s, now_s))
+        assert near(again.seen[8], SizeMeasurement(text_s, 8 * text_s, now_s))
     assert once.seen[8].at_s == 0.0  # values do not change

@@ -63,7 +63,7 @@ def test_every_entry_of_a_batch_is_committed_but_the_one_the_engine_fails_on() -
 
 
 @pytest.mark.parametrize("call", ["mark_suspect", "unmark_suspect"])
-def test_a_suspect_is_not_held_for_good_where_the_server_was_away(call: str) -> None:
+def test_a_suspect_is_left_to_be_claimed_if_the_server_is_away(call: str) -> None:
     store = FakeStore()
     store.failures[call].append(AWAY)
     store.claims.append(ClaimedEntries(1, [entry(1)]))
@@ -76,7 +76,7 @@ def test_a_suspect_is_not_held_for_good_where_the_server_was_away(call: str) -> 
         wait_until(lambda: not one._shared.taken() and not one._shared.rows_in_flight)
 
 
-def test_entries_that_wait_on_the_device_are_kept_from_others() -> None:
+def test_entries_that_wait_on_the_device_are_refreshed() -> None:
     store, lock = FakeStore(), SharedLock()
     with consuming(store, lock=lock, stream_batch_size=4), lock.exclusive():
         store.waiting.extend(entry(n) for n in range(1, 5))
@@ -84,7 +84,7 @@ def test_entries_that_wait_on_the_device_are_kept_from_others() -> None:
         assert not store.committed
 
 
-def test_a_suspect_is_computed_alone_and_named_meanwhile() -> None:
+def test_a_suspect_is_computed_alone_and_marked_meanwhile() -> None:
     store, lock, seen = FakeStore(), SharedLock(), dict[str, tuple[bool, str | None]]()
 
     class Watching(Picky):
@@ -104,7 +104,7 @@ def test_a_suspect_is_computed_alone_and_named_meanwhile() -> None:
         wait_until(lambda: store.marked is None)
 
 
-def test_entries_that_are_computed_once_more_are_kept_from_others() -> None:
+def test_entries_that_are_computed_once_more_are_refreshed() -> None:
     store, encoder = FakeStore(), Picky()
     store.waiting.extend([entry(1), entry(2, "no vector, and none after it")])
     with consuming(store, encoder):
@@ -125,7 +125,7 @@ def test_a_batch_the_tokenizer_fails_on_is_left_to_be_claimed_entry_by_entry() -
         committed(store, _1="response", _2="dead letter")
 
 
-def test_a_text_that_can_never_be_cut_becomes_a_dead_letter() -> None:
+def test_a_text_that_can_never_be_tokenised_becomes_a_dead_letter() -> None:
     store = FakeStore()
     store.texts.extend(open_text("no tokens here", attempts=n) for n in (1, 2, 3, 4))
     with consuming(store, Picky()):
@@ -133,7 +133,7 @@ def test_a_text_that_can_never_be_cut_becomes_a_dead_letter() -> None:
     assert store.done["dead_letter_text"] == 1
 
 
-def test_what_a_broken_device_had_goes_back_and_it_takes_nothing_for_a_while() -> None:
+def test_a_broken_device_requeues_what_it_had_and_takes_nothing_for_a_while() -> None:
     store = FakeStore()
     store.waiting.extend([entry(1), entry(2, "no vector")])
     with consuming(store, Picky(), batcher=new_batcher(self_check=lambda: False)):
@@ -147,7 +147,7 @@ def test_what_a_broken_device_had_goes_back_and_it_takes_nothing_for_a_while() -
     assert not store.committed
 
 
-def test_what_has_not_begun_goes_back_uncounted_when_the_worker_stops() -> None:
+def test_a_worker_that_stops_requeues_what_has_not_begun_uncounted() -> None:
     store, encoder, batcher = FakeStore(), Picky(), new_batcher()
     encoder.gate.clear()
     store.waiting.extend(entry(n) for n in range(1, 4))

@@ -99,7 +99,7 @@ def test_a_text_cut_as_it_comes_gives_the_chunks_of_the_whole(
 
 
 @pytest.mark.parametrize("ending", [None, "end", "idle", "abandoned"])
-def test_what_is_no_text_is_given_up_and_the_text_goes_on_behind_it(
+def test_bytes_that_are_not_utf8_are_given_up_and_the_text_goes_on_behind_them(
     ending: Ending | None,
 ) -> None:
     text = open_text(b"good \xff bad", ending, TextProgress(100, 7, 110))
@@ -112,7 +112,7 @@ def test_what_is_no_text_is_given_up_and_the_text_goes_on_behind_it(
     assert "good" not in str(item.error)
 
 
-def test_a_character_of_which_a_part_is_there_is_waited_for() -> None:
+def test_a_character_that_has_arrived_in_part_is_waited_for() -> None:
     text = "süß".encode()[:-1]
     item = TOKENIZER.text_item("s", open_text(text, None), 0.0)
     assert item.error is None

@@ -58,7 +58,7 @@ def test_the_level_rises_with_the_buffer_and_falls_again(clock: Clock) -> None:
     assert store.done["enforce_hard_limit"] == store.done["flush_texts"] == 5
 
 
-def test_larger_batches_are_wanted_while_any_stream_is_under_pressure(clock: Clock) -> None:
+def test_batches_are_larger_while_any_stream_is_under_pressure(clock: Clock) -> None:
     store = FakeStore()
     one = upkeep_of(store)
     store.sizes = {"full": 90, "empty": 0}
@@ -66,7 +66,7 @@ def test_larger_batches_are_wanted_while_any_stream_is_under_pressure(clock: Clo
     one.step(["full", "empty"], [])
     assert one.under_pressure()
     clock.now += upkeep.PRESSURE_S
-    assert not one.under_pressure()  # somebody else may have looked since, and found less
+    assert not one.under_pressure()  # another device may have found less since
 
 
 def test_the_rate_is_what_was_delivered_of_late_on_all_devices(clock: Clock) -> None:
@@ -81,7 +81,7 @@ def test_the_rate_is_what_was_delivered_of_late_on_all_devices(clock: Clock) -> 
     assert [said["per_s"] for said in store.published] == [0.0, 1000.0, 1400.0, 0.0]
 
 
-def test_what_is_held_is_refreshed_even_where_nothing_can_be_said(clock: Clock) -> None:
+def test_taken_entries_are_refreshed_even_if_reports_fail(clock: Clock) -> None:
     store = FakeStore()
     store.failures["report_load"].append(AWAY)
     one = upkeep_of(store)

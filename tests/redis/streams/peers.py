@@ -81,14 +81,15 @@ def cut(
 
 
 def expire(client: redis.Redis) -> None:
-    """Let the leases of texts be over."""
+    """Let the leases of all texts end."""
     named: Any = client.zrange(TAKEABLE, 0, -1)
-    client.zadd(TAKEABLE, dict.fromkeys(named, 0), xx=True)
+    if named:
+        client.zadd(TAKEABLE, dict.fromkeys(named, 0), xx=True)
 
 
-def silence(client: redis.Redis, consumer: str, *entry_ids: bytes) -> None:
-    """Let it be a minute ago that a consumer was heard of."""
-    client.xclaim(IN, DEVICES_GROUP, consumer, 0, list(entry_ids), idle=60_000, justid=True)
+def silence(client: redis.Redis, consumer: str, *entry_ids: bytes, stream: str = IN) -> None:
+    """Let a consumer have been silent over entries for a minute."""
+    client.xclaim(stream, DEVICES_GROUP, consumer, 0, list(entry_ids), idle=60_000, justid=True)
 
 
 def pending(client: redis.Redis) -> dict[bytes, tuple[str, int]]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import redis
 
 
-def test_what_a_consumer_fell_silent_over_comes_one_at_a_time_and_says_how_often(
+def test_entries_of_a_silent_consumer_are_claimed_one_at_a_time_with_their_deliveries(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     ids = [add(client, text=n) for n in range(3)]
@@ -42,13 +42,13 @@ def test_what_a_consumer_fell_silent_over_comes_one_at_a_time_and_says_how_often
     assert pending(client) == dict.fromkeys(ids, ("b", 3))
 
 
-def test_there_is_nothing_to_claim_where_nobody_read(client: redis.Redis, a: Device) -> None:
+def test_a_stream_that_no_device_has_read_has_nothing_to_claim(client: redis.Redis, a: Device) -> None:
     assert a.claim(S, 0).entries == []
     add(client, text="x")
     assert a.claim(S, 0).entries == []
 
 
-def test_what_was_given_back_comes_at_once_all_together_and_counts_as_never_delivered(
+def test_requeued_entries_are_claimed_at_once_and_together_and_count_as_never_delivered(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     ids = [add(client, text=n) for n in range(5)]
@@ -66,9 +66,7 @@ def test_what_was_given_back_comes_at_once_all_together_and_counts_as_never_deli
     }  # fmt: skip
 
 
-def test_what_was_delivered_before_is_given_back_with_its_count(
-    client: redis.Redis, a: Device, b: Device
-) -> None:
+def test_a_requeued_entry_keeps_its_deliveries(client: redis.Redis, a: Device, b: Device) -> None:
     ids = [add(client, text=n) for n in range(2)]
     read(a)
     a.requeue(S, ids, [], 2)
@@ -76,9 +74,7 @@ def test_what_was_delivered_before_is_given_back_with_its_count(
     assert (claimed.deliveries, len(claimed.entries)) == (2, 1)
 
 
-def test_what_a_consumer_says_it_is_at_work_on_is_not_claimed(
-    client: redis.Redis, a: Device, b: Device
-) -> None:
+def test_refreshed_entries_are_not_claimed(client: redis.Redis, a: Device, b: Device) -> None:
     ids = [add(client, text=n) for n in range(2)]
     read(a)
     silence(client, "a", *ids)
@@ -88,7 +84,7 @@ def test_what_a_consumer_says_it_is_at_work_on_is_not_claimed(
     assert pending(client) == {ids[0]: ("a", 1), ids[1]: ("b", 2)}
 
 
-def test_what_was_claimed_away_is_neither_refreshed_nor_given_back(
+def test_an_entry_that_was_claimed_cannot_be_refreshed_or_requeued_by_its_former_consumer(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     entry_id = add(client, text="x")
@@ -102,7 +98,9 @@ def test_what_was_claimed_away_is_neither_refreshed_nor_given_back(
     assert b.claim(S, 30).deliveries == 2  # nor was b's silence broken
 
 
-def test_what_is_done_is_not_brought_back(client: redis.Redis, a: Device, b: Device) -> None:
+def test_a_committed_entry_cannot_be_refreshed_or_requeued(
+    client: redis.Redis, a: Device, b: Device
+) -> None:
     entry_id = add(client, text="x")
     read(a)
     a.commit(S, RESPONSE, [(entry_id, '{"id":"x"}', b"x")])
@@ -112,7 +110,9 @@ def test_what_is_done_is_not_brought_back(client: redis.Redis, a: Device, b: Dev
     assert b.claim(S, 0).entries == []
 
 
-def test_a_dead_letter_has_all_its_fields_and_its_reader_is_told(client: redis.Redis, a: Device) -> None:
+def test_a_dead_letter_has_all_fields_of_its_entry_and_its_reader_gets_an_error(
+    client: redis.Redis, a: Device
+) -> None:
     given = {"text": "x\x00ü", "id": "i", "priority": "7", "unknown": "kept"}
     add(client, **given)
     other = add(client, text="other")
@@ -127,7 +127,7 @@ def test_a_dead_letter_has_all_its_fields_and_its_reader_is_told(client: redis.R
     assert (client.xlen(IN), set(pending(client))) == (1, {other})
 
 
-def test_an_entry_that_somebody_deleted_is_nobodys(client: redis.Redis, a: Device, b: Device) -> None:
+def test_a_deleted_entry_is_pending_no_more(client: redis.Redis, a: Device, b: Device) -> None:
     ids = [add(client, text=n) for n in range(2)]
     read(a)
     silence(client, "a", *ids)

@@ -60,7 +60,7 @@ def test_beyond_its_hard_limit_a_stream_takes_nothing_and_loses_nothing(
     assert client.exists(CLOSED) == 0
 
 
-def test_all_that_is_done_to_a_stream_is_done_to_a_closed_one(
+def test_devices_do_to_a_closed_stream_what_they_do_to_an_open_one(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     ids = [add(client, text=n) for n in range(4)]
@@ -98,7 +98,7 @@ def test_a_closed_stream_with_nothing_to_read_is_not_waited_for(client: redis.Re
     reopen(a)
 
 
-def test_who_waits_for_an_entry_outlives_that_a_stream_is_closed_and_opened(
+def test_a_wait_for_an_entry_outlives_that_a_stream_is_closed_and_opened(
     url: str, client: redis.Redis, a: Device
 ) -> None:
     last = add(client, text=0)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     import redis
 
 
-def test_entries_come_in_order_and_once_whoever_reads(client: redis.Redis, a: Device, b: Device) -> None:
+def test_entries_are_read_in_order_and_once_by_any_number_of_devices(
+    client: redis.Redis, a: Device, b: Device
+) -> None:
     for number in range(20):
         add(client, text=number)
     mine, others = read(a, 7), read(b, 7)
@@ -39,7 +41,7 @@ def test_entries_come_in_order_and_once_whoever_reads(client: redis.Redis, a: De
     assert read(b) == []
 
 
-def test_a_group_is_made_by_whoever_reads_first_and_begins_at_the_first_entry(
+def test_the_first_read_creates_the_group_from_the_first_entry_on(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     assert read(a) == []
@@ -48,7 +50,9 @@ def test_a_group_is_made_by_whoever_reads_first_and_begins_at_the_first_entry(
     assert texts_of(read(b)) == [b"before anybody read"]
 
 
-def test_where_new_entries_will_be_is_known_when_there_are_none(client: redis.Redis, a: Device) -> None:
+def test_a_read_without_entries_says_behind_which_id_the_next_one_will_be(
+    client: redis.Redis, a: Device
+) -> None:
     entry_id = add(client, text="x")
     assert a.read(S, 1, first_need=8, most_unread=1).last is None
     last = a.read(S, 1, first_need=8, most_unread=1).last
@@ -58,7 +62,7 @@ def test_where_new_entries_will_be_is_known_when_there_are_none(client: redis.Re
     assert texts_of(read(a)) == [b"y"]
 
 
-def test_nobody_is_read_for_while_nobody_reads_the_output(client: redis.Redis, a: Device) -> None:
+def test_nothing_is_read_while_too_many_responses_are_unread(client: redis.Redis, a: Device) -> None:
     for _ in range(3):
         client.xadd(OUT, {"v": "1"})
     add(client, text="x")
@@ -72,7 +76,7 @@ def test_nobody_is_read_for_while_nobody_reads_the_output(client: redis.Redis, a
     cut(a, take_one(a), text_after="ended")
 
 
-def test_output_acknowledgement_and_deletion_are_one_step(client: redis.Redis, a: Device) -> None:
+def test_a_commit_writes_acknowledges_and_deletes_in_one_step(client: redis.Redis, a: Device) -> None:
     ids = [add(client, text=n) for n in range(3)]
     assert [entry_id for entry_id, _ in read(a)] == ids
     rows = [b"\x00\r\n\xff", b"\x01\x00\x00\x80", b"four"]
@@ -90,7 +94,7 @@ def test_output_acknowledgement_and_deletion_are_one_step(client: redis.Redis, a
 
 
 @pytest.mark.parametrize("gone", [{0}, {1}, {2}, {0, 2}, {0, 1, 2}])
-def test_what_another_has_committed_meanwhile_is_left_out_to_the_byte(
+def test_entries_that_another_device_committed_are_left_out_of_a_response(
     client: redis.Redis, a: Device, b: Device, gone: set[int]
 ) -> None:
     ids = [add(client, text=n) for n in range(3)]

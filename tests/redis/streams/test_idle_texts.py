@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import redis
 
 
-def test_a_text_that_stands_still_is_flushed_once_and_may_go_on(client: redis.Redis, a: Device) -> None:
+def test_an_idle_text_is_flushed_once_and_may_go_on(client: redis.Redis, a: Device) -> None:
     add(client, text="abc", key="k")
     read(a)
     a.flush_texts(S, 5.0)
@@ -61,7 +61,7 @@ def test_a_text_that_stands_still_is_flushed_once_and_may_go_on(client: redis.Re
     cut(a, text)
 
 
-def test_every_text_that_stands_still_is_flushed_however_many_do(client: redis.Redis, a: Device) -> None:
+def test_any_number_of_idle_texts_are_flushed(client: redis.Redis, a: Device) -> None:
     keys_ = [f"{number:03}" for number in range(200)]
     for key in keys_:
         add(client, text="x", key=key)
@@ -82,7 +82,7 @@ def test_every_text_that_stands_still_is_flushed_however_many_do(client: redis.R
         cut(a, text)
 
 
-def test_a_text_that_nobody_goes_on_with_is_over(client: redis.Redis, a: Device) -> None:
+def test_an_abandoned_text_is_over(client: redis.Redis, a: Device) -> None:
     add(client, text="abc", key="k", seq=0)
     read(a)
     grew(client, upkeep_store.ABANDONED_S - 60, "k")
@@ -99,7 +99,7 @@ def test_a_text_that_nobody_goes_on_with_is_over(client: redis.Redis, a: Device)
     assert [entry_id for entry_id, _ in read(a)] == [late]
 
 
-def test_a_text_that_was_flushed_and_left_is_over_some_day(client: redis.Redis, a: Device) -> None:
+def test_a_flushed_text_that_is_abandoned_is_over(client: redis.Redis, a: Device) -> None:
     add(client, text="abc", key="k")
     read(a)
     grew(client, 6, "k")
@@ -112,7 +112,7 @@ def test_a_text_that_was_flushed_and_left_is_over_some_day(client: redis.Redis, 
     cut(a, text)
 
 
-def test_of_too_many_open_texts_those_that_grew_least_lately_are_over(
+def test_of_too_many_open_texts_those_that_have_not_grown_for_longest_are_over(
     client: redis.Redis, a: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upkeep_store, "MOST_OPEN_TEXTS", 3)
@@ -133,7 +133,7 @@ def test_of_too_many_open_texts_those_that_grew_least_lately_are_over(
     everything(client, a)
 
 
-def test_open_texts_that_hold_all_there_may_be_are_flushed_so_that_reading_goes_on(
+def test_open_texts_are_flushed_when_they_fill_the_buffer_so_that_reading_goes_on(
     client: redis.Redis, a: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MOST_BUFFERED_BYTES", 600)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("consumers", [1, 2, 5])
-def test_a_text_is_the_same_however_many_read_its_pieces(client: redis.Redis, consumers: int) -> None:
+def test_a_text_is_the_same_for_any_number_of_devices_that_read_its_pieces(
+    client: redis.Redis, consumers: int
+) -> None:
     chance = random.Random(consumers)
     expected = {}
     for key in ("a", "b", "schlüssel ✓"):
@@ -67,7 +69,7 @@ def test_any_name_is_a_key(client: redis.Redis, a: Device, key: str) -> None:
     assert client.zcard(TAKEABLE) == 0
 
 
-def test_a_text_says_what_it_is(client: redis.Redis, a: Device) -> None:
+def test_a_taken_text_has_its_id_prompt_and_progress(client: redis.Redis, a: Device) -> None:
     add(client, text="grün ", key="k", id="first", prompt="query")
     entry_id = add(client, text="und blau", key="k", id="second", prompt="document")
     read(a)
@@ -93,7 +95,7 @@ def test_a_text_without_an_id_is_named_by_its_first_entry(client: redis.Redis, a
     cut(a, text)
 
 
-def test_a_text_can_be_taken_once_there_is_enough_of_it(client: redis.Redis, a: Device) -> None:
+def test_a_text_can_be_taken_once_it_has_grown_enough(client: redis.Redis, a: Device) -> None:
     def ready() -> int:
         return a.read(S, 10, first_need=FIRST_NEED, most_unread=9).takeable_texts
 
@@ -133,7 +135,7 @@ def test_texts_of_one_key_do_not_mix(client: redis.Redis, a: Device, b: Device) 
     assert take(a) == []
 
 
-def test_a_text_that_begins_while_the_last_one_is_worked_on_waits_its_turn(
+def test_the_next_text_of_a_key_waits_until_the_one_before_is_committed(
     client: redis.Redis, a: Device
 ) -> None:
     add(client, text="first", key="k", id="1", end="1")
@@ -174,7 +176,7 @@ def test_numbers_begin_anew_with_each_text_of_a_key(client: redis.Redis, a: Devi
         cut(a, text)
 
 
-def test_a_piece_that_is_ahead_is_an_entry_by_itself_and_the_text_goes_on(
+def test_a_piece_ahead_of_its_number_is_taken_as_an_entry_and_the_text_goes_on(
     client: redis.Redis, a: Device
 ) -> None:
     add(client, text="0", key="k", seq=0)
@@ -206,7 +208,7 @@ def test_a_piece_that_is_ahead_is_an_entry_by_itself_and_the_text_goes_on(
     ],
     ids=lambda fields: ",".join(f"{name}={value[:5]}" for name, value in fields.items()),
 )
-def test_what_can_be_no_piece_is_an_entry_by_itself_and_never_dropped(
+def test_an_entry_that_cannot_be_a_piece_is_taken_as_an_entry_and_never_dropped(
     client: redis.Redis, a: Device, fields: dict[str, str]
 ) -> None:
     entry_id = add(client, **fields)
@@ -219,13 +221,13 @@ def test_what_can_be_no_piece_is_an_entry_by_itself_and_never_dropped(
     assert take(a) == []
 
 
-def test_an_empty_number_is_none(client: redis.Redis, a: Device) -> None:
+def test_an_empty_number_counts_as_no_number(client: redis.Redis, a: Device) -> None:
     add(client, text="x", key="k", seq="", end="1")
     assert read(a) == []
     cut(a, take_one(a))
 
 
-def test_a_text_is_cut_off_in_stretches_that_are_not_too_long(client: redis.Redis, a: Device) -> None:
+def test_a_long_text_is_taken_in_stretches(client: redis.Redis, a: Device) -> None:
     add(client, text="1234567890abc", key="k", end="1")
     read(a)
     seen = []
@@ -235,7 +237,7 @@ def test_a_text_is_cut_off_in_stretches_that_are_not_too_long(client: redis.Redi
     assert seen == [(b"12345", None), (b"56789", None), (b"90abc", "end")]
 
 
-def test_no_more_is_read_while_texts_hold_too_much(
+def test_nothing_is_read_while_open_texts_have_too_many_bytes(
     client: redis.Redis, a: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "MOST_BUFFERED_BYTES", 10)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sutra_tasks.streaming.store import TextAfter
 
 
-def test_a_text_belongs_to_one_until_its_lease_is_over(
+def test_a_text_is_taken_by_one_device_until_its_lease_ends(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     add(client, text="x", key="k", end="1")
@@ -47,7 +47,7 @@ def test_a_text_belongs_to_one_until_its_lease_is_over(
     cut(b, other)
 
 
-def test_what_a_vanished_consumer_had_read_and_taken_is_whole(
+def test_a_text_is_whole_when_the_device_that_had_it_vanishes(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     add(client, text="0123456789", key="k", id="k")
@@ -105,7 +105,7 @@ def test_a_text_whose_commit_was_not_answered_is_written_once(
         cut(a, text)
 
 
-def test_a_text_is_kept_by_who_says_it_is_at_work(client: redis.Redis, a: Device, b: Device) -> None:
+def test_a_refreshed_text_keeps_its_lease(client: redis.Redis, a: Device, b: Device) -> None:
     add(client, text="x", key="k", end="1")
     read(a)
     text = take_one(a)
@@ -123,7 +123,7 @@ def test_a_text_is_kept_by_who_says_it_is_at_work(client: redis.Redis, a: Device
     assert client.zcard(TAKEABLE) == 0
 
 
-def test_a_text_that_was_given_back_is_there_at_once_and_counts_as_never_taken(
+def test_a_requeued_text_can_be_taken_at_once_and_counts_as_never_taken(
     client: redis.Redis, a: Device, b: Device
 ) -> None:
     add(client, text="x", key="k", end="1")
@@ -140,7 +140,7 @@ def test_a_text_that_was_given_back_is_there_at_once_and_counts_as_never_taken(
     cut(b, other)
 
 
-def test_what_is_buried_is_a_dead_letter_and_the_text_goes_on_behind_it(
+def test_a_text_goes_on_behind_the_part_that_became_a_dead_letter(
     client: redis.Redis, a: Device
 ) -> None:
     add(client, text="12345678", key="k", id="i")

@@ -32,7 +32,9 @@ from tests.redis.streams.peers import (
 # What devices say.
 
 
-def test_one_device_at_a_time_looks_after_a_stream(client: redis.Redis, a: Device, b: Device) -> None:
+def test_one_device_at_a_time_has_the_lease_on_the_upkeep_of_a_stream(
+    client: redis.Redis, a: Device, b: Device
+) -> None:
     add(client, text="x")
     client.xadd(OUT, {"v": "1"})
     state = a.lease(S, 0.5)
@@ -72,7 +74,7 @@ def test_the_load_of_a_device_that_died_is_forgotten(client: redis.Redis, a: Dev
 # A server without memory for more.
 
 
-def test_workers_make_room_on_a_full_server(client: redis.Redis, a: Device, b: Device) -> None:
+def test_devices_free_memory_on_a_full_server(client: redis.Redis, a: Device, b: Device) -> None:
     ids = [add(client, text=n) for n in range(4)]
     add(client, text="12345678", key="k")
     add(client, text="9", key="k", end="1")
@@ -100,14 +102,14 @@ def test_workers_make_room_on_a_full_server(client: redis.Redis, a: Device, b: D
     assert client.xlen(OUT) == 4
 
 
-def test_all_that_is_there_is_seen(client: redis.Redis, a: Device) -> None:
+def test_every_stream_is_listed(client: redis.Redis, a: Device) -> None:
     assert a.streams() == []
     client.sadd(keys.STREAMS, "b", "a")
     assert a.streams() == ["a", "b"]
     client.delete(keys.STREAMS)
 
 
-def test_consumers_that_are_long_gone_are_forgotten_unless_they_hold_something(
+def test_silent_consumers_are_removed_unless_they_have_pending_entries(
     client: redis.Redis, a: Device, b: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def consumers() -> set[str]:
