@@ -32,8 +32,8 @@ from sutra_tasks.models.loaded.freeing import freeze_loaded_objects
 from sutra_tasks.models.loaded.model_cache import ModelCache
 from sutra_tasks.models.registry.resolve import open_registry
 from sutra_tasks.models.rollout.follower import Follower
-from sutra_tasks.streaming.consumer import StreamConsumer
-from sutra_tasks.streaming.machine_load import machine_load
+from sutra_tasks.streaming.consumer.consumer import StreamConsumer
+from sutra_tasks.streaming.consumer.machine_load import machine_load
 from sutra_tasks.streaming.store import StreamStore
 from sutra_tasks.streaming.upkeep_store import UpkeepStore
 

@@ -12,7 +12,7 @@ import pytest
 from sutra_tasks.health.states import DeviceState
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.client.producer import StreamProducer
-from sutra_tasks.streaming.shared_state import BROKEN_S
+from sutra_tasks.streaming.consumer.shared_state import BROKEN_S
 from tests.conftest import wait_until
 from tests.system.conftest import BRISK, streamed
 from tests.system.local_fleet import LocalFleet, frozen, local_fleet

@@ -15,7 +15,7 @@ from sutra_tasks.batching.shared_lock import SharedLock
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
-from sutra_tasks.streaming.consumer import StreamConsumer
+from sutra_tasks.streaming.consumer.consumer import StreamConsumer
 from sutra_tasks.streaming.store import ClaimedEntries, CommitResult, OpenText, RawEntry, ReadEntries
 from sutra_tasks.streaming.upkeep_store import StreamState
 

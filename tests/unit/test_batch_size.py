@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
-from sutra_tasks.streaming.batch_size import (
+from sutra_tasks.streaming.consumer.batch_size import (
     FORGET_S,
     MOST_BATCH_S,
     SizeMeasurement,

@@ -9,8 +9,8 @@ import pytest
 from sutra_tasks.batching.shared_lock import SharedLock
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
-from sutra_tasks.streaming import pacing
 from sutra_tasks.streaming.chunker import TextProgress
+from sutra_tasks.streaming.consumer import pacing
 from sutra_tasks.streaming.store import ClaimedEntries, OpenText
 from sutra_tasks.vectors import Floats
 from tests.conftest import wait_until

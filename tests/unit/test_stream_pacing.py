@@ -7,9 +7,9 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sutra_tasks.streaming import pacing
-from sutra_tasks.streaming.commit import is_retried
-from sutra_tasks.streaming.pacing import (
+from sutra_tasks.streaming.consumer import pacing
+from sutra_tasks.streaming.consumer.commit import is_retried
+from sutra_tasks.streaming.consumer.pacing import (
     Wait,
     delivery,
     entries_of_stream,

@@ -10,9 +10,9 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import PoisonMessageError
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.chunker import Ending, TextProgress
-from sutra_tasks.streaming.items import StreamItem
+from sutra_tasks.streaming.consumer.items import StreamItem
+from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
 from sutra_tasks.streaming.store import OpenText
-from sutra_tasks.streaming.tokenizing import StreamTokenizer
 
 OPTIONS = Settings(block_size=12, overlap_tokens=3, max_text_chars=10_000)
 TOKENIZER = StreamTokenizer(SimulatedEncoder(width=4), OPTIONS)

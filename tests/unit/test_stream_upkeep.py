@@ -7,12 +7,12 @@ import pytest
 
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming import recorder, upkeep
 from sutra_tasks.streaming.backpressure import Level
+from sutra_tasks.streaming.consumer import recorder, upkeep
+from sutra_tasks.streaming.consumer.recorder import Recorder
+from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
+from sutra_tasks.streaming.consumer.upkeep import Upkeep
 from sutra_tasks.streaming.metrics import StreamMetrics
-from sutra_tasks.streaming.recorder import Recorder
-from sutra_tasks.streaming.tokenizing import StreamTokenizer
-from sutra_tasks.streaming.upkeep import Upkeep
 from tests.unit.fake_streams import AWAY, FakeStore, entry
 
 

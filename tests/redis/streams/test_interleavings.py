@@ -25,7 +25,7 @@ from sutra_tasks import keys
 from sutra_tasks.streaming import upkeep_store
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.chunker import TextProgress
-from sutra_tasks.streaming.producer_core import ADD_ENTRIES
+from sutra_tasks.streaming.client.producer_core import ADD_ENTRIES
 from sutra_tasks.streaming.upkeep_store import StreamState
 from tests.redis.streams.peers import (
     AFTER,

@@ -16,8 +16,8 @@ from sutra_tasks.streaming.metrics import MetricsWindow, StreamMetrics, histogra
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher
     from sutra_tasks.engines.encoder import Encoder
-    from sutra_tasks.streaming.items import StreamItem
-    from sutra_tasks.streaming.shared_state import StreamBatch
+    from sutra_tasks.streaming.consumer.items import StreamItem
+    from sutra_tasks.streaming.consumer.shared_state import StreamBatch
     from sutra_tasks.streaming.store import CommitResult
     from sutra_tasks.vectors import Floats
 

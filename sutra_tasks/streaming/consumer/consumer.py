@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sutra_tasks.streaming.batch_size import SizeOptimizer
-from sutra_tasks.streaming.commit import Committer
-from sutra_tasks.streaming.intake import StreamIntake
-from sutra_tasks.streaming.recorder import Recorder
-from sutra_tasks.streaming.shared_state import SharedState
-from sutra_tasks.streaming.submission import Submitter
-from sutra_tasks.streaming.upkeep import Upkeep
+from sutra_tasks.streaming.consumer.batch_size import SizeOptimizer
+from sutra_tasks.streaming.consumer.commit import Committer
+from sutra_tasks.streaming.consumer.intake import StreamIntake
+from sutra_tasks.streaming.consumer.recorder import Recorder
+from sutra_tasks.streaming.consumer.shared_state import SharedState
+from sutra_tasks.streaming.consumer.submission import Submitter
+from sutra_tasks.streaming.consumer.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher

@@ -15,24 +15,24 @@ import redis
 
 from sutra_tasks.batching.jobs import DeviceBroken, Drained, Encoded, TextError
 from sutra_tasks.errors import EncodingError
-from sutra_tasks.streaming import pacing
-from sutra_tasks.streaming.items import (
+from sutra_tasks.streaming.consumer import pacing
+from sutra_tasks.streaming.consumer.items import (
     StreamItem,
     chunk_fields,
     entry_answer,
     item_error_fields,
     response_header,
 )
-from sutra_tasks.streaming.requeue import requeue
+from sutra_tasks.streaming.consumer.requeue import requeue
 from sutra_tasks.vectors import finish
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
-    from sutra_tasks.streaming.recorder import Recorder
-    from sutra_tasks.streaming.shared_state import SharedState, StreamBatch
+    from sutra_tasks.streaming.consumer.recorder import Recorder
+    from sutra_tasks.streaming.consumer.shared_state import SharedState, StreamBatch
+    from sutra_tasks.streaming.consumer.submission import Submitter
+    from sutra_tasks.streaming.consumer.upkeep import Upkeep
     from sutra_tasks.streaming.store import CommitResult, StreamStore
-    from sutra_tasks.streaming.submission import Submitter
-    from sutra_tasks.streaming.upkeep import Upkeep
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Committer", "is_retried"]

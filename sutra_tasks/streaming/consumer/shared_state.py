@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.jobs import Encoded
-    from sutra_tasks.streaming.batch_size import SizeOptimizer
-    from sutra_tasks.streaming.items import StreamItem
-    from sutra_tasks.streaming.tokenizing import StreamTokenizer
+    from sutra_tasks.streaming.consumer.batch_size import SizeOptimizer
+    from sutra_tasks.streaming.consumer.items import StreamItem
+    from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
 
 __all__ = ["ComputedBatch", "SharedState", "StreamBatch"]
 

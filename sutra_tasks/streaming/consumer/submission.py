@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from sutra_tasks.streaming.shared_state import StreamBatch
+from sutra_tasks.streaming.consumer.shared_state import StreamBatch
 
 if TYPE_CHECKING:
     from sutra_tasks.batching.batcher import Batcher
     from sutra_tasks.batching.jobs import Encoded
     from sutra_tasks.batching.shared_lock import SharedLock
-    from sutra_tasks.streaming.items import StreamItem
-    from sutra_tasks.streaming.shared_state import SharedState
+    from sutra_tasks.streaming.consumer.items import StreamItem
+    from sutra_tasks.streaming.consumer.shared_state import SharedState
+    from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
     from sutra_tasks.streaming.store import StreamStore
-    from sutra_tasks.streaming.tokenizing import StreamTokenizer
 
 __all__ = ["Submitter"]
 

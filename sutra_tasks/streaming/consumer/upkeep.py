@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sutra_tasks.streaming.backpressure import ACTIONS, next_level
-from sutra_tasks.streaming.items import StreamItem, entry_ids, open_texts
+from sutra_tasks.streaming.consumer.items import StreamItem, entry_ids, open_texts
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
-    from sutra_tasks.streaming.recorder import Recorder
+    from sutra_tasks.streaming.consumer.recorder import Recorder
     from sutra_tasks.streaming.store import StreamStore
     from sutra_tasks.streaming.upkeep_store import UpkeepStore
 

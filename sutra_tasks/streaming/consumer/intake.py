@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Final
 import redis
 
 from sutra_tasks.errors import PoisonMessageError
-from sutra_tasks.streaming import pacing
-from sutra_tasks.streaming.batch_size import should_trigger
-from sutra_tasks.streaming.items import StreamItem, item_error_fields
-from sutra_tasks.streaming.pacing import (
+from sutra_tasks.streaming.consumer import pacing
+from sutra_tasks.streaming.consumer.batch_size import should_trigger
+from sutra_tasks.streaming.consumer.items import StreamItem, item_error_fields
+from sutra_tasks.streaming.consumer.pacing import (
     delivery,
     entries_of_stream,
     entries_to_take,
     next_wait,
     until_full_s,
 )
-from sutra_tasks.streaming.requeue import requeue
-from sutra_tasks.streaming.tokenizing import StreamTokenizer
+from sutra_tasks.streaming.consumer.requeue import requeue
+from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.settings import Settings
-    from sutra_tasks.streaming.recorder import Recorder
-    from sutra_tasks.streaming.shared_state import SharedState
+    from sutra_tasks.streaming.consumer.recorder import Recorder
+    from sutra_tasks.streaming.consumer.shared_state import SharedState
+    from sutra_tasks.streaming.consumer.submission import Submitter
     from sutra_tasks.streaming.store import OpenText, RawEntry, StreamStore
-    from sutra_tasks.streaming.submission import Submitter
 
 __all__ = ["StreamIntake"]
 

@@ -11,8 +11,8 @@ from sutra_tasks.chunking.sizes import ChunkSizes, added_tokens
 from sutra_tasks.engines.encoder import check_options, cut_to_window
 from sutra_tasks.errors import InvalidTextError, SutraError
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, TextProgress
+from sutra_tasks.streaming.consumer.items import StreamItem
 from sutra_tasks.streaming.entries import MOST_NAME_CHARS, StreamEntry
-from sutra_tasks.streaming.items import StreamItem
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder, TokenizedText

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import redis
 
-from sutra_tasks.streaming.items import StreamItem, entry_ids, open_texts
+from sutra_tasks.streaming.consumer.items import StreamItem, entry_ids, open_texts
 
 if TYPE_CHECKING:
     from sutra_tasks.streaming.store import StreamStore
