@@ -12,22 +12,25 @@ from typing import Final
 __all__ = ["watched"]
 
 STDERR: Final = 2
-"""The descriptor: Celery puts a logger that has none in place of ``sys.stderr``."""
+"""The file descriptor itself, because Celery replaces ``sys.stderr`` by a logger without one."""
 
 
 @contextmanager
 def watched(timeout_s: float | None) -> Iterator[None]:
-    """End the *process*, with all stacks on standard error, if the block takes longer; None: never.
+    """End the *process*, with all stacks on standard error, if the block takes longer.
 
-    No thread of Python's could do it: none runs while C code holds the interpreter's lock. The kernel's
-    timer can, and a handler written in C: SIGALRM, which nothing else in a device worker uses. One timer
-    a process, so one block at a time.
+    A thread of Python cannot do it, because none runs while C code holds the interpreter's lock. The
+    kernel's timer can: it sends SIGALRM, which nothing else in a device worker uses, to a handler
+    written in C. A process has one timer, so one block is watched at a time.
+
+    Args:
+        timeout_s: seconds that the block may take; None: forever.
     """
     if timeout_s is None:
         yield
         return
-    _dump_and_die()
-    # 2 µs; faulthandler's own timer starts a thread each time, for 60 to 200.
+    _handle_alarm()
+    # It takes 2 µs; faulthandler's own timer starts a thread each time, which takes 60 to 200.
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     try:
         yield
@@ -36,6 +39,6 @@ def watched(timeout_s: float | None) -> Iterator[None]:
 
 
 @cache
-def _dump_and_die() -> None:
-    """Have SIGALRM print all stacks, then do what it does by default."""
+def _handle_alarm() -> None:
+    """Have SIGALRM print all stacks, and then end the process, as it does by default."""
     faulthandler.register(signal.SIGALRM, file=STDERR, all_threads=True, chain=True)

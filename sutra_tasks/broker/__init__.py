@@ -7,7 +7,7 @@ In the order in which a message passes through them:
 * ``take_protocol``: which commands the channel sends, and what their answers mean
 * ``in_flight``: the messages that a process has taken and not acknowledged (``take.lua``)
 * ``load``: what a message adds to the load of its device (``load.lua``)
-* ``late_ack``: threads that acknowledge what they have finished
+* ``late_ack``: a pool of threads that acknowledge what they have finished
 * ``result_backend``: stores what became of a task (``store_result.lua``)
 * ``requeue``: moves messages back to the queue they are routed from (``requeue.lua``)
 * ``attempts``: how many workers died with a message

@@ -8,12 +8,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
+from celery.concurrency.thread import ApplyResult
+from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.log import get_logger
 from celery.worker.strategy import default as default_strategy
 
-__all__ = ["run_task", "strategy"]
+__all__ = ["LateAckPool", "strategy"]
 
 logger = get_logger(__name__)
 
@@ -32,9 +36,36 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
     return handler
 
 
-def run_task(target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
+class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
+    """Celery's thread pool, for workers that handle messages by :func:`strategy`."""
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_: Any,
+    ) -> ApplyResult:
+        """Run one task on a thread."""
+        request = callback.__self__  # a method of Celery's request, which has the message
+        task = partial(_run_task, target, args or (), kwargs or {}, callback, accept_callback)
+        return ApplyResult(self.submit(request, task))
+
+    def submit(self, request: Any, task: Callable[[], None]) -> Future[None]:
+        """Run ``task`` on a thread; a subclass can tell the thread to which ``request`` it belongs."""
+        raise NotImplementedError
+
+    def on_stop(self) -> None:
+        """Cancel the tasks that have not begun, and wait for those that have."""
+        self.executor.shutdown(cancel_futures=True)
+        self._state = self.TERMINATE
+
+
+def _run_task(target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
     """Run one task on this thread as Celery's pools do, and requeue its message if an error escapes."""
-    request = callback.__self__  # a method of Celery's request, which has the message
+    request = callback.__self__
     try:
         accept_callback(os.getpid(), time.monotonic())
         callback(target(*args, **kwargs))

@@ -8,20 +8,17 @@ CUDA does not survive a fork, and every child would hold a copy of the model.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import Future
 from typing import Any
 
-from celery.concurrency.thread import ApplyResult
-from celery.concurrency.thread import TaskPool as ThreadPool
-
-from sutra_tasks.broker.late_ack import run_task
+from sutra_tasks.broker.late_ack import LateAckPool
 from sutra_tasks.device.runtime import DeviceRuntime
 from sutra_tasks.settings import settings
 
 __all__ = ["DevicePool"]
 
 
-class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
+class DevicePool(LateAckPool):
     """Celery's thread pool with a device in it; ``worker_pool`` of a device worker.
 
     Attributes:
@@ -37,23 +34,14 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         """Load and warm the model; the worker accepts no work before this returns."""
         self.runtime.start()
 
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
-        callback: Any = None,
-        accept_callback: Any = None,
-        **_: Any,
-    ) -> ApplyResult:
+    def submit(self, request: Any, task: Callable[[], None]) -> Future[None]:
         """Run one task on a thread, and announce its texts to the batcher."""
-        batcher, request = self.runtime.batcher, callback.__self__  # a method of Celery's request
+        batcher = self.runtime.batcher
         announcement = batcher.announce()
-        task = partial(run_task, target, args or (), kwargs or {}, callback, accept_callback)
-        future = self.executor.submit(self._run, request, announcement, task)
+        future: Future[None] = self.executor.submit(self._run, request, announcement, task)
         # Many tasks submit no texts: they fail before, are cancelled, or spread them over the fleet.
         future.add_done_callback(lambda _: batcher.withdraw(announcement))
-        return ApplyResult(future)
+        return future
 
     def _run(self, request: Any, announcement: object, task: Callable[[], None]) -> None:
         self.runtime.execution.begin(request, announcement)
@@ -65,6 +53,5 @@ class DevicePool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def on_stop(self) -> None:
         """Finish what runs. The batcher outlives the threads that wait for it."""
-        self.executor.shutdown(cancel_futures=True)
+        super().on_stop()
         self.runtime.stop()
-        self._state = self.TERMINATE

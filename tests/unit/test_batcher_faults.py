@@ -249,7 +249,7 @@ def test_whatever_uses_the_engine_is_watched_while_it_runs(monkeypatch: pytest.M
         return True
 
     monkeypatch.setattr(signal, "setitimer", set_timer)
-    monkeypatch.setattr(watchdog, "_dump_and_die", lambda: None)  # SIGALRM is pytest-timeout's here
+    monkeypatch.setattr(watchdog, "_handle_alarm", lambda: None)  # SIGALRM is pytest-timeout's here
     encoder = FakeEncoder(bad={1}, before=lambda: events.append("encode"))
     with running(encoder, ONE_BY_ONE, batch_timeout_s=7, self_check=self_check) as batcher:
         error_of(batcher.submit(texts(1)))

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from celery.concurrency.thread import ApplyResult
-from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.exceptions import Ignore, Reject, TimeoutError  # noqa: A004 - what results raise
 from celery.result import allow_join_result
 from celery.utils.log import get_logger
 from celery.worker.state import revoked
 
-from sutra_tasks.broker.late_ack import run_task
+from sutra_tasks.broker.late_ack import LateAckPool
 from sutra_tasks.client.embed_many import embed_many
 from sutra_tasks.connections import broker_client
 from sutra_tasks.distillation.data.run_texts import read_run_texts
@@ -50,7 +49,7 @@ FLEET_S: Final = 300.0
 """Seconds that the fleet may take for a block of the teacher's vectors; then they are computed here."""
 
 
-class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
+class DistillPool(LateAckPool):
     """Celery's thread pool with one thread; stops a run between two steps when the worker stops."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -72,27 +71,16 @@ class DistillPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def on_stop(self) -> None:
         """Wait until the current run has stopped."""
         self._stopping.set()
-        self.executor.shutdown(cancel_futures=True)
-        self._state = self.TERMINATE
+        super().on_stop()
 
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
-        callback: Any = None,
-        accept_callback: Any = None,
-        **_: Any,
-    ) -> ApplyResult:
+    def submit(self, request: Any, task: Callable[[], None]) -> Future[None]:
         """Run one task on the thread."""
-        return ApplyResult(
-            self.executor.submit(self._task, target, args or (), kwargs or {}, callback, accept_callback)
-        )
+        future: Future[None] = self.executor.submit(self._task, request, task)
+        return future
 
-    def _task(self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
-        # The callback is a method of Celery's request.
-        self._request = callback.__self__
-        run_task(target, args, kwargs, callback, accept_callback)
+    def _task(self, request: Any, task: Callable[[], None]) -> None:
+        self._request = request
+        task()
 
     def _run(self, config: DistillationConfig) -> dict[str, Any]:
         options, task_id = _with_threads(self._options), self._request.id
