@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from hypothesis import settings as laws
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from sutra_tasks import keys
 from sutra_tasks.broker.load import MOST_CREDIT, weight_of
 from sutra_tasks.broker.queues import lanes
+from sutra_tasks.broker.requeue import requeue_in_flight
 from sutra_tasks.membership.fleet import beat, leave
 from sutra_tasks.membership.reaper import reap, requeue_waiting
 from tests.records import record
-from tests.redis.flow import NOTHING, Worker, message, numbers, send, take, what_is_left
+from tests.redis.flow import NOTHING, Worker, message, numbers, send, what_is_left
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,13 +40,26 @@ DEVICES = ("gpu0", "gpu1")
 
 devices = st.sampled_from(DEVICES)
 workers = st.sampled_from(["router", *DEVICES])
-counts = st.integers(0, 4)
-choices = st.integers(0, 2**6 - 1)
-"""Which of a worker's messages: one bit for each."""
+counts = st.integers(1, 5)
+choices = st.integers(1, 2**4 - 1)
+"""Which of a worker's messages: one bit for each, and again."""
 
 
 def chosen(messages: list[bytes], choice: int) -> list[bytes]:
-    return [raw for at, raw in enumerate(messages) if choice >> at % 6 & 1]
+    return [raw for at, raw in enumerate(messages) if choice >> at % 4 & 1]
+
+
+class Stale:
+    """A client that reads a list as it was before."""
+
+    def __init__(self, client: redis.Redis, messages: Any) -> None:
+        self._client, self._messages = client, messages
+
+    def lrange(self, *_: Any) -> Any:
+        return self._messages
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
 
 
 class Moves(RuleBasedStateMachine):
@@ -50,43 +71,54 @@ class Moves(RuleBasedStateMachine):
         self.client = client
         self.sent = 0
         self.acknowledged: set[int] = set()
-        self.workers = {name: self.started(name) for name in ("router", *DEVICES)}
+        self.workers = {name: self._started(name) for name in ("router", *DEVICES)}
         self.reaped: list[Worker] = []
 
-    def started(self, name: str) -> Worker:
-        return Worker(self.client, None if name == "router" else name)
+    @initialize()
+    def begin(self) -> None:
+        """Have messages in flight at each device, and some that wait."""
+        for priority in (0, 3):
+            self.send(priority, past_router=False)
+        self.send(0, past_router=True)
+        for device in DEVICES:
+            self.route(3, 3, device)
+        self.workers["router"].send_pending()
+        for device in DEVICES:
+            self.workers[device].take(2)
 
     # --- work
 
-    @rule(priority=st.integers(0, 9), size=st.sampled_from([0, 40, 20_000]), past_router=st.booleans())
-    def send(self, priority: int, size: int, past_router: bool) -> None:
+    @rule(priority=st.integers(0, 9), past_router=st.booleans())
+    def send(self, priority: int, past_router: bool) -> None:
         queue = keys.device_queue("gpu0") if past_router else keys.EMBED_QUEUE
-        for _ in range(3):
+        for size in (0, 40, 20_000):
             one = message(self.sent, priority=priority, size=size, routing_key=queue)
             send(self.client, one, queue=queue)
             self.sent += 1
 
-    @rule(name=workers, count=counts)
-    def take(self, name: str, count: int) -> None:
-        self.workers[name].take(count)
-
-    @rule(name=workers, choice=choices)
-    def acknowledge(self, name: str, choice: int) -> None:
-        worker = self.workers[name]
-        self._acknowledge(worker, chosen(worker.has, choice))
-
-    @rule(device=devices, choice=choices)
-    def forward(self, device: str, choice: int) -> None:
+    @rule(count=counts, choice=choices, device=devices)
+    def route(self, count: int, choice: int, device: str) -> None:
+        """Take, and forward some with the next command."""
         router = self.workers["router"]
+        router.take(count)
         for raw in chosen(router.has, choice):
             router.forward(raw, device)
 
+    @rule(device=devices, count=counts, choice=choices)
+    def compute(self, device: str, count: int, choice: int) -> None:
+        """Take, and acknowledge some with the next command."""
+        worker = self.workers[device]
+        worker.take(count)
+        self._acknowledge(worker, chosen(worker.has, choice))
+
+    @rule(choice=choices)
+    def fail_a_call(self, choice: int) -> None:
+        router = self.workers["router"]
+        self._acknowledge(router, chosen(router.has, choice))
+
     @rule(name=workers, choice=choices, failed=st.booleans())
     def requeue(self, name: str, choice: int, failed: bool) -> None:
-        worker = self.workers[name]
-        for raw in chosen(worker.has, choice):
-            worker.has.remove(raw)
-            worker.in_flight.requeue(self.client, raw, keys.EMBED_QUEUE, failed=failed)
+        self._requeue(self.workers[name], choice, failed=failed)
 
     @rule(device=devices)
     def beat(self, device: str) -> None:
@@ -94,16 +126,17 @@ class Moves(RuleBasedStateMachine):
 
     # --- trouble
 
-    @rule(name=workers, count=counts)
-    def lose_the_answer_of_a_take(self, name: str, count: int) -> None:
+    @rule(name=workers, count=st.integers(0, 5))
+    def lose_an_answer(self, name: str, count: int) -> None:
+        """Send what is pending and take, but never hear what was taken."""
         worker = self.workers[name]
-        take(self.client, worker.in_flight, (), most_messages=0)
-        self._say_unheard(worker, count)
-        worker.in_flight.requeue_unclaimed(self.client, keys.EMBED_QUEUE)
-
-    @rule(name=workers)
-    def lose_an_answer(self, name: str) -> None:
-        self._say_unheard(self.workers[name], 0)
+        command = worker.in_flight.take_command(
+            lanes(worker.queue) if count else (), most_messages=count, most_bytes=1, with_text=True
+        )
+        self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+        worker.in_flight.take_lost()
+        if count:
+            worker.in_flight.requeue_unclaimed(self.client, keys.EMBED_QUEUE)
 
     @rule(name=workers, choice=choices)
     def lose_a_connection(self, name: str, choice: int) -> None:
@@ -118,39 +151,39 @@ class Moves(RuleBasedStateMachine):
         worker = self.workers[name]
         for _ in range(times):
             reap(self.client, self.client, worker.incarnation, died=died)
-        self.workers[name] = self.started(name)
+        self.workers[name] = self._started(name)
         self.reaped.append(worker)
 
-    @rule(
-        device=devices,
-        choice=choices,
-        requeued=choices,
-        connection_lost=st.booleans(),
-        sent=st.booleans(),
-    )
-    def wake(self, device: str, choice: int, requeued: int, connection_lost: bool, sent: bool) -> None:
+    @precondition(lambda self: self.reaped)
+    @rule(device=devices, choice=choices, requeued=choices, connection_lost=st.booleans())
+    def wake(self, device: str, choice: int, requeued: int, connection_lost: bool) -> None:
         """Let a worker that was reaped, but only paused, go on as if nothing had happened."""
-        if not self.reaped:
-            return
-        worker = self.reaped[choice % len(self.reaped)]
+        worker = self.reaped.pop(choice % len(self.reaped))
         for raw in chosen(worker.has, choice):
             if worker.device is None:
                 worker.forward(raw, device)
             else:
                 self._acknowledge(worker, [raw])
-        for raw in chosen(worker.has, requeued):
-            worker.has.remove(raw)
-            worker.in_flight.requeue(self.client, raw, keys.EMBED_QUEUE)
-        if sent:
-            worker.send_pending()
+        self._requeue(worker, requeued)
+        worker.send_pending()
         if connection_lost:
             worker.in_flight.requeue_unclaimed(self.client, keys.EMBED_QUEUE)
+        self.reaped.append(worker)
 
     @rule(device=devices, left=st.booleans())
     def requeue_what_waits_for_a_device(self, device: str, left: bool) -> None:
         if left:
             leave(self.client, device, self.workers[device].incarnation)
         requeue_waiting(self.client, device)
+
+    @rule(name=workers)
+    def two_requeue_the_same(self, name: str) -> None:
+        """Have two processes requeue what one of them has read when the other has moved it already."""
+        worker = self.workers[name]
+        stale = Stale(self.client, self.client.lrange(worker.in_flight.key, 0, -1))
+        reap(self.client, self.client, worker.incarnation)
+        requeue_in_flight(cast("redis.Redis", stale), worker.incarnation)
+        self.workers[name] = self._started(name)
 
     @rule()
     def forget_the_scripts(self) -> None:
@@ -189,18 +222,18 @@ class Moves(RuleBasedStateMachine):
 
     # --- helpers
 
+    def _started(self, name: str) -> Worker:
+        return Worker(self.client, None if name == "router" else name)
+
     def _acknowledge(self, worker: Worker, messages: list[bytes]) -> None:
         for raw in messages:
             worker.acknowledge(raw)
         self.acknowledged.update(numbers(messages))
 
-    def _say_unheard(self, worker: Worker, count: int) -> None:
-        """Send what is pending and take messages, but hear no answer."""
-        command = worker.in_flight.take_command(
-            lanes(worker.queue) if count else (), most_messages=count, most_bytes=1, with_text=True
-        )
-        self.client.execute_command(*command)  # type: ignore[no-untyped-call]
-        worker.in_flight.take_lost()
+    def _requeue(self, worker: Worker, choice: int, *, failed: bool = False) -> None:
+        for raw in chosen(worker.has, choice):
+            worker.has.remove(raw)
+            worker.in_flight.requeue(self.client, raw, keys.EMBED_QUEUE, failed=failed)
 
     def _look(self) -> tuple[dict[str, list[bytes]], dict[str, dict[str, int]], set[str]]:
         """Return all messages by the list they are in, all loads, and the keys that never expire."""

@@ -174,16 +174,20 @@ def collect(receiver: Receiver) -> None:
     receiver.connection.collect()
 
 
+@pytest.mark.parametrize("restarted", [False, True])
 @pytest.mark.parametrize("give_up", [close, collect])
 def test_a_new_connection_takes_again_what_the_lost_one_had_but_not_what_was_acknowledged(
     receive: Receive,
     put: Put,
     client: redis.Redis,
     give_up: Callable[[Receiver], None],
+    restarted: bool,
 ) -> None:
     put("q", *range(4))
     lost = receive("q")
     had = lost.take(4)
+    if restarted:
+        client.script_flush()
     cut_connections(client)
     had[1].ack()
     with pytest.raises(redis.ConnectionError):
