@@ -3,7 +3,7 @@
 In the order in which a message passes through them:
 
 * ``queues``: the Redis lists of a queue, and the names of worker processes
-* ``transport``, ``channel``: kombu's Redis transport for workers
+* ``transport``, ``channel``, ``deliveries``: kombu's Redis transport for workers
 * ``take_protocol``: which commands the channel sends, and what their answers mean
 * ``in_flight``: the messages that a process has taken and not acknowledged (``take.lua``)
 * ``load``: what a message adds to the load of its device (``load.lua``)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import cached_property
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery.utils.log import get_logger
@@ -22,6 +22,7 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 from kombu.utils.json import loads
 
+from sutra_tasks.broker.deliveries import TAKEN, Message, QoS
 from sutra_tasks.broker.in_flight import in_flight_of
 from sutra_tasks.broker.load import MOST_CREDIT, tokens_of, weight_of
 from sutra_tasks.broker.queues import requeue_target
@@ -33,55 +34,13 @@ if TYPE_CHECKING:
     from sutra_tasks.broker.in_flight import InFlightMessages
     from sutra_tasks.broker.take_protocol import Taken
 
-__all__ = ["TAKEN", "Channel"]
+__all__ = ["Channel"]
 
 logger = get_logger(__name__)
-
-TAKEN: Final = "sutra_taken"
-"""Field of a decoded message on its way through kombu: its bytes, its queue and its weight."""
 
 
 def _nothing() -> None:
     """Do nothing, on the event loop: being called wakes it."""
-
-
-class QoS(stock.QoS):  # type: ignore[misc]  # kombu is half typed
-    """Messages delivered over one channel; on the server, they are in flight."""
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        """Remember a delivery; taking it has already recorded it on the server."""
-        virtual.QoS.append(self, message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        """Acknowledge a message; from any thread. Ignored if its connection was lost: it is requeued."""
-        message = self._delivered.get(delivery_tag)
-        if message is not None:
-            # In this order: acknowledging wakes the loop, which must see that it may take one more.
-            virtual.QoS.ack(self, delivery_tag)
-            self.channel.acknowledge(message)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        """Requeue a message, or drop it; from any thread."""
-        message = self._delivered.get(delivery_tag)
-        if message is not None and requeue:
-            self.channel.requeue(message)
-            virtual.QoS.ack(self, delivery_tag)
-            self.channel.wake()
-        else:
-            self.ack(delivery_tag)
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: messages are requeued when a worker dies, not after a time."""
-
-    def restore_unacked_once(self, stderr: Any = None) -> None:  # noqa: ARG002 - kombu's signature
-        """Requeue what is not acknowledged, now or on reconnecting."""
-        self._on_collect.cancel()
-        self._flush()
-        if self._delivered.restored:
-            return
-        self._delivered.restored = True
-        self.channel.requeue_all(list(self._delivered.values()))
-        self._delivered.clear()
 
 
 class Channel(transport.Channel):
@@ -91,6 +50,7 @@ class Channel(transport.Channel):
     """
 
     QoS = QoS
+    Message = Message
     # A name, not the object: Celery shows transport options to `inspect stats` and Flower.
     from_transport_options = (*stock.Channel.from_transport_options, "incarnation")
     incarnation: str | None = None
@@ -323,18 +283,3 @@ class Channel(transport.Channel):
             # If it has ended by itself, the server does nothing; if this fails, it will end soon.
             with suppress(redis.RedisError, OSError):
                 self.commands.client_unblock(self._connection_id)
-
-    class Message(virtual.Message):  # type: ignore[misc]  # kombu is half typed
-        """A delivery that has the bytes it was taken as, which name it in the in-flight list.
-
-        Attributes:
-            sutra_raw: the bytes; None if it was not taken into the in-flight list.
-            sutra_queue: the queue it was taken from.
-            sutra_weight: tokens it adds to its device's load.
-            sutra_failed: set it before requeuing, to count an attempt.
-        """
-
-        def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
-            self.sutra_raw, self.sutra_queue, self.sutra_weight = payload.pop(TAKEN, (None, None, 0))
-            self.sutra_failed = False
-            super().__init__(payload, channel=channel, **kwargs)

@@ -6,7 +6,8 @@ from typing import Any
 
 from kombu.transport import redis as stock
 
-from sutra_tasks.broker.channel import TAKEN, Channel
+from sutra_tasks.broker.channel import Channel
+from sutra_tasks.broker.deliveries import TAKEN
 from sutra_tasks.broker.queues import requeue_target
 
 __all__ = ["Transport"]
