@@ -14,7 +14,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming.client.reader_core import ACKNOWLEDGE_RESPONSES, BLOCK_S, FETCH, ReaderCore
+from sutra_tasks.streaming.client.reader_core import ACKNOWLEDGE, BLOCK_S, FETCH, ReaderCore
 from sutra_tasks.streaming.client.steps import REPEAT_S, Command, RunScript, Sleep, Step, run
 from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
 
@@ -60,8 +60,8 @@ class FakeOutput:
                 return None
             case RunScript(script, values):
                 self.commands.append(script.name.rpartition("/")[2])
-                if script is ACKNOWLEDGE_RESPONSES:
-                    self._acknowledge(values["acknowledged"])
+                if script is ACKNOWLEDGE:
+                    self._acknowledge(values["ids"])
                 answer = None
             case Command(method, arguments):
                 self.commands.append(method)
@@ -150,7 +150,7 @@ def test_a_response_is_worked_on_when_the_next_one_is_asked_for() -> None:
     assert (reader.next(), reader.next()) != (None, None)
     run(reader.core.leave(), output.perform)
     assert len(output.acknowledged) == 1
-    assert output.commands[-1] == "leave_readers"
+    assert output.commands[-1] == "requeue_responses"
     reader.core.mark_worked_on()
     run(reader.core.leave(), output.perform)
     assert len(output.acknowledged) == 2

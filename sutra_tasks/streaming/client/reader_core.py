@@ -32,10 +32,9 @@ BLOCK_S: Final = 1.0
 """Seconds that the server may hold back its answer until there is a response."""
 CLAIM_EVERY_S: Final = 1.0
 REMEMBER: Final = 100_000
-DAY_MS: Final = 86_400_000
 
-ACKNOWLEDGE_RESPONSES: Final = lua.script("streaming/lua/acknowledge_responses")
-LEAVE_READERS: Final = lua.script("streaming/lua/leave_readers", CLAIMABLE_MS=DAY_MS)
+ACKNOWLEDGE: Final = lua.script("streaming/lua/acknowledge_responses", GROUP=keys.READERS_GROUP)
+REQUEUE: Final = lua.script("streaming/lua/requeue_responses", GROUP=keys.READERS_GROUP)
 
 
 class ReaderCore:
@@ -103,24 +102,14 @@ class ReaderCore:
     def acknowledge(self) -> Steps[None]:
         """Acknowledge the responses that are worked on."""
         if self._worked_on:
-            yield RunScript(
-                ACKNOWLEDGE_RESPONSES,
-                {
-                    "responses": self._key,
-                    "group": keys.READERS_GROUP,
-                    "acknowledged": self._worked_on,
-                },
-            )
+            yield RunScript(ACKNOWLEDGE, {"responses": self._key, "ids": self._worked_on})
             self._worked_on = []
 
     def leave(self) -> Steps[None]:
-        """Acknowledge the responses that are worked on, and leave the others to other readers."""
+        """Acknowledge the responses that are worked on, and requeue the others for other readers."""
         try:
             yield from self.acknowledge()
-            yield RunScript(
-                LEAVE_READERS,
-                {"responses": self._key, "group": keys.READERS_GROUP, "reader": self._name},
-            )
+            yield RunScript(REQUEUE, {"responses": self._key, "reader": self._name})
         except (redis.RedisError, OSError):
             pass  # other readers claim the responses
 

@@ -1,9 +1,9 @@
-"""Running a producer's or a reader's decisions, on a thread or on an event loop.
+"""Runs the decisions of a producer or a reader, on a thread or on an event loop.
 
-The decisions stand once, in generators without I/O. Such a generator yields the next step (a command, a
-script, a pause, the caller's next text), is sent the step's answer or gets its exception thrown in, and
-returns the result of the call. :func:`run` takes the steps on a thread and :func:`run_async` on an event
-loop. psycopg 3 shares its code between both worlds in the same way.
+A decision is a generator without I/O. It yields the next step (a command, a script, a pause, the
+caller's next text), is sent the step's answer or gets its exception thrown in, and returns the result of
+the call. :func:`run` takes the steps on a thread and :func:`run_async` on an event loop, so both
+kinds of classes share one logic. psycopg 3 is built in the same way.
 """
 
 from __future__ import annotations
