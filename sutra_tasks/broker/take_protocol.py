@@ -132,8 +132,11 @@ class TakeProtocol:
         Nothing is lost: what the command carried is sent again. A server that was restarted, or whose
         scripts were flushed, gets the whole script with the next command, at once.
         """
-        if self._awaited.popleft() is not _Sent.WAIT:
+        sent = self._awaited.popleft()
+        if sent is not _Sent.WAIT:
             self._in_flight.take_lost()
+        if sent is _Sent.TAKE:
+            self._takes -= 1  # nothing was taken: the next command has the same turn
         self.idle = False
         if isinstance(error, NoScriptError):
             self._script_missing = True
