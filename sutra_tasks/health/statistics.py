@@ -138,8 +138,8 @@ class Statistics:
 
         ``tasks``, ``texts``, ``tokens``, ``batches``, ``errors`` and ``busy_s`` count from the start.
         ``p50_ms`` and ``p95_ms`` are of the last 512 calls, waiting included; 0.0 before the first.
-        The others are None while nothing was measured; their tokens are estimated ones, by the ratio
-        of estimated to true tokens of those calls:
+        The fields below are None while nothing was measured. Their tokens are estimated ones, by the
+        ratio of estimated to true tokens of those calls:
 
         - ``tokens_per_s``: per second of computing, over the last 64 batches and 60 s. The warm-up
           counts as one more batch: after a pause there is no other, and it keeps a few tiny batches

@@ -94,9 +94,9 @@ def embedded_server(port: int | None = None, *options: str) -> Iterator[str]:
             deadline = time.monotonic() + START_TIMEOUT_S
             while not _answers(client):
                 if process.poll() is not None or time.monotonic() > deadline:
-                    said = log.read_text(errors="replace").strip() if log.exists() else ""
-                    last = said.splitlines()[-1] if said else "it said nothing"
-                    raise SutraError(f"the server did not start on port {chosen}: {last}")
+                    text = log.read_text(errors="replace") if log.exists() else ""
+                    lines = text.strip().splitlines() or ["it said nothing"]
+                    raise SutraError(f"the server did not start on port {chosen}: {lines[-1]}")
                 time.sleep(0.01)
             client.close()
             yield f"redis://127.0.0.1:{chosen}/0"

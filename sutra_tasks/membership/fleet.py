@@ -35,7 +35,7 @@ class FleetMember:
     Attributes:
         id: of the device.
         heartbeat_age_s: seconds since its last heartbeat.
-        record: what it said of itself; None if another version of this package wrote it.
+        record: what it says of itself; None if another version of this package wrote it.
         backlog_messages: messages that it was sent and has not finished.
         backlog_tokens: their estimated tokens.
         credit_used: the same, where each message counts ``MOST_CREDIT`` at most.
@@ -115,7 +115,7 @@ def _member(
 ) -> FleetMember:
     messages, credit, dispatched, completed = (int(count or 0) for count in load)
     record = None if record_json is None else _read_record(record_json)
-    # Messages that came past the router are in nobody's load; their device says how many it has.
+    # No load counts messages that came past the router; their device says how many it has.
     uncounted = record.uncounted_messages if record is not None else 0
     uncounted_tokens = record.uncounted_tokens if record is not None else 0
     return FleetMember(

@@ -150,7 +150,7 @@ class Reaper:
             self._own_lease.is_lost = False
         raw: Any = self._client.hgetall(keys.LEASES)
         beats = {name.decode(): int(count) for name, count in raw.items()}
-        # The clock is read after the answer: while the server was silent nobody could beat.
+        # The clock is read after the answer: a silent server counts no heartbeats.
         before, self._observed = self._observed, self._observed.after(beats, self._clock())
         for incarnation in self._observed.ended(self._lease_s):
             requeued = reap(self._client, self._results, incarnation)
