@@ -10,6 +10,7 @@ In the order in which a message passes through them:
 * ``late_ack``: a pool of threads that acknowledge what they have finished
 * ``result_backend``: stores what became of a task (``store_result.lua``)
 * ``requeue``: moves messages back to the queue they are routed from (``requeue.lua``)
+* ``answered``: tells which messages of a dead worker have their answer, and are dropped instead
 * ``attempts``: how many workers died with a message
 * ``dead_letters``: messages that were given up (``retry_dead_letter.lua``)
 

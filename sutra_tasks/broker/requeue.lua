@@ -8,7 +8,7 @@
 --- @key      load       hash: the load of the device whose messages these are
 --- @keys     targets    lists: where each message goes
 --- @args     messages   each message as it stands in ``source``
---- @args     requeued   each message as it goes back
+--- @args     requeued   each message as it goes back; empty: it is removed and goes nowhere
 --- @args     weights    tokens of each in the load
 --- @include  broker/load
 --- @returns  how many messages moved
@@ -16,9 +16,11 @@
 local moved = 0
 for i, message in ipairs(messages) do
   if redis.call('LREM', source, 1, message) == 1 then
-    redis.call('RPUSH', targets[i], requeued[i])
     remove_load(load, weights[i])
-    moved = moved + 1
+    if requeued[i] ~= '' then
+      redis.call('RPUSH', targets[i], requeued[i])
+      moved = moved + 1
+    end
   end
 end
 return moved

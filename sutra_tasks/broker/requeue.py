@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.utils.log import get_logger
 
 from sutra_tasks import keys, lua
+from sutra_tasks.broker.answered import answering_result, stored_successes
 from sutra_tasks.broker.attempts import count_death
 from sutra_tasks.broker.load import LOAD_CONSTANTS, load_key, weight_of
 from sutra_tasks.broker.queues import device_of, lane, lanes
@@ -37,16 +38,22 @@ class _Requeued:
     """A message as it is requeued.
 
     Attributes:
-        message: its bytes or text.
+        message: its bytes or text; empty: it has its answer, and is dropped.
         queue: the queue it was sent to, or the router's.
         priority: its priority.
         weight: tokens that it counts in the load of the device it leaves.
+        result: key of the result whose success ends it; None if no result does.
     """
 
     message: str | bytes
     queue: str
     priority: int
     weight: int
+    result: str | None
+
+
+_PlannedMove = tuple[bytes, str, _Requeued | None]
+"""A message as it stands in its list, the queue it goes to, and its requeued form; None: no message."""
 
 
 def requeue(
@@ -73,6 +80,7 @@ def requeue_in_flight(
     queues: Mapping[bytes, str] = MappingProxyType({}),
     keep: Collection[bytes] = (),
     died: bool = False,
+    results: redis.Redis | None = None,
 ) -> int:
     """Requeue what a worker has in flight; return how many messages moved.
 
@@ -84,6 +92,8 @@ def requeue_in_flight(
         keep: messages that stay in flight.
         died: the worker died, perhaps of one of these messages: each of them counts an attempt more, or
             only the suspect that it ran alone.
+        results: the results server, if the worker is gone: messages that it had answered are dropped.
+            None for a live worker, which acknowledges them itself.
     """
     source, device = keys.in_flight(incarnation), device_of(incarnation)
     suspect: Any = client.get(keys.suspect(incarnation)) if died else None
@@ -96,6 +106,8 @@ def requeue_in_flight(
             found = _requeued(raw, died=died and device is not None, suspect_id=suspect_id)
             sent_to = found.queue if found is not None else keys.EMBED_QUEUE
             moves.append((raw, queues.get(raw) or queue or sent_to, found))
+    if results is not None:
+        moves = _without_answered(results, moves)
     return _move(client, source, load_key(incarnation), moves)
 
 
@@ -140,12 +152,21 @@ def _requeued(
         queue=sent_to if sent_to in NOT_ROUTED else keys.EMBED_QUEUE,
         priority=priority,
         weight=weight,
+        result=answering_result(headers),
     )
 
 
-def _move(
-    client: redis.Redis, source: str, load: str, moves: Sequence[tuple[bytes, str, _Requeued | None]]
-) -> int:
+def _without_answered(results: redis.Redis, moves: Sequence[_PlannedMove]) -> list[_PlannedMove]:
+    """Return the same moves, but with nothing to send for each message that has its answer."""
+    names = [one.result for _, _, one in moves if one is not None and one.result is not None]
+    answered = stored_successes(results, names)
+    return [
+        (raw, queue, replace(one, message="") if one is not None and one.result in answered else one)
+        for raw, queue, one in moves
+    ]
+
+
+def _move(client: redis.Redis, source: str, load: str, moves: Sequence[_PlannedMove]) -> int:
     """Move messages from a list to the queues beside them; return how many moved.
 
     Bytes that are no message are dropped, because no worker could ever handle them.

@@ -36,13 +36,15 @@ FORGET_QUEUE: Final = lua.script("membership/forget_queue")
 def reap(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: bool = True) -> int:
     """End the lease of a worker process, and requeue its messages and those that wait for its device.
 
+    Messages that the worker had answered are dropped: it may have died before it acknowledged them.
+
     Any number of processes may do so at once, or again after one was killed in it: the lease is
     deleted last, so what remains is found again.
 
     Args:
         client: the broker.
-        results: the results server. The process may still live, stopped or cut off: from here on it
-            can store no error there.
+        results: the results server, which says what the worker has answered. The process may still live,
+            stopped or cut off: from here on it can store no error there.
         incarnation: the process.
         died: whether one of its messages may have caused its end.
 
@@ -56,7 +58,7 @@ def reap(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: b
         leave(client, device_id, incarnation)
         # The newer messages first: what is requeued last is taken first.
         requeued = requeue_waiting(client, device_id)
-    requeued += requeue_in_flight(client, incarnation, died=died)
+    requeued += requeue_in_flight(client, incarnation, died=died, results=results)
     client.delete(keys.suspect(incarnation))
     client.hdel(keys.LEASES, incarnation)
     return requeued

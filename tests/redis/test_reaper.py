@@ -288,6 +288,103 @@ def test_a_reap_that_died_anywhere_is_finished_by_the_next(
     assert counted["tokens_dispatched"] == counted["tokens_completed"]
 
 
+def store(results: redis.Redis, task: str, state: str) -> None:
+    """Store a result as a worker does."""
+    results.set(keys.result(task), json.dumps({"status": state, "result": {"data": "x" * 9}}))
+
+
+def having_taken(client: redis.Redis, *messages: bytes, device: str = "gpu0") -> Worker:
+    """Return a device worker that has these messages in flight."""
+    given(client, device, messages)
+    worker = Worker(client, device)
+    worker.take()
+    return worker
+
+
+def changed(raw: bytes, **headers: Any) -> bytes:
+    value = json.loads(raw)
+    value["headers"] |= headers
+    return json.dumps(value).encode()
+
+
+def test_what_was_answered_by_a_worker_that_died_is_not_requeued(
+    client: redis.Redis, results: redis.Redis
+) -> None:
+    dead = at_work(client)
+    for task, state in enumerate(["SUCCESS", "FAILURE", "PROGRESS", "SUCCESS"]):
+        store(results, str(task), state)
+    assert reap(client, results, dead.incarnation) == 8
+    assert rest(client) == {keys.EMBED_QUEUE: [1, 2, *range(4, 10)]}
+    assert attempts(client) == {1: 1, 2: 1} | dict.fromkeys(range(4, 10), 0)
+    counted = load(client, "gpu0")
+    assert (counted["messages"], counted["credit"]) == (0, 0)
+    assert counted["tokens_dispatched"] == counted["tokens_completed"]
+
+
+@pytest.mark.parametrize("died", [True, False])
+def test_all_that_was_answered_is_dropped_however_much_it_is_and_however_its_worker_ended(
+    client: redis.Redis, results: redis.Redis, died: bool
+) -> None:
+    count = 2 * returning.MESSAGES_PER_CALL + 5
+    dead = at_work(client, messages=count, taken=count)
+    for task in range(count):
+        if task % 50:
+            store(results, str(task), "SUCCESS")
+    assert reap(client, results, dead.incarnation, died=died) == 5
+    assert rest(client) == {keys.EMBED_QUEUE: [0, 50, 100, 150, 200]}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"group": "g"},  # its chord may not have counted it
+        {"task": keys.PART_TASK},
+        {"task": keys.COMBINE_TASK},  # it has yet to forget the parts
+        {"task": "shop.save"},
+        {"task": None},
+    ],
+)
+def test_what_a_stored_success_does_not_end_is_repeated(
+    client: redis.Redis, results: redis.Redis, headers: dict[str, Any]
+) -> None:
+    dead = having_taken(client, changed(message(0), **headers))
+    store(results, "0", "SUCCESS")
+    assert reap(client, results, dead.incarnation) == 1
+    assert attempts(client) == {0: 1}
+
+
+def test_what_has_no_result_is_repeated(client: redis.Redis, results: redis.Redis) -> None:
+    dead = having_taken(client, changed(message(0), ignore_result=True))
+    assert reap(client, results, dead.incarnation) == 1
+
+
+def test_an_error_that_quotes_a_success_is_none(client: redis.Redis, results: redis.Redis) -> None:
+    dead = having_taken(client, message(0))
+    stored = {"status": "FAILURE", "result": {"exc_message": ['"status": "SUCCESS"']}}
+    results.set(keys.result("0"), json.dumps(stored))
+    assert reap(client, results, dead.incarnation) == 1
+
+
+def test_a_distillation_that_was_answered_is_not_run_again(
+    client: redis.Redis, results: redis.Redis
+) -> None:
+    raw = changed(message(0, routing_key=keys.DISTILL_QUEUE), task=keys.DISTILL_TASK)
+    for task, state in {"0": "SUCCESS", "1": "PROGRESS"}.items():
+        client.lpush(keys.in_flight("distill.1"), changed(raw, id=task))
+        store(results, task, state)
+    assert reap(client, results, "distill.1") == 1
+    assert numbers(waiting(client, keys.DISTILL_QUEUE)) == [1]
+
+
+def test_what_was_answered_is_dropped_from_a_full_server(
+    client: redis.Redis, results: redis.Redis
+) -> None:
+    dead = at_work(client)
+    store(results, "0", "SUCCESS")
+    with full_memory(client):
+        assert reap(client, results, dead.incarnation) == 9
+
+
 def test_nothing_goes_back_before_the_worker_is_kept_from_storing_errors(
     client: redis.Redis, results: redis.Redis
 ) -> None:

@@ -1,9 +1,11 @@
 """A device that does what its texts tell it: ``python faulty_device.py device``.
 
-A text ``!<order> ...`` is obeyed by whoever computes it, ``!<order>@<device> ...`` by that device only,
-and ``!once-<order> ...`` by one process only. The folder ``FAULTS`` notes what was computed.
+The device that computes a text ``!<order> ...`` obeys it; ``!<order>@<device> ...`` is for one device,
+and ``!once-<order> ...`` for the first process that computes it. A file in the folder ``FAULTS`` lists
+the texts that were computed.
 
 * ``raise`` raises; ``die`` ends the process; ``nan`` makes every vector from now on not a number
+* ``answer`` ends the process once it has stored a result, before it can acknowledge the message
 * ``hang`` never returns, and holds the GIL meanwhile, as a hung driver does
 """
 
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from celery.signals import task_success
 
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
@@ -42,12 +45,21 @@ def obey(text: str, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     if order == "hang":
         ctypes.PyDLL(None).sleep(3600)
+    if order == "answer":
+        _State.ends_after_storing = True
     if order == "nan":
         _State.broken = True
 
 
 class _State:
     broken = False
+    ends_after_storing = False
+
+
+def end_if_ordered(**_: Any) -> None:
+    """End this process between storing a result and acknowledging its message, if a text says so."""
+    if _State.ends_after_storing:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def install(folder: Path) -> None:
@@ -65,6 +77,7 @@ def install(folder: Path) -> None:
         return np.full_like(rows, np.nan) if _State.broken else rows
 
     SimulatedEncoder.encode = obeying  # type: ignore[method-assign]
+    task_success.connect(end_if_ordered)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
 """Devices whose engine fails, with 2,000 tasks under way: each task ends as it must."""
 
-import pytest
+from collections.abc import Callable
 
-from sutra_tasks import EncodingError, PoisonMessageError
+import pytest
+from celery import group
+
+from sutra_tasks import EncodingError, PoisonMessageError, embed
 from sutra_tasks.broker.dead_letters import dead_letters, drop
 from sutra_tasks.health.states import DeviceState
+from tests.system.faulty_device import COMPUTED
 from tests.system.work import LOADED, Work
 
 
@@ -65,3 +69,30 @@ def test_texts_that_end_their_process_become_dead_letters_and_nothing_else_does(
         assert {one.task_id for one in letters} == {work.sent[text].id for text in deadly}
         assert {one.attempts for one in letters} == {fleet.options.max_attempts}
         drop(client, letters)
+
+
+def alone(text: str) -> None:
+    embed.delay(text).get(timeout=60)
+
+
+def in_a_group(text: str) -> None:
+    group(embed.s(text)).apply_async().get(timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("sent", "times"),
+    # A member of a group may be one of a chord that has not counted it.
+    [(alone, 1), (in_a_group, 2)],
+)
+def test_what_a_device_answered_just_before_it_died_is_computed_again_only_in_a_group(
+    start_fleet, faults, wait_until, sent: Callable[[str], None], times: int
+):
+    text = "!once-answer and end"
+    with start_fleet(1, faults=faults) as fleet:
+        [device] = fleet.device_ids
+        pid = fleet.pid(device)
+        sent(text)
+        fleet.await_replacement(device, pid)
+        wait_until(fleet.is_empty)
+        assert (faults / COMPUTED).read_text().splitlines().count(text) == times
+        assert len(fleet.reports) == 1

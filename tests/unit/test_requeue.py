@@ -5,6 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
+from celery.app.trace import build_tracer
+from celery.backends.cache import CacheBackend
+from celery.signals import before_task_publish
 from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
@@ -170,3 +174,40 @@ def test_an_unreadable_message_in_flight_does_not_keep_the_others_from_being_req
     assert requeue_in_flight(client, "gpu0.1") == 1
     assert returned == [good]
     assert dropped == [b"not json", b"{}"]
+
+
+def test_celery_sends_what_follows_a_task_before_it_stores_a_success_and_counts_a_chord_after() -> None:
+    # What lets a stored success end a message that is in no chord.
+    told: list[str] = []
+
+    class Backend(CacheBackend):  # type: ignore[misc]  # Celery is untyped
+        def store_result(self, *_: Any, **__: Any) -> None:
+            told.append("result")
+
+        def on_chord_part_return(self, *_: Any, **__: Any) -> None:
+            told.append("chord")
+
+    app = Celery("t", broker="memory://", set_as_current=False)
+
+    def one() -> int:
+        return 1
+
+    task = app.task(name="t.task")(one)
+    task.backend = Backend(app, url="memory")
+
+    def sent(sender: str, **_: Any) -> None:
+        told.append(sender)
+
+    before_task_publish.connect(sent)
+    try:
+        trace = build_tracer(task.name, task, app=app)
+        trace(
+            "id", (), {},
+            {
+                "id": "id", "group": "g", "chord": app.signature("t.body"), "delivery_info": {},
+                "callbacks": [app.signature("t.link")], "chain": [app.signature("t.next")],
+            },
+        )  # fmt: skip
+    finally:
+        before_task_publish.disconnect(sent)
+    assert told == ["t.link", "t.next", "result", "chord"]
