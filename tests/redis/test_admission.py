@@ -1,4 +1,4 @@
-"""A client sends what can be done in time, by what routers said last and by what it sent since."""
+"""A client refuses calls by the backlog that routers published last, and by what it sent since."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Open = Callable[..., Admission]
 
 
 class Time:
-    """A clock that stands until it is told to go."""
+    """A clock that the test sets."""
 
     now = 1000.0
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_done_in_time_is_refused_and_told_for_how_long(
 def test_one_call_may_be_larger_than_what_may_wait(
     client: redis.Redis, admit: Callable[[int], None]
 ) -> None:
-    # Refused for good, it could never be done.
+    # If it were refused now, it would be refused for ever.
     say(client, 0)
     admit(10**9)
 
@@ -171,7 +171,7 @@ def test_a_limit_of_nothing_refuses_nothing_and_looks_at_nothing(
 
 
 def test_a_server_that_is_away_refuses_nothing_and_is_looked_for_again(clock: Time) -> None:
-    # Sending says what is wrong with it, and waits for it as long as it always does.
+    # Sending fails with its own error, after its usual retries.
     port = free_port()
     options = Settings(broker_url=f"redis://127.0.0.1:{port}/0", max_queue_s=10)
     admission = Admission(options, clock=clock)

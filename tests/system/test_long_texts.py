@@ -53,7 +53,7 @@ def ordered(text, chunk, order):
 
 
 def expected(texts, options=LONG, **asked):
-    """Return what one device gives that has all to itself."""
+    """Compute the answer without a fleet, in one piece."""
     call = Call.of((texts,), asked, Settings())
     chunked = CallChunker(SimulatedEncoder(width=WIDTH), Settings(**options)).chunk(call)
     rows = vectors_of([row.content for row in chunked.rows], WIDTH)
@@ -82,14 +82,14 @@ def same(got, wanted):
 
 
 def await_rest(fleet, client):
-    """Return once nothing of any call is left in the fleet."""
+    """Wait until the fleet has no message and no document."""
     wait_until(fleet.is_empty)
     wait_until(lambda: not list(client.scan_iter(f"{keys.document('')}*")))
     assert not client.exists(keys.DOCUMENTS)
 
 
 def await_progress(result, done=1):
-    """Return what a caller sees once so many parts are done, and not all."""
+    """Wait until so many parts are done and not all, and return the progress."""
     seen = []
 
     def look():
@@ -101,7 +101,7 @@ def await_progress(result, done=1):
 
 
 def called_back(client):
-    """Return which tasks were called back, how often, and forget it."""
+    """Take the callbacks that were sent, and return their names and messages."""
     messages = [json.loads(raw) for raw in client.lrange(CALLBACKS, 0, -1)]
     client.delete(CALLBACKS)
     return Counter(message["headers"]["task"] for message in messages), messages
@@ -112,7 +112,7 @@ def arguments(message):
 
 
 def raw_of(client, task_id):
-    """Return the message of a task that waits for a router, or for its look into what it holds."""
+    """Return the message of a task that waits for a router, or that a router has in flight."""
     names = [keys.EMBED_QUEUE, *client.scan_iter(f"{keys.in_flight('')}*")]
     (found,) = {raw for name in names for raw in client.lrange(name, 0, -1) if task_id.encode() in raw}
     return found
@@ -170,7 +170,7 @@ def test_a_document_has_the_same_vector_on_many_devices_and_on_one(start_fleet, 
     assert [texts[3][slice(*span)] for span in single.spans[0]] == chunks_of(texts[3])
 
 
-# Who asked is told, and called back, once.
+# Outcomes and callbacks, once each.
 
 
 def test_progress_is_seen_and_documents_do_not_mix(start_fleet, client):
@@ -225,7 +225,7 @@ def test_callbacks_chains_and_chords_around_a_document_work_once(start_fleet, cl
         assert shapes == [[WIDTH], [WIDTH], [2, WIDTH]]
 
 
-# Parts that fail, and who does not wait for them.
+# Parts that fail, and callers that give up.
 
 
 def test_a_part_that_fails_is_the_callers_error_with_the_position_of_its_text(
@@ -268,39 +268,38 @@ def test_a_part_that_ends_its_devices_fails_its_document_and_is_kept(start_fleet
         assert called_back(client)[0] == {"host.failed": 1}
 
 
-def test_a_caller_that_expires_is_told_and_frees_the_fleet(start_fleet, client, faults):
+def test_a_document_that_expires_or_is_revoked_is_computed_no_further(start_fleet, client, faults):
+    """Its caller gets the state, and the devices are free for other calls."""
     with start_fleet(2, faults=faults, **SLOW) as fleet:
-        text = document(300)  # 7 s
-        result = embed.apply_async((text,), expires=1.5)
-        await_progress(result)
+
+        def computed_chunks(text):
+            return len(set((faults / COMPUTED).read_text().splitlines()) & set(chunks_of(text)))
+
+        late = document(300, "late")  # 7 s
+        expired = embed.apply_async((late,), expires=1.5)
+        await_progress(expired)
         with pytest.raises(TaskRevokedError):
-            result.get(timeout=30)
-        assert result.state == "REVOKED"
+            expired.get(timeout=30)
+        assert expired.state == "REVOKED"
         await_rest(fleet, client)
         assert embed.delay("free again").get(timeout=5).shape == (WIDTH,)
-        computed = set((faults / COMPUTED).read_text().splitlines())
-        assert 1 <= len(computed & set(chunks_of(text))) < 250
-        assert result.state == "REVOKED"
+        assert 1 <= computed_chunks(late) < 250
 
-
-def test_a_document_that_is_revoked_is_computed_no_further(start_fleet, client, faults):
-    with start_fleet(2, faults=faults, **SLOW) as fleet:
-        text = document(60)
-        result = embed.apply_async((text,), link=COUNT)
-        await_progress(result, done=2)
-        result.revoke()
+        unwanted = document(60, "unwanted")
+        revoked = embed.apply_async((unwanted,), link=COUNT)
+        await_progress(revoked, done=2)
+        revoked.revoke()
         with pytest.raises(TaskRevokedError):
-            result.get(timeout=10)
-        assert result.state == "REVOKED"
+            revoked.get(timeout=10)
+        assert revoked.state == "REVOKED"
         await_rest(fleet, client)
         assert embed.delay("free again").get(timeout=5).shape == (WIDTH,)
-        computed = set((faults / COMPUTED).read_text().splitlines())
-        assert 2 <= len(computed & set(chunks_of(text))) < 40
-        assert result.state == "REVOKED"
+        assert 2 <= computed_chunks(unwanted) < 40
         assert called_back(client)[0] == {}
+        assert (expired.state, revoked.state) == ("REVOKED", "REVOKED")
 
 
-# What dies, comes twice or is lost on the way.
+# Devices that die, messages that are delivered twice or lost.
 
 
 def test_a_device_that_dies_midway_costs_no_document_anything(start_fleet, client):
@@ -330,7 +329,7 @@ def test_a_document_that_is_delivered_twice_completes_once(start_fleet, client):
         await_rest(fleet, client)
         assert called_back(client)[0] == {"host.count": 1}
 
-        # And once more when it is done: it may be computed again, but stays done.
+        # Delivered again after its outcome is stored: it may be computed again, but the outcome stays.
         client.lpush(keys.EMBED_QUEUE, raw)
         wait_until(lambda: client.exists(keys.document(result.id)))
         while client.exists(keys.document(result.id)):

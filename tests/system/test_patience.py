@@ -1,4 +1,4 @@
-"""A server that goes away ends no wait, and lets its results go in peace."""
+"""An outage of the results server ends no wait, and does not disturb results that are dropped."""
 
 import gc
 import sys
@@ -35,7 +35,7 @@ ResultAt = Callable[..., EmbedResult]
 
 @pytest.fixture
 def start(tmp_path) -> Start:
-    """Run servers one after the other that find what the one before them stored."""
+    """Run servers one after the other on the same data."""
 
     @contextmanager
     def durable(port: int | None = None) -> Iterator[str]:

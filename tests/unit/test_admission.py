@@ -1,4 +1,4 @@
-"""How much is too much: pure."""
+"""Which backlog is over the limit, without a server."""
 
 import json
 

@@ -120,7 +120,7 @@ def test_a_layout_without_a_fact_is_refused(missing: str) -> None:
 
 
 def reference(layout: AnswerLayout, rows: Floats, call: Call) -> np.ndarray:
-    """Return what the vectors must be, in doubles and text by text."""
+    """Compute the vectors in float64, text by text."""
     cut = rows.astype(np.float64)[:, : call.dimensions]
     found, start = [], 0
     for text in layout.texts:

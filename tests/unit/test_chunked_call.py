@@ -55,7 +55,7 @@ class Prompted(SimulatedEncoder):
 
 
 class Pooling(Prompted):
-    """One that pools: a chunk's vector stands for its window's text and its place in it."""
+    """An engine for late chunking: a chunk's vector depends on its window and its place there."""
 
     bad = ""
 
@@ -274,7 +274,7 @@ def test_a_model_that_cannot_pool_is_refused_for_late_chunking() -> None:
 
 @st.composite
 def chunks_and_windows(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[tuple[int, int]], int]:
-    """Draw chunks and windows of a text as calls are cut, from settings that are taken."""
+    """Draw chunks and windows of a text, from settings that are valid."""
     specials = draw(st.integers(0, 6))
     window = draw(st.integers(8 + 2 * specials, 80))
     block = draw(st.integers(specials + 1, int(MOST_OVERLAP * window)))

@@ -1,4 +1,4 @@
-"""Where a long text is cut: the laws over all of Unicode, and where a boundary likes to be."""
+"""Where a long text is cut: the laws for any Unicode text, and the places that a boundary prefers."""
 
 import re
 from functools import cache
@@ -30,7 +30,7 @@ AWKWARD = [
 PROSE = ["The quick brown fox ", "jumps over the lazy dog. ", "words ", "Running, ", "3.14 ", "naïve! "]
 PIECES = st.sampled_from(PROSE) | st.sampled_from(AWKWARD) | st.text(max_size=12)
 TEXTS = st.builds(lambda pieces, times: "".join(pieces) * times, st.lists(PIECES), st.integers(1, 9))
-# Lone surrogates too, which no tokenizer takes: a slice of a text has no trouble with them.
+# Lone surrogates too: no tokenizer takes them, but slices of a text may have them.
 ANY_TEXT = st.text(st.characters(codec=None), max_size=60)
 
 
@@ -59,13 +59,13 @@ def one_a_character(text: str) -> Offsets:
 
 
 def cuts(chunker: Chunker, text: str) -> list[tuple[int, int]]:
-    """Return the windows of a text whose characters are its tokens."""
+    """Return the chunks of a text whose characters are its tokens."""
     return chunker.spans(text, one_a_character(text))
 
 
 @cache
 def tokenizer(name: str) -> Tokenizer:
-    """Train one: a small vocabulary, so that most words are of several tokens."""
+    """Train a tokenizer with a small vocabulary, so that most words have several tokens."""
     made: Tokenizer
     trainer: trainers.Trainer
     if name == "wordpiece":
@@ -139,7 +139,7 @@ def check_characters(offsets: Offsets, spans: list[tuple[int, int]]) -> None:
 
 
 def check_retreats(chunker: Chunker, text: str, offsets: Offsets, spans: list[tuple[int, int]]) -> None:
-    """See that a boundary that gave up tokens gave them up for something."""
+    """Check that each boundary that retreated is at the end of a word or a sentence."""
     for start, end in spans[:-1]:
         if end - start == chunker.block:
             continue
@@ -260,7 +260,7 @@ def test_a_boundary_is_the_last_sentence_end_else_the_last_word_end(around: str)
     ],
 )
 def test_a_boundary_retreats(text: str) -> None:
-    """To ``|``, where the block is full at ``^``."""
+    """A block that is full at ``^`` is cut at ``|``."""
     cut, full = text.replace("^", "").index("|"), text.replace("|", "").index("^")
     before = "x" * (200 - full)
     spans = cuts(Chunker(200, 0), before + text.replace("|", "").replace("^", "") + "x" * 300)

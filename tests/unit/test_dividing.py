@@ -37,9 +37,9 @@ def test_parts_keep_every_device_about_equally_busy(tokens: list[int], devices: 
     goal = min(most, max(1.0, sum(tokens) / (PARTS_PER_DEVICE * devices)))
     goal = sum(tokens) / math.ceil(sum(tokens) / goal)  # as many parts, of the same size
     longest = max(tokens)
-    # Each is as near to the goal as whole rows come.
+    # Each part is as near to the goal as whole rows allow.
     assert max(sizes) <= goal + longest / 2 or max(sizes) in tokens
-    # And no two neighbours would have done as one.
+    # No two neighbours would have been one part.
     for one, next_one in pairwise(sizes[:-1]):
         assert one + next_one > goal
 

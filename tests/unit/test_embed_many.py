@@ -1,4 +1,4 @@
-"""``embed_many`` waits for a fleet that takes nothing more, and for a server that is away."""
+"""``embed_many`` waits for a saturated fleet, and for a server that is down."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class Fleet:
 
 @dataclass
 class Result:
-    """What the stand-in gives back: the texts themselves are their vectors."""
+    """The result of a call to the stand-in: the texts themselves are the vectors."""
 
     fleet: Fleet
     texts: list[str]

@@ -36,7 +36,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def sent(configured: None, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What goes to Celery, in place of a broker."""
+    """The messages that are given to Celery, in place of a broker."""
     calls: list[dict[str, Any]] = []
 
     def capture(_: object, args: Any = None, kwargs: Any = None, **options: Any) -> None:

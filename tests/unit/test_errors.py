@@ -1,4 +1,4 @@
-"""Errors keep their class, facts and words on the way from a worker to the caller."""
+"""Errors keep their class, facts and message on the way from a worker to the caller."""
 
 import inspect
 import pickle

@@ -61,7 +61,7 @@ def sent(*, priority: int = 0, compression: str | None = None, **options: Any) -
 
 
 def received(message: str | dict[str, Any], task: Any) -> Request:
-    """Return what a worker makes of a message in a list."""
+    """Return Celery's request for a message in a list."""
     payload = json.loads(message) if isinstance(message, str) else message
     with Connection("memory://") as connection, connection.channel() as channel:
         return Request(channel.message_to_python(payload), app=app, task=task)
@@ -238,7 +238,7 @@ def test_making_parts_changes_no_body() -> None:
     assert json.dumps(body) == before
 
 
-# What puts them together, where nobody wants that any more.
+# The body of a document that was given up.
 
 
 @pytest.mark.parametrize("ignored", [False, True])

@@ -1,4 +1,4 @@
-"""Vectors travel through Celery's JSON bit by bit, and are ordinary arrays on both ends."""
+"""Vectors keep every bit in Celery's JSON, and are ordinary arrays before and after."""
 
 from typing import Any
 

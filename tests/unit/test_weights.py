@@ -1,4 +1,4 @@
-"""How much each chunk counts: the page's examples, brute force, and one vector from many."""
+"""How much each chunk counts, by the specification's examples and brute force, and their one vector."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Spans = list[tuple[int, int]]
 
 @st.composite
 def windows(draw: st.DrawFn) -> Spans:
-    """Draw chunks as a chunker makes them, and worse: many may hold the same token."""
+    """Draw chunks as a chunker cuts them, and others: many may have the same token."""
     spans = [(0, draw(st.integers(1, 20)))]
     for _ in range(draw(st.integers(0, 8))):
         before, covered = spans[-1]
@@ -38,7 +38,7 @@ either_way = pytest.mark.parametrize("seed_exact", [False, True])
 
 
 def shares(parts: Sequence[Fraction | int]) -> list[float]:
-    """Return parts of their sum; equal ones where they add up to nothing."""
+    """Divide weights by their sum; equal weights if the sum is zero."""
     total = sum(parts)
     return [float(Fraction(part) / total) if total else 1 / len(parts) for part in parts]
 

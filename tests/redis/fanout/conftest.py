@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def results_url(url: str) -> str:
-    """A server with results of its own: another database of the one there is."""
+    """The results server: another database of the same server."""
     return url.removesuffix("/0") + "/1"
 
 
@@ -37,7 +37,7 @@ def results(results_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture(autouse=True)
 def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
-    """Queues are full when these tests end; ``sent_to`` says of what."""
+    """Empty the broker: these tests leave messages in queues."""
     yield
     client.flushdb()
 

@@ -61,12 +61,12 @@ def result_of(part: int, *, by: str = "gpu0") -> dict[str, Any]:
 
 
 def sent_to(client: redis.Redis, queue: str = keys.EMBED_QUEUE) -> list[str]:
-    """Return what waits in a queue, the next first: parts, and bodies under the caller's id."""
+    """Return the ids in a queue, the next first: those of parts, and the caller's id for a body."""
     return [json.loads(raw)["headers"]["id"] for raw in waiting(client, queue)]
 
 
 def kept(results: redis.Redis) -> set[str]:
-    """Return the names of what is kept of long texts, beside what their callers are told."""
+    """Return the keys of documents: all but the callers' results."""
     names = {name.decode() for name in results.scan_iter()}
     return {name for name in names if not name.startswith(keys.result(""))}
 
@@ -76,7 +76,7 @@ def forget_sent(client: redis.Redis) -> None:
 
 
 def make_overdue(results: redis.Redis, *task_ids: str, by_s: float = 1) -> None:
-    """Move when documents are overdue to so many seconds ago."""
+    """Make documents overdue since so many seconds."""
     now: Any = results.time()
     results.zadd(keys.DOCUMENTS, dict.fromkeys(task_ids, now[0] - by_s), xx=True)
 

@@ -44,7 +44,7 @@ TEXTS = ["short", " ".join(f"word{n}" for n in range(500)), " ".join(f"more{n}" 
 
 
 class Refusing(SimulatedEncoder):
-    """An engine of which chunks are as long as their sum, which is nothing."""
+    """An engine whose vectors are zeros, so that chunks make no vector."""
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         return np.zeros((len(batch), self.info.width), dtype=np.float32)
@@ -52,7 +52,7 @@ class Refusing(SimulatedEncoder):
 
 @pytest.fixture
 def share(documents: Documents) -> Iterator[Callable[..., LongTexts]]:
-    """``share(device, encoder)``: what a device has of long texts, computing on the caller's thread."""
+    """``share(device, encoder)``: the long texts of a device that computes on the caller's thread."""
     with ExitStack() as opened:
 
         def share_of(device: str = "g0", encoder: SimulatedEncoder | None = None) -> LongTexts:
@@ -69,7 +69,7 @@ def share(documents: Documents) -> Iterator[Callable[..., LongTexts]]:
 
 
 def delivered(raw: bytes, *, weight: int = 0) -> Any:
-    """Return a message as a device gets it."""
+    """Return a message as a device takes it."""
     headers = json.loads(raw)["headers"]
     return SimpleNamespace(
         headers=headers, payload=([], {}, CALLBACKS), sutra_raw=raw, sutra_weight=weight
@@ -79,7 +79,7 @@ def delivered(raw: bytes, *, weight: int = 0) -> Any:
 def spread(
     of: LongTexts, *devices: Device, weight: int = 0, strategy: str | None = None, **asked: Any
 ) -> Prepared:
-    """Have a call spread whose message counts so much in its device's load."""
+    """Fan out a call whose message counts so many tokens in its device's load."""
     prepared = of._services(None, None).prepare(Call.of([TEXTS], asked, Settings()))
     sent = delivered(message(1), weight=weight)
     sent.headers[HEADER]["strategy"] = strategy
