@@ -1,4 +1,4 @@
-"""``sutra distill``: send a recipe, watch it, and show what it came to."""
+"""``sutra distill``: sends a recipe, shows its progress, and prints its result."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ __all__ = ["cancel", "recipe", "run", "sparkline", "within"]
 
 POLL_S: Final = 0.5
 UNTAKEN_S: Final = 5.0
-"""Seconds after which it is said what may be missing."""
+"""Seconds without progress after which the display says what may be missing."""
 BARS: Final = "▁▂▃▄▅▆▇█"
 WIDTH: Final = 40
 
 
 def recipe(file: Path | None, given: Mapping[str, Any]) -> DistillationConfig:
-    """Return the recipe of a file and of options, which go before it.
+    """Return the recipe of a file and of options; options override the file.
 
     Raises:
-        SutraError: the file is no recipe.
+        SutraError: the file is not a recipe.
     """
     chosen: Any = {}
     if file is not None:
@@ -51,13 +51,13 @@ def recipe(file: Path | None, given: Mapping[str, Any]) -> DistillationConfig:
             raise SettingsError("--config", str(file), f"is not JSON: {error}") from None
         if not isinstance(chosen, dict):
             raise SettingsError("--config", str(file), "is JSON, but no object with options by name")
-    # A recipe that was stored says of which version it is; one that was typed need not.
+    # A stored recipe has its format's version; one that was typed need not have it.
     options = {name: value for name, value in given.items() if value not in (None, ())}
     return DistillationConfig.from_json({"v": VERSION, **chosen, **options})
 
 
 def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
-    """Draw numbers as bars of characters, the last ``width`` of them evenly spaced over all."""
+    """Return numbers as a line of at most ``width`` bars, evenly spaced over all numbers."""
     if not values:
         return ""
     shown = [values[at * len(values) // width] for at in range(width)] if len(values) > width else values
@@ -67,9 +67,9 @@ def sparkline(values: Sequence[float], width: int = WIDTH) -> str:
 
 
 def cancel(options: Settings, task_id: str) -> None:
-    """End a run between two steps, or before it begins."""
+    """Cancel a run: it ends between two steps, or does not begin."""
     client = connected(options)
-    # Workers that are up are told at once; one that is not finds the mark.
+    # Running workers get the revoke; a worker that starts later reads the mark.
     client.set(keys.cancelled(task_id), 1, ex=keys.DISTILLED_S)
     app.AsyncResult(task_id).revoke()
     print(f"{task_id} ends at its next step. The same recipe goes on from there.")  # noqa: T201
@@ -111,19 +111,19 @@ def run(
 
 
 def within(config: DistillationConfig, data_dir: str) -> DistillationConfig:
-    """Return a recipe whose files are named as the worker knows them: by their names in ``data_dir``."""
+    """Return a recipe with the names of its files relative to ``data_dir``, as workers need them."""
 
-    def known(name: str) -> str:
+    def relative(name: str) -> str:
         with suppress(ValueError, OSError):
             return str(Path(name).resolve(strict=True).relative_to(Path(data_dir).resolve()))
         return name
 
-    pairs = None if config.pairs is None else known(config.pairs)
-    return replace(config, texts=tuple(map(known, config.texts)), pairs=pairs)
+    pairs = None if config.pairs is None else relative(config.pairs)
+    return replace(config, texts=tuple(map(relative, config.texts)), pairs=pairs)
 
 
 def _followed(result: Any, console: Console) -> dict[str, Any]:
-    """Show a run until it has ended, and return its result."""
+    """Show the progress of a run until it ends, and return its result."""
     began = time.monotonic()
     losses: list[float] = []
     qualities: list[float] = []

@@ -1,4 +1,4 @@
-"""The commands about models: making them, and which of them serve."""
+"""The commands ``sutra distill`` and ``sutra models``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sutra models``: what the registry holds, and which version of a model serves."""
+"""``sutra models``: lists, adds, promotes and rolls back versions of models."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def run_add(options: Settings, name: str, model: str) -> None:
     registry, folder = required_registry(options), Path(locate(model))
     if not folder.is_dir():
         raise ModelError(model, "is no folder on this machine; download it first, and give its folder")
-    # A fleet may be simulated; what the registry says of a model is not.
+    # The fleet may be simulated; a version in the registry is not.
     encoder = load_engine(replace(options, engine="torch"), model, folder)
     golden = GoldenVectors.of(encoder).to_json()
     facts = VersionFacts(space=encoder.info.space, width=encoder.info.width, golden=golden, metrics={})
@@ -106,7 +106,7 @@ def run_promote(
     spearman: float | None,
     ndcg: float | None,
 ) -> None:
-    """Have a version serve, and say who does."""
+    """Promote a version, and print the devices that serve it."""
     registry = required_registry(options)
     thresholds = Thresholds(cosine=cosine, spearman=spearman, ndcg=ndcg)
     console = Console()
@@ -123,7 +123,7 @@ def run_promote(
 
 
 def run_rollback(options: Settings, name: str) -> None:
-    """Have the version before serve again; its files are checked here, its vectors by the devices."""
+    """Roll back to the previous version; its files are checked here, its vectors by the devices."""
     registry = required_registry(options)
     client: redis.Redis = connected(options)
     registry.verify(name, registry.previous(name))

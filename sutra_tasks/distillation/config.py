@@ -1,6 +1,6 @@
-"""What a distillation is asked to do, and what it measured: values that travel as JSON.
+"""The recipe of a distillation and its metrics, as JSON in messages and results.
 
-A client imports this module: it needs no torch.
+Clients import this module; it needs no torch.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ BY_STUDENT: Final[dict[str, tuple[float, float]]] = {
     "learning_rate": (5e-4, 5e-3),
     "batch_size": (32, 256),
 }
-"""What is not given: for students with a transformer, and for static ones. A table of vectors takes
-steps forty times as long, and the length of its sums says nothing; docs/distillation.md has figures."""
+"""Defaults of options, for students with a transformer and for static ones. A static student needs a
+higher learning rate, and the length of its vectors before normalising means nothing, so it has no
+squared error; docs/distillation.md has figures."""
 
 
 def _within(default: Any, least: float | None = None, most: float | None = None) -> Any:
@@ -41,45 +42,44 @@ def _within(default: Any, least: float | None = None, most: float | None = None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationConfig:
-    """One recipe, valid by construction.
+    """One recipe; creating it checks every option.
 
     Attributes:
-        teacher: name of the model to learn from, as ``SUTRA_MODEL`` and the registry know models.
-        texts: files in ``SUTRA_DATA_DIR`` (``.jsonl``, ``.txt``, ``.csv``, ``.parquet``), by their
-            names there.
-        sample: learn from the sample of real traffic as well (``SUTRA_SAMPLE_TEXTS``); its texts count
-            among ``max_texts``.
-        pairs: a JSONL file in ``SUTRA_DATA_DIR`` with labelled retrieval pairs, an object with ``query``
-            and ``positive`` a line: for NDCG@10, and for the task loss.
-        name: of the model in the registry to which the result is a new version; None: made of teacher,
+        teacher: name of the model to learn from, as in ``SUTRA_MODEL`` or in the registry.
+        texts: names of files in ``SUTRA_DATA_DIR`` (``.jsonl``, ``.txt``, ``.csv``, ``.parquet``).
+        sample: whether to learn from the sample of real traffic as well (``SUTRA_SAMPLE_TEXTS``); its
+            texts count towards ``max_texts``.
+        pairs: a JSONL file in ``SUTRA_DATA_DIR`` with labelled retrieval pairs, on each line an object
+            with ``query`` and ``positive``: for NDCG@10, and for the task loss.
+        name: model in the registry that gets the student as a new version; None: a name made of teacher,
             student and width.
         student: ``layers`` (the teacher with fewer layers), ``named`` (another model), ``static`` (a
-            vector a token, no transformer) or ``projection`` (the teacher with narrower vectors).
+            vector for each token, no transformer) or ``projection`` (the teacher with narrower vectors).
         student_model: the model to start from, for ``named``.
-        layers: how many of the teacher's are kept, for ``layers``; None: half.
+        layers: number of the teacher's layers that are kept, for ``layers``; None: half.
         output_dim: width of the student's vectors; None: the teacher's.
         projection: ``svd`` (leading right singular vectors of the teacher's vectors) or ``jl``
             (Johnson-Lindenstrauss, orthonormalised).
-        alpha: share of the squared error in the distillation loss, against the cosine loss; None: 0.5,
-            of a static student 0.
-        task_weight: share of a contrastive loss on ``pairs``, against the distillation loss; a fifth of
-            the answers is then measured on.
-        similarity_weight: weight of the term on similarities within a batch, beside the others; None:
-            1, of a static student 0.
-        matryoshka: narrower widths at which the vectors are to be good as well.
-        learning_rate: peak of AdamW's, after the warm-up; None: 5e-4, of a static student 5e-3.
-        warmup_share: of all steps.
+        alpha: share of the squared error in the distillation loss; the rest is the cosine loss. None:
+            0.5, for a static student 0.
+        task_weight: share of a contrastive loss on ``pairs`` in the whole loss; the pairs of a fifth of
+            the answers are then measured on.
+        similarity_weight: weight of the term on similarities within a batch; None: 1, for a static
+            student 0.
+        matryoshka: narrower widths at which the vectors should be good as well.
+        learning_rate: of AdamW after the warm-up; None: 5e-4, for a static student 5e-3.
+        warmup_share: share of all steps in which the learning rate rises.
         weight_decay: of AdamW.
-        batch_size: texts in one step; None: 32, of a static student 256.
+        batch_size: texts in one step; None: 32, for a static student 256.
         max_epochs: passes over the texts, at most.
-        quality_threshold: mean cosine to the projected teacher on held-out text at which it ends.
-        patience: evaluations without a better one after which it ends.
+        quality_threshold: mean cosine to the projected teacher on held-out text at which training ends.
+        patience: evaluations without improvement after which training ends.
         eval_steps: steps between two evaluations; None: an epoch.
-        held_out: texts that are measured on and never learned from.
-        max_texts: texts learned from, at most; a uniform draw of more.
+        held_out: number of texts that are measured on and never learned from.
+        max_texts: number of texts to learn from, at most; of more texts a uniform draw is used.
         checkpoint_steps: steps between two checkpoints, at most.
-        checkpoint_minutes: the same in minutes; whichever comes first.
-        half_precision: store the student in float16.
+        checkpoint_minutes: minutes between two checkpoints, at most.
+        half_precision: whether to store the student in float16.
         seed: of everything random.
     """
 
@@ -140,7 +140,7 @@ class DistillationConfig:
     def _fill_in(self) -> None:
         for name in ("texts", "matryoshka"):
             given: Any = getattr(self, name)
-            if not isinstance(given, list | tuple):  # a str would be taken letter by letter
+            if not isinstance(given, list | tuple):  # a str is a sequence of letters
                 raise _refused(name, type(given).__name__, "a list")
             object.__setattr__(self, name, tuple(given))
         for name, (otherwise, static) in BY_STUDENT.items():
@@ -172,16 +172,16 @@ class DistillationConfig:
                 raise _refused(option.name, value, f"{least:g}{upper}")
 
     def to_json(self) -> dict[str, Any]:
-        """Return the form in which it travels."""
+        """Return the recipe as JSON."""
         return {"v": VERSION, **asdict(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> DistillationConfig:
-        """Read what :meth:`to_json` gave.
+        """Read a recipe from JSON.
 
         Raises:
-            UnsupportedVersionError: another version wrote it.
-            InvalidOptionError: an option is unknown, or has a value that cannot be used.
+            UnsupportedVersionError: another release wrote it.
+            InvalidOptionError: an option is unknown, or has an unusable value.
         """
         if not isinstance(value, Mapping):
             raise _refused("config", type(value).__name__, "a DistillationConfig")
@@ -203,17 +203,16 @@ class DistillationConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DistillationMetrics:
-    """What was measured of a student on held-out text, each a weighted mean over all batches.
+    """Measurements of a student on held-out text, each a weighted mean over batches.
 
     Attributes:
-        cosine_similarity: between the student's vectors and the teacher's projected to their width.
+        cosine_similarity: between the student's vectors and the projected teacher's.
         mse: mean over texts of the squared distance of those unit vectors, summed over dimensions.
-        ndcg_preservation: the student's NDCG@10 over the teacher's on labelled pairs; None without
-            pairs. Against the teacher's own ranking it is another number, with another name, in the
-            report.
-        compression_ratio: bytes of the teacher's weights on disk over the student's.
-        speed_improvement: texts a second of the student over the teacher's, side by side.
-        texts: on how many texts it was measured.
+        ndcg_preservation: the student's NDCG@10 on labelled pairs divided by the teacher's; None without
+            pairs. The report has NDCG against the teacher's ranking as well, as ``ranking_ndcg``.
+        compression_ratio: bytes of the teacher's weights on disk divided by the student's.
+        speed_improvement: texts a second of the student divided by the teacher's, measured in turn.
+        texts: number of texts that it was measured on.
     """
 
     cosine_similarity: float = 0.0
@@ -225,7 +224,7 @@ class DistillationMetrics:
 
     @classmethod
     def over(cls, batches: Iterable[DistillationMetrics]) -> DistillationMetrics:
-        """Return the means over batches, each weighted by its texts; what is None in one is left out."""
+        """Return the means over batches, weighted by their texts; values that are None are left out."""
         parts = [part for part in batches if part.texts]
         means: dict[str, Any] = {}
         for option in fields(cls):
@@ -237,7 +236,7 @@ class DistillationMetrics:
         return cls(**means, texts=sum(part.texts for part in parts))
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the metrics as JSON."""
         return asdict(self)
 
 

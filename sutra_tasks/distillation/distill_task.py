@@ -1,4 +1,4 @@
-"""The task ``distill``: its client side, and the seam where a distill worker serves it."""
+"""The task ``distill``: its client side, and the hook by which a distill worker runs it."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ from sutra_tasks.settings import settings
 if TYPE_CHECKING:
     from sutra_tasks.client.results import EmbedResult
 
-    Runs = Callable[[DistillationConfig], dict[str, Any]]
+    Run = Callable[[DistillationConfig], dict[str, Any]]
 
 __all__ = ["DistillTask", "distill", "distill_due", "serve"]
 
-_runs: Runs | None = None
+_run: Run | None = None
 
 
-def serve(runs: Runs | None) -> Runs | None:
-    """Let ``runs`` do the distillations of this process; return the one before."""
-    global _runs
-    before, _runs = _runs, runs
+def serve(run: Run | None) -> Run | None:
+    """Set the function that runs distillations in this process; return the previous one."""
+    global _run
+    before, _run = _run, run
     return before
 
 
 class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
-    """Checks a recipe where the call is made."""
+    """The client side: checks a recipe before it is sent."""
 
     def delay(self, config: DistillationConfig) -> EmbedResult:
-        """Have a smaller model made of a larger one; it takes minutes to days.
+        """Request a smaller model made of a larger one; it takes minutes to days.
 
         Args:
             config: the recipe.
 
         Returns:
-            A Celery result, which lives for a week. While it runs its state is ``PROGRESS`` and ``info``
-            says how far it is: ``phase``, ``epoch`` and ``epochs``, ``step`` and ``steps``, the losses,
-            ``quality`` and ``left_s``. ``get()`` gives ``model`` (``name@version`` in the registry),
-            ``made`` (False if that version was there, made of the same recipe and data), ``metrics`` (as
-            :class:`~sutra_tasks.DistillationMetrics`), ``report`` (a file in the version's folder) and
-            ``bad_rows``. ``revoke()`` ends it between two steps; workers that are not up do not hear of
-            it, and ``sutra distill --cancel`` is for those as well.
+            A Celery result, which is kept for a week. While the run lasts, its state is ``PROGRESS`` and
+            ``info`` has its progress: ``phase``, ``epoch`` and ``epochs``, ``step`` and ``steps``, the
+            losses, ``quality`` and ``left_s``. ``get()`` returns ``model`` (``name@version`` in the
+            registry), ``made`` (False if a version of the same recipe and data existed), ``metrics``
+            (see :class:`~sutra_tasks.DistillationMetrics`), ``report`` (a file in the version's folder)
+            and ``bad_rows``. ``revoke()`` ends the run between two steps. It does not reach workers that
+            are down; ``sutra distill --cancel`` does.
 
         Raises:
             InvalidInputError: the recipe cannot be followed; nothing was sent.
@@ -73,7 +73,7 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> EmbedResult:
-        """Send a recipe with Celery's own options; see :meth:`delay`."""
+        """Send a recipe with Celery's options; see :meth:`delay`."""
         if len(args) != 1 or kwargs:
             raise InvalidInputError("distill() takes one argument, a DistillationConfig")
         (given,) = args
@@ -89,13 +89,13 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
         return sent
 
 
-def _running() -> Runs:
-    if _runs is None:
+def _required_run() -> Run:
+    if _run is None:
         raise SutraError(
             "distill runs on a distill worker. Call distill.delay(config), and start one with "
             "`sutra up` (SUTRA_DATA_DIR and SUTRA_MODELS_DIR set) or celery -A workers.distill worker."
         )
-    return _runs
+    return _run
 
 
 @app.task(  # type: ignore[untyped-decorator]  # Celery is untyped
@@ -106,15 +106,15 @@ def _running() -> Runs:
     throws=(DistillationUnderWayError, InvalidInputError, UnsupportedVersionError),
 )
 def _distill(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _running()(DistillationConfig.from_json(config))
+    return _required_run()(DistillationConfig.from_json(config))
 
 
 @app.task(name=keys.DISTILL_DUE_TASK, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
 def distill_due() -> dict[str, Any]:
-    """Ask for the scheduled distillation, which makes nothing without new texts.
+    """Send the scheduled recipe; its run makes nothing if there are no new texts.
 
-    This message expires, so none pile up while a run of hours has the worker. The run is one of its own
-    that does not: it comes back after a death, however long it has run.
+    The message of this task expires, so none pile up behind a run of hours. The message that it sends
+    does not expire, so the run continues after a worker's death, however long it takes.
     """
     return {"task": distill.delay(scheduled()).id}
 
@@ -123,7 +123,7 @@ def scheduled() -> DistillationConfig:
     """Return the recipe of ``SUTRA_DISTILL_CONFIG``.
 
     Raises:
-        SettingsError: the file cannot be read, or is no recipe.
+        SettingsError: the file cannot be read, or is not a recipe.
     """
     name = settings().distill_config or ""
     try:

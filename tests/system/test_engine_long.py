@@ -262,7 +262,7 @@ def test_plain_attention_gives_the_same_vectors_of_chunks(engine, name):
     found = []
     for attention in ("auto", "eager"):
         encoder = engine(name, "float32", attention)
-        assert encoder.attention.path == ("plain" if attention == "eager" else "cpu_flash")
+        assert encoder.attention.implementation == ("plain" if attention == "eager" else "cpu_flash")
         with serving(encoder, **options) as service:
             found.append(ask(service, texts))
     assert found[0].chunks[0] > 1 < found[0].chunks[2]

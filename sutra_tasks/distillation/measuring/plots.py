@@ -1,4 +1,4 @@
-"""Plots of a distillation as SVG to put into a page: in the page's own ink, light or dark."""
+"""Plots of a distillation as SVG for an HTML page, in the page's text colour."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any, Final
 __all__ = ["cosine_histogram", "curves"]
 
 INK: Final = "#010203"
-"""Stands for the colour of the page's text, which follows light and dark mode."""
+"""A placeholder for the colour of the page's text, which follows light and dark mode."""
 
 COLOURS: Final = ("#2f81f7", "#db6d28", "#3fa34d", "#a371f7", "#bf4b8a")
-"""Readable on white and on black."""
+"""Colours that are readable on white and on black."""
 
 BINS: Final = 40
 
@@ -35,7 +35,7 @@ STYLE: Final[Any] = {
 
 
 def curves(facts: Mapping[str, Any]) -> str:
-    """Return the loss and its terms, and the quality with its threshold, over steps; "" without any."""
+    """Return plots of the losses and of the quality over steps; "" if nothing was trained."""
     points: Sequence[Mapping[str, float]] = facts.get("training", {}).get("curves", [])
     if not points:
         return ""
@@ -70,7 +70,7 @@ def curves(facts: Mapping[str, Any]) -> str:
 
 
 def cosine_histogram(facts: Mapping[str, Any]) -> str:
-    """Return how the cosines of held-out texts are spread, their mean and 5th percentile; "" without."""
+    """Return a histogram of the held-out texts' cosines; "" if there are none."""
     values = facts.get("cosines", [])
     if not len(values):
         return ""
@@ -92,7 +92,7 @@ def cosine_histogram(facts: Mapping[str, Any]) -> str:
 
 def _figure(name: str, title: str, draw: Callable[[Any], None]) -> str:
     try:
-        # Half a second to import; and a run of hours does not fail for want of a plot.
+        # Takes half a second to import; and if it is missing, the report has no plots but exists.
         import matplotlib as mpl  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ModuleNotFoundError:
@@ -106,7 +106,7 @@ def _figure(name: str, title: str, draw: Callable[[Any], None]) -> str:
         figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
     svg = drawn.getvalue()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    # Plots of one page share its ids.
+    # Ids are made unique, because all plots are in one page.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(title)}"', 1)

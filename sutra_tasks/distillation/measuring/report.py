@@ -1,7 +1,7 @@
-"""The report of a distillation: one page that anybody can open, and that asks nobody for anything.
+"""The report of a distillation: one HTML file that loads nothing from the network.
 
-No script, no font, no picture from elsewhere: styles and plots are in the page. It follows the reader's
-light or dark mode, and fits a phone.
+It has no script, and its styles and plots are in the page. It follows the reader's light or dark mode,
+and fits a phone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Report", "render"]
 
 
 class Report(TypedDict, total=False):
-    """What a run writes as ``report.json``; what is missing is left out of the page.
+    """The content of ``report.json``; the page leaves out what is missing.
 
     Attributes:
         name: of the model in the registry.
@@ -27,11 +27,11 @@ class Report(TypedDict, total=False):
         corpus: ``files``, counts (``texts``, ``held_out``, ``sampled``, ``pairs``, ``bad_rows``,
             ``duplicates`` and others), and in ``bad`` the first bad rows as ``file:line: reason``.
         training: ``epochs``, ``steps``, ``seconds``, and ``curves``: for each evaluation ``step``,
-            ``quality``, and the mean loss and its parts since the one before.
+            ``quality``, and the means of the loss and its terms since the one before.
         metrics: :meth:`DistillationMetrics.to_json`.
         quality: :meth:`Quality.to_json`.
-        cosines: of each held-out text, to the projected teacher.
-        speed: ``speed_improvement``, and on how many ``texts`` and how many ``repeats`` of them.
+        cosines: cosine of each held-out text to the projected teacher.
+        speed: ``speed_improvement``, and the numbers of ``texts`` and ``repeats`` of the measurement.
         sizes: ``parameters``, ``bytes_on_disk`` and ``bytes_per_vector``, each of teacher and student.
         versions: of packages, by name.
     """
@@ -99,7 +99,7 @@ CORPUS: Final = {
 }
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
-"""Should a value ever get past escaping: nothing in the page may run or be fetched."""
+"""Forbids scripts and requests, in case a value is ever not escaped."""
 
 STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1f2328; --faint: #59636e; --line: #d1d9e0; --paper: #fff;
@@ -131,8 +131,8 @@ def render(facts: Mapping[str, Any]) -> str:
     """Return the report as HTML.
 
     Args:
-        facts: in the shape of :class:`Report`. Names and reasons are escaped; the facts hold no text of
-            the corpus, and so neither does the page.
+        facts: in the shape of :class:`Report`, which has no text of the corpus. Names and reasons are
+            escaped.
     """
     title = f"Distillation of {_text(facts.get('teacher', {}).get('name', 'a model'))}"
     sections: Sequence[tuple[str, Callable[[], Iterable[str]]]] = (
