@@ -1,4 +1,4 @@
-"""For the tests of projects that use this package: a fleet in the process, without a server or torch.
+"""A fleet inside the process, without a server or torch, for tests of projects that use this package.
 
     @pytest.fixture
     def fleet():
@@ -7,7 +7,7 @@
 
 Every ``embed`` call inside is answered at once with the simulated engine's vectors: deterministic, unit
 length, equal for equal texts and nearly orthogonal for different ones. Results travel through JSON as
-they do in production, so what cannot be sent fails here too.
+they do in production, so a result that cannot be sent fails here too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def local_fleet(*, width: int = 384, batch_s: float = 0.0) -> Iterator[None]:
 
     Args:
         width: dimensions of the vectors.
-        batch_s: seconds every batch takes, to see how a caller behaves while it waits.
+        batch_s: seconds that every batch takes, to see how a caller behaves while it waits.
     """
     encoder = SimulatedEncoder(width=width, fixed_s=batch_s)
     batcher = Batcher(Limits(max_tokens=8192, max_texts=128, max_wait_s=0))
@@ -52,13 +52,13 @@ def local_fleet(*, width: int = 384, batch_s: float = 0.0) -> Iterator[None]:
         )
         return travelled
 
-    before = app.conf.task_always_eager
+    was_eager = app.conf.task_always_eager
     batcher.start()
     app.conf.task_always_eager = True
-    other = serve(answer)
+    previous = serve(answer)
     try:
         yield
     finally:
-        serve(other)
-        app.conf.task_always_eager = before
+        serve(previous)
+        app.conf.task_always_eager = was_eager
         batcher.close(timeout_s=5)

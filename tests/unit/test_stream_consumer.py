@@ -88,6 +88,11 @@ def test_a_suspect_is_computed_alone_and_marked_meanwhile() -> None:
     store, lock, seen = FakeStore(), SharedLock(), dict[str, tuple[bool, str | None]]()
 
     class Watching(Picky):
+        def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
+            if texts == ["suspect"]:
+                seen.setdefault("its tokens", (lock._taken, store.marked))
+            return super().tokenize(texts, prompt)
+
         def encode(self, batch: Sequence[TokenizedText]) -> Floats:
             if any("suspect" in text.content for text in batch):
                 assert len(batch) == 1
@@ -100,7 +105,9 @@ def test_a_suspect_is_computed_alone_and_marked_meanwhile() -> None:
     with consuming(store, Watching(), lock=lock):
         committed(store, _5="response")
         wait_until(lambda: store.committed.get("k") == "response")
-        assert seen == {"suspect": (True, "mine"), "suspect text": (True, "id")}
+        assert seen == dict.fromkeys(("its tokens", "suspect"), (True, "mine")) | {
+            "suspect text": (True, "id")
+        }
         wait_until(lambda: store.marked is None)
 
 
