@@ -65,7 +65,7 @@ key                             type    lifetime
 ``sutra:stream:<s>:takeable``   zset    key of an open text -> when a device may take it (ms); members
                                         leave with the text
 ``sutra:stream:<s>:text:<k>``   hash    one open text: its buffer and how much of it is in chunks; gone
-                                        when it has ended (fields: ``streaming/store.py``)
+                                        when it has ended (``streaming/delivered.py``)
 ``sutra:stream:<s>:pieces:<k>`` list    pieces of an open text that are not in its buffer yet
 ``sutra:stream:<s>:buffered``   string  bytes of all open texts; gone when there are none
 ``sutra:stream-loads``          hash    incarnation -> its machine's load and when it was reported (ms),

@@ -5,7 +5,8 @@ In the order in which a text passes through them:
 - ``entries``: an entry, which is one text or a piece of an open text
 - ``client/``: producers, which add entries, and readers of the responses
 - ``backpressure``: how much producers have to slow down
-- ``store``: entries and open texts on the server, as devices take and answer them
+- ``store``: entries and open texts on the server, as devices take and answer them; ``delivered``: its
+  values
 - ``consumer/``: the streams' part of a device worker
 - ``chunker``: chunks of a text that arrives in pieces
 - ``responses``: what a stream's output has, vectors and errors

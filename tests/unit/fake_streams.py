@@ -16,7 +16,7 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.consumer.consumer import StreamConsumer
-from sutra_tasks.streaming.store import ClaimedEntries, CommitResult, OpenText, RawEntry, ReadEntries
+from sutra_tasks.streaming.delivered import ClaimedEntries, CommitResult, OpenText, RawEntry, ReadEntries
 from sutra_tasks.streaming.upkeep_store import StreamState
 
 WITHIN_S = 10

@@ -11,7 +11,7 @@ from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.streaming.chunker import TextProgress
 from sutra_tasks.streaming.consumer import pacing
-from sutra_tasks.streaming.store import ClaimedEntries, OpenText
+from sutra_tasks.streaming.delivered import ClaimedEntries, OpenText
 from sutra_tasks.vectors import Floats
 from tests.conftest import wait_until
 from tests.unit.fake_streams import AWAY, FakeStore, consuming, entry, new_batcher

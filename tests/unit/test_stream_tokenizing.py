@@ -1,4 +1,4 @@
-"""What an entry, or a stretch of a text, becomes on a device."""
+"""What an entry, or a stretch of an open text, becomes on a device: chunks and rows, or an error."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.chunker import Ending, TextProgress
 from sutra_tasks.streaming.consumer.items import StreamItem
 from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
-from sutra_tasks.streaming.store import OpenText
+from sutra_tasks.streaming.delivered import OpenText
 
 OPTIONS = Settings(block_size=12, overlap_tokens=3, max_text_chars=10_000)
 TOKENIZER = StreamTokenizer(SimulatedEncoder(width=4), OPTIONS)

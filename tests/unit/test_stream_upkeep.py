@@ -1,4 +1,4 @@
-"""What a device says of its streams, and to their producers."""
+"""Upkeep: levels of backpressure, rates, refreshes and reports."""
 
 from dataclasses import replace
 from typing import Any

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from sutra_tasks.streaming.consumer.shared_state import SharedState, StreamBatch
     from sutra_tasks.streaming.consumer.submission import Submitter
     from sutra_tasks.streaming.consumer.upkeep import Upkeep
-    from sutra_tasks.streaming.store import CommitResult, StreamStore
+    from sutra_tasks.streaming.delivered import CommitResult
+    from sutra_tasks.streaming.store import StreamStore
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Committer", "is_retried"]

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from sutra_tasks.streaming.consumer.recorder import Recorder
     from sutra_tasks.streaming.consumer.shared_state import SharedState
     from sutra_tasks.streaming.consumer.submission import Submitter
-    from sutra_tasks.streaming.store import OpenText, RawEntry, StreamStore
+    from sutra_tasks.streaming.delivered import OpenText, RawEntry
+    from sutra_tasks.streaming.store import StreamStore
 
 __all__ = ["StreamIntake"]
 

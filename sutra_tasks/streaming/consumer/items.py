@@ -12,7 +12,7 @@ from sutra_tasks.streaming.responses import VERSION, EmbeddedChunk, error_fields
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
     from sutra_tasks.errors import SutraError
-    from sutra_tasks.streaming.store import OpenText, RawEntry, TextAfter
+    from sutra_tasks.streaming.delivered import OpenText, RawEntry, TextAfter
     from sutra_tasks.vectors import Floats
 
 __all__ = [

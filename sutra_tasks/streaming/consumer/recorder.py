@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.streaming.consumer.items import StreamItem
     from sutra_tasks.streaming.consumer.shared_state import StreamBatch
-    from sutra_tasks.streaming.store import CommitResult
+    from sutra_tasks.streaming.delivered import CommitResult
     from sutra_tasks.vectors import Floats
 
 __all__ = ["Recorder"]

@@ -17,7 +17,7 @@ from sutra_tasks.streaming.entries import MOST_NAME_CHARS, StreamEntry
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
     from sutra_tasks.settings import Settings
-    from sutra_tasks.streaming.store import OpenText, RawEntry
+    from sutra_tasks.streaming.delivered import OpenText, RawEntry
 
 __all__ = ["StreamTokenizer"]
 

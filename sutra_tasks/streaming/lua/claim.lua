@@ -14,7 +14,7 @@
 
 local stream = open_stream(entries, closed_entries)
 local silent = redis.pcall('XPENDING', stream, GROUP, 'IDLE', silent_ms, '-', '+', MOST_CLAIMED)
-if silent.err or #silent == 0 then return {0, {}} end -- an error: nobody has read this stream
+if silent.err or #silent == 0 then return {0, {}} end -- an error: no device has read this stream
 local ids, deliveries = {}, 0
 for _, row in ipairs(silent) do
   if row[4] == 0 then ids[#ids + 1] = row[1] end

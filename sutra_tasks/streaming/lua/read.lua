@@ -37,7 +37,7 @@ local function read_entries()
     return call('XREADGROUP', 'GROUP', GROUP, consumer, 'COUNT', most, 'STREAMS', stream, '>')
   end
   local found = read_group(redis.pcall)
-  if found and found.err then -- nobody has read this stream before
+  if found and found.err then -- no device has read this stream before
     redis.call('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
     found = read_group(redis.call)
   end

@@ -5,7 +5,7 @@
 --- @keys     texts       hashes: the texts
 --- @arg      lease_ms    milliseconds until another consumer may take them
 --- @args     names       the keys of the texts
---- @args     tokens      the tokens with which they were taken; others have been taken since
+--- @args     tokens      the tokens with which they were taken; a text with another token is left alone
 --- @include  streaming/lua/clock
 
 local now = now_ms()

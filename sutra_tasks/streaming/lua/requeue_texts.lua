@@ -4,7 +4,7 @@
 --- @key      takeable    sorted set: key of an open text -> when it may be taken, ms
 --- @keys     texts       hashes: the texts
 --- @args     names       the keys of the texts
---- @args     tokens      the tokens with which they were taken; others have been taken since
+--- @args     tokens      the tokens with which they were taken; a text with another token is left alone
 --- @include  streaming/lua/clock
 
 local now = now_ms()

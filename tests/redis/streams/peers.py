@@ -10,11 +10,13 @@ from sutra_tasks import keys
 from sutra_tasks.keys import DEVICES_GROUP
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.chunker import TextProgress
-from sutra_tasks.streaming.store import CommitResult, OpenText, RawEntry, StreamStore, TextAfter
+from sutra_tasks.streaming.store import StreamStore
 from sutra_tasks.streaming.upkeep_store import StreamState, UpkeepStore
 
 if TYPE_CHECKING:
     import redis
+
+    from sutra_tasks.streaming.delivered import CommitResult, OpenText, RawEntry, TextAfter
 
 S = "s"
 IN, CLOSED, OUT, DEAD, TEXTS, TAKEABLE, BUFFERED, STATE = (

@@ -49,7 +49,7 @@ from tests.redis.streams.peers import (
 )
 
 if TYPE_CHECKING:
-    from sutra_tasks.streaming.store import CommitResult, OpenText, RawEntry
+    from sutra_tasks.streaming.delivered import CommitResult, OpenText, RawEntry
 
 NUMBERED, PLAIN, OTHER = WRITTEN = ("numbered", "plain", "other")
 """Keys of texts that are written in pieces; the pieces of one have numbers, and may come again."""

@@ -28,7 +28,7 @@ from tests.redis.streams.peers import (
 if TYPE_CHECKING:
     import redis
 
-    from sutra_tasks.streaming.store import TextAfter
+    from sutra_tasks.streaming.delivered import TextAfter
 
 
 def test_a_text_is_taken_by_one_device_until_its_lease_ends(
