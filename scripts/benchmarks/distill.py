@@ -243,7 +243,7 @@ def _swap(options: Settings, *, quick: bool) -> dict[str, Any]:
         swapper = threading.Thread(
             target=promote,
             args=(client, store, "search", student),
-            kwargs={"floor": Thresholds(), "options": fleet.options},
+            kwargs={"thresholds": Thresholds(), "options": fleet.options},
         )
         swapper.start()
         during = _load(texts, tasks, rate, expected, until=swapper)

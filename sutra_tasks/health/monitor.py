@@ -15,7 +15,7 @@ from celery.utils.log import get_logger
 
 from sutra_tasks.health.memory import UNKNOWN, Memory
 from sutra_tasks.health.parity import FleetGolden
-from sutra_tasks.health.states import DeviceState, HealthStatus, Thresholds, assess, next_state
+from sutra_tasks.health.states import DeviceState, HealthStatus, HealthThresholds, assess, next_state
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -79,7 +79,7 @@ class Monitor:
         """
         self._statistics = statistics
         self._read_memory, self._clock = memory, clock
-        self._thresholds = Thresholds(
+        self._thresholds = HealthThresholds(
             latency_multiplier=options.latency_threshold_multiplier,
             error_rate=options.max_acceptable_error_rate,
             memory_share=options.gpu_memory_threshold,

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-__all__ = ["DeviceState", "HealthMeasurements", "HealthStatus", "Thresholds", "assess", "next_state"]
+__all__ = [
+    "DeviceState",
+    "HealthMeasurements",
+    "HealthStatus",
+    "HealthThresholds",
+    "assess",
+    "next_state",
+]
 
 LEAST_TEXTS: Final = 20
 """An error rate counts from so many recent texts on: one failure among three says nothing."""
@@ -41,7 +48,7 @@ class DeviceState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Thresholds:
+class HealthThresholds:
     """Where a measurement becomes a warning: above these, not at them.
 
     Attributes:
@@ -54,9 +61,9 @@ class Thresholds:
     error_rate: float
     memory_share: float
 
-    def for_recovery(self) -> Thresholds:
+    def for_recovery(self) -> HealthThresholds:
         """Return lower thresholds, under which a degraded device recovers; so it does not flap."""
-        return Thresholds(
+        return HealthThresholds(
             # The ratio of a healthy device is 1: only the part above 1 shrinks.
             latency_multiplier=1 + EASED_LATENCY * (self.latency_multiplier - 1),
             error_rate=self.error_rate,  # errors make unhealthy, not degraded
@@ -98,7 +105,7 @@ class HealthStatus:
         return not (self.performance_degraded or self.high_error_rate or self.memory_pressure)
 
 
-def assess(measured: HealthMeasurements, thresholds: Thresholds) -> HealthStatus:
+def assess(measured: HealthMeasurements, thresholds: HealthThresholds) -> HealthStatus:
     """Compare measurements with thresholds: ``monitor_gpu_health`` of the specification."""
     warnings: list[str] = []
     recent_s, baseline_s = measured.recent_latency_s, measured.baseline_latency_s
@@ -128,7 +135,7 @@ def assess(measured: HealthMeasurements, thresholds: Thresholds) -> HealthStatus
 def next_state(
     state: DeviceState,
     measured: HealthMeasurements,
-    thresholds: Thresholds,
+    thresholds: HealthThresholds,
     *,
     check_passed: bool | None,
 ) -> DeviceState:
@@ -159,7 +166,7 @@ def next_state(
     return DeviceState.HEALTHY if status.is_healthy else DeviceState.DEGRADED
 
 
-def _errs(measured: HealthMeasurements, thresholds: Thresholds) -> bool:
+def _errs(measured: HealthMeasurements, thresholds: HealthThresholds) -> bool:
     return measured.recent_errors > thresholds.error_rate * measured.recent_texts
 
 

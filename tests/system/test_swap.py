@@ -45,7 +45,7 @@ def swap(
             swapper = threading.Thread(
                 target=promote,
                 args=(client, store, "search", 2),
-                kwargs={"floor": Thresholds(), "options": fleet.options},
+                kwargs={"thresholds": Thresholds(), "options": fleet.options},
             )
             swapper.start()
             while swapper.is_alive():

@@ -12,12 +12,12 @@ from sutra_tasks.health.states import (
     DeviceState,
     HealthMeasurements,
     HealthStatus,
-    Thresholds,
+    HealthThresholds,
     assess,
     next_state,
 )
 
-THRESHOLDS = Thresholds(latency_multiplier=2.0, error_rate=0.1, memory_share=0.92)
+THRESHOLDS = HealthThresholds(latency_multiplier=2.0, error_rate=0.1, memory_share=0.92)
 GOOD = HealthMeasurements(0.018, 0.018, 1000, 0, 0.5)
 SLOW = HealthMeasurements(0.041, 0.018, 1000, 0, 0.5)
 FULL = HealthMeasurements(0.018, 0.018, 1000, 0, 0.95)
@@ -29,7 +29,7 @@ STATES = st.sampled_from(
 )
 CHECKS = st.sampled_from([True, False, None])
 ANY_THRESHOLDS = st.builds(
-    Thresholds,
+    HealthThresholds,
     latency_multiplier=st.floats(1, 10),
     error_rate=st.floats(0, 1),
     memory_share=st.floats(0, 1),
@@ -129,7 +129,7 @@ def test_a_threshold_counts_when_it_is_passed(at: HealthMeasurements, over: Heal
     check=st.sampled_from([True, None]),
 )
 def test_what_is_not_known_degrades_nobody(
-    seconds: float, thresholds: Thresholds, state: DeviceState, check: bool | None
+    seconds: float, thresholds: HealthThresholds, state: DeviceState, check: bool | None
 ) -> None:
     for measured in (HealthMeasurements(seconds, None), HealthMeasurements(None, seconds), NOTHING):
         assert assess(measured, thresholds).is_healthy
@@ -145,7 +145,7 @@ def test_what_is_not_known_degrades_nobody(
     check=st.sampled_from([True, None]),
 )
 def test_slowness_and_a_full_memory_alone_make_no_device_leave(
-    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState, check: bool | None
+    measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState, check: bool | None
 ) -> None:
     well = HealthMeasurements(
         measured.recent_latency_s,
@@ -161,7 +161,7 @@ def test_slowness_and_a_full_memory_alone_make_no_device_leave(
 @laws(max_examples=100, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES)
 def test_a_device_that_computes_wrong_vectors_leaves_whatever_else_is_so(
-    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState
+    measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState
 ) -> None:
     assert next_state(state, measured, thresholds, check_passed=False) is DeviceState.UNHEALTHY
 
@@ -169,7 +169,7 @@ def test_a_device_that_computes_wrong_vectors_leaves_whatever_else_is_so(
 @laws(max_examples=100, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES, check=st.sampled_from([True, None]))
 def test_a_device_that_fails_too_many_texts_leaves(
-    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState, check: bool | None
+    measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState, check: bool | None
 ) -> None:
     if assess(measured, thresholds).high_error_rate:
         assert next_state(state, measured, thresholds, check_passed=check) is DeviceState.UNHEALTHY
@@ -178,7 +178,7 @@ def test_a_device_that_fails_too_many_texts_leaves(
 @laws(max_examples=60, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, check=CHECKS)
 def test_who_was_refused_or_is_dead_stays_so(
-    measured: HealthMeasurements, thresholds: Thresholds, check: bool | None
+    measured: HealthMeasurements, thresholds: HealthThresholds, check: bool | None
 ) -> None:
     for state in (DeviceState.REFUSED, DeviceState.DEAD):
         assert next_state(state, measured, thresholds, check_passed=check) is state
@@ -196,7 +196,7 @@ def test_the_ways_that_are_drawn_are_the_ways_that_are() -> None:
 @laws(max_examples=100, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES, check=CHECKS)
 def test_while_nothing_changes_a_device_comes_to_rest(
-    measured: HealthMeasurements, thresholds: Thresholds, state: DeviceState, check: bool | None
+    measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState, check: bool | None
 ) -> None:
     way = [state]
     for _ in range(4):
@@ -223,7 +223,7 @@ def test_a_device_at_the_edge_does_not_flap(under: HealthMeasurements, over: Hea
 
 @laws(max_examples=60, deadline=None)
 @given(thresholds=ANY_THRESHOLDS)
-def test_a_degraded_device_that_is_as_usual_recovers(thresholds: Thresholds) -> None:
+def test_a_degraded_device_that_is_as_usual_recovers(thresholds: HealthThresholds) -> None:
     usual = HealthMeasurements(1.0, 1.0, 1000, 0, 0.0)
     after = next_state(DeviceState.DEGRADED, usual, thresholds, check_passed=None)
     assert after is DeviceState.HEALTHY
