@@ -1,6 +1,7 @@
 """The documents say what the code does."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -13,3 +14,18 @@ def test_the_page_of_settings_is_the_settings() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert (DOCS / "settings.md").read_text() == module.render(), "run python docs/settings.py"
+
+
+def test_the_files_that_the_architecture_names_exist() -> None:
+    package = DOCS.parent / "sutra_tasks"
+    missing = []
+    for line in (DOCS / "architecture.md").read_text().splitlines():
+        folder = package
+        for name in re.findall(r"`([\w/]+\.(?:py|lua)|\w[\w/]*/)`", line):
+            # A name without a folder is in the folder of the name before it, or at the top.
+            near, top = folder / name, package / name
+            found = top if top.exists() else near
+            if not found.exists() and not (DOCS.parent / name).exists():
+                missing.append(name)
+            folder = found.parent if found.is_file() else found
+    assert missing == []
