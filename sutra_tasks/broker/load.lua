@@ -18,11 +18,18 @@ local function add_load(load, weight)
   end
 end
 
---- Remove a message from the load of its device; a load that has expired stays away.
-local function remove_load(load, weight)
-  weight = tonumber(weight)
-  if weight == 0 or redis.call('EXISTS', load) == 0 then return end
-  redis.call('HINCRBY', load, 'messages', -1)
-  redis.call('HINCRBY', load, 'credit', -math.min(weight, MOST_CREDIT))
-  redis.call('HINCRBY', load, 'tokens_completed', weight)
+--- Remove messages, given their weights, from the load of their device; an expired load stays away.
+local function remove_load(load, weights)
+  local messages, credit, tokens = 0, 0, 0
+  for _, weight in ipairs(weights) do
+    weight = tonumber(weight)
+    if weight > 0 then
+      messages, tokens = messages + 1, tokens + weight
+      credit = credit + math.min(weight, MOST_CREDIT)
+    end
+  end
+  if messages == 0 or redis.call('EXISTS', load) == 0 then return end
+  redis.call('HINCRBY', load, 'messages', -messages)
+  redis.call('HINCRBY', load, 'credit', -credit)
+  redis.call('HINCRBY', load, 'tokens_completed', tokens)
 end

@@ -8,19 +8,20 @@
 --- @key      load       hash: the load of the device whose messages these are
 --- @keys     targets    lists: where each message goes
 --- @args     messages   each message as it stands in ``source``
---- @args     requeued   each message as it goes back; empty: it is removed and goes nowhere
+--- @args     requeued   each message as it is requeued; empty: it is removed and goes nowhere
 --- @args     weights    tokens of each in the load
 --- @include  broker/load
 --- @returns  how many messages moved
 
-local moved = 0
+local moved, removed_weights = 0, {}
 for i, message in ipairs(messages) do
   if redis.call('LREM', source, 1, message) == 1 then
-    remove_load(load, weights[i])
+    removed_weights[#removed_weights + 1] = weights[i]
     if requeued[i] ~= '' then
       redis.call('RPUSH', targets[i], requeued[i])
       moved = moved + 1
     end
   end
 end
+remove_load(load, removed_weights)
 return moved

@@ -18,9 +18,13 @@
 --- @include  broker/load
 --- @returns  the list and the message of each that was taken, in turn
 
+local removed_weights = {}
 for i, message in ipairs(acknowledged) do
-  if redis.call('LREM', in_flight, 1, message) == 1 then remove_load(load, acknowledged_weights[i]) end
+  if redis.call('LREM', in_flight, 1, message) == 1 then
+    removed_weights[#removed_weights + 1] = acknowledged_weights[i]
+  end
 end
+remove_load(load, removed_weights)
 
 for i, message in ipairs(forwarded) do
   if redis.call('LREM', in_flight, 1, message) == 1 then
