@@ -32,9 +32,14 @@ from tests.system.tiny_models import KINDS, build
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Give a teacher of the specification's width, with random weights."""
-    kind = replace(KINDS["bert"], hidden=1024)
-    return build(kind, tmp_path_factory.mktemp("teacher"))
+    """Give a small teacher with random weights."""
+    return build(KINDS["bert"], tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def wide_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give a teacher of the specification's width."""
+    return build(replace(KINDS["bert"], hidden=1024), tmp_path_factory.mktemp("wide_teacher"))
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def options(teacher: str, tmp_path: Path) -> Settings:
 
 def recipe(teacher: str, **changed: Any) -> DistillationConfig:
     given: dict[str, Any] = {
-        "teacher": teacher, "texts": ("some.jsonl",), "name": "small", "layers": 1, "output_dim": 384,
+        "teacher": teacher, "texts": ("some.jsonl",), "name": "small", "layers": 1, "output_dim": 16,
         "max_epochs": 1, "held_out": 20, "max_texts": 120, "batch_size": 16, "learning_rate": 1e-3,
     }  # fmt: skip
     return DistillationConfig(**(given | changed))
@@ -67,11 +72,12 @@ def run_of(config: DistillationConfig, options: Settings, **more: Any) -> Distil
 
 @pytest.mark.parametrize("width", [768, 384])
 def test_a_teacher_of_1024_dimensions_is_distilled_to_the_specifications_widths(
-    width: int, teacher: str, options: Settings
+    width: int, wide_teacher: str, options: Settings
 ) -> None:
     from sentence_transformers import SentenceTransformer
 
-    config = recipe(teacher, output_dim=width, pairs="pairs.jsonl", matryoshka=(64,))
+    options = replace(options, model=wide_teacher)
+    config = recipe(wide_teacher, output_dim=width, pairs="pairs.jsonl", matryoshka=(64,))
     phases: list[str] = []
     run = run_of(config, options, report=lambda told: phases.append(told["phase"]))
     assert run.earlier_result() is None
@@ -79,7 +85,7 @@ def test_a_teacher_of_1024_dimensions_is_distilled_to_the_specifications_widths(
     store = ModelRegistry(Path(options.models_dir or ""))
     manifest, folder = store.manifest("small", 1), store.folder("small", 1)
     assert (made["model"], made["made"], made["bad_rows"]) == ("small@1", True, 2)
-    assert (manifest.width, manifest.parent.model if manifest.parent else "") == (width, teacher)
+    assert (manifest.width, manifest.parent.model if manifest.parent else "") == (width, wide_teacher)
     assert list(dict.fromkeys(phases)) == ["teacher", "student", "training", "measuring", "registering"]
     loaded = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
     assert loaded.encode(["a text"]).shape == (1, width)
@@ -211,7 +217,7 @@ def test_a_run_whose_fleet_fails_computes_the_rest_by_itself(teacher: str, optio
     config = recipe(teacher, student="projection", layers=None)
     assert run_of(config, options, by_fleet=by_fleet).make()["made"]
     report = ModelRegistry(Path(options.models_dir or "")).folder("small", 1) / "report.json"
-    assert given == [1024] * 5
+    assert given == [KINDS["bert"].hidden] * 5
     assert json.loads(report.read_text())["quality"]["cosine"]["value"] == pytest.approx(1, abs=1e-3)
 
 

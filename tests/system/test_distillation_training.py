@@ -345,6 +345,12 @@ def case(teacher, matrix, vectors):
     return Case(teacher, matrix, vectors)
 
 
+@pytest.fixture(scope="module")
+def short_case(teacher, matrix, vectors):
+    """One of 13 steps, in place of 39."""
+    return Case(teacher, matrix, vectors, replace(CONFIG, max_epochs=1))
+
+
 def largest_difference(first, second):
     theirs = dict(second.named_parameters())
     return max(float((w - theirs[name]).detach().abs().max()) for name, w in first.named_parameters())
@@ -398,17 +404,17 @@ def test_a_run_that_is_stopped_three_times_ends_as_one_that_is_not(case, task_we
     assert (found.quality, found.steps) == (expected.quality, expected.steps)
 
 
-def test_a_finished_run_is_not_trained_again(case, tmp_path):
-    first, trained = case(tmp_path)
-    again, found = case(tmp_path, pytest.fail)
+def test_a_finished_run_is_not_trained_again(short_case, tmp_path):
+    first, trained = short_case(tmp_path)
+    again, found = short_case(tmp_path, pytest.fail)
     assert found == trained
     assert largest_difference(first, again) == 0
 
 
-def test_checkpoints_of_another_recipe_or_of_other_texts_are_not_read(case, tmp_path, caplog):
-    case(tmp_path)
-    vectors = case.teacher.encode(TEXTS, normalize_embeddings=True)
-    other = Case(case.teacher, case.matrix, vectors, replace(CONFIG, alpha=0.9))
+def test_checkpoints_of_another_recipe_or_of_other_texts_are_not_read(short_case, tmp_path, caplog):
+    short_case(tmp_path)
+    vectors = short_case.teacher.encode(TEXTS, normalize_embeddings=True)
+    other = Case(short_case.teacher, short_case.matrix, vectors, replace(short_case.config, alpha=0.9))
     fresh, expected = other(tmp_path / "fresh")
     student, found = other(tmp_path)
     assert "starting anew" in caplog.text
@@ -420,25 +426,25 @@ def test_checkpoints_of_another_recipe_or_of_other_texts_are_not_read(case, tmp_
     assert "starting anew" in caplog.text
 
 
-def test_a_run_goes_on_where_targets_differ_in_their_last_bits(case, tmp_path, caplog):
-    case(tmp_path)
-    again = copy.copy(case)
-    again.targets = np.nextafter(case.targets, np.float32(2))
-    assert not np.array_equal(again.targets, case.targets)
+def test_a_run_goes_on_where_targets_differ_in_their_last_bits(short_case, tmp_path, caplog):
+    short_case(tmp_path)
+    again = copy.copy(short_case)
+    again.targets = np.nextafter(short_case.targets, np.float32(2))
+    assert not np.array_equal(again.targets, short_case.targets)
     again(tmp_path, pytest.fail)
     assert "starting anew" not in caplog.text
 
 
-def test_a_damaged_checkpoint_yields_to_the_one_before(case, tmp_path):
+def test_a_damaged_checkpoint_yields_to_the_one_before(short_case, tmp_path):
     def stopping(progress):
         if progress.step == 9:
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        case(tmp_path, stopping)
+        short_case(tmp_path, stopping)
     (tmp_path / "checkpoint-000000009" / "tensors.safetensors").write_bytes(b"")
     steps = []
-    case(tmp_path, lambda progress: steps.append(progress.step))
+    short_case(tmp_path, lambda progress: steps.append(progress.step))
     assert steps[0] == 9, "from the checkpoint of step 8"
 
 

@@ -15,7 +15,7 @@ from sutra_tasks.distillation.data.vector_cache import (
     count_shards,
     delete_old_runs,
 )
-from sutra_tasks.files import ABANDONED_S, TEMPORARY, write_whole
+from sutra_tasks.files import ABANDONED_S, TEMPORARY
 from sutra_tasks.vectors import Floats
 
 TEXTS = [str(number) for number in range(2 * SHARD + 10)]
@@ -112,23 +112,6 @@ def test_two_runs_with_the_same_texts_share_a_folder(tmp_path: Path) -> None:
     found = cached_vectors(tmp_path, TEXTS, outer, report=silent)
     assert np.array_equal(found[:, 0], np.arange(len(TEXTS)))
     assert (outer.asked, inner.asked) == ([SHARD], [SHARD, SHARD, 10])
-
-
-def test_writers_of_one_file_never_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, replace, flushed = tmp_path / "file", Path.replace, list[int]()
-    monkeypatch.setattr(os, "fsync", flushed.append)
-
-    def late(beside: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "replace", replace)
-        assert len(flushed) == 1  # the file
-        write_whole(path, b"other")  # all of it while the first is about to rename
-        return replace(beside, target)
-
-    monkeypatch.setattr(Path, "replace", late)
-    write_whole(path, b"one")
-    assert path.read_bytes() == b"one"
-    assert list(tmp_path.iterdir()) == [path]
-    assert len(flushed) == 4  # of each file, and the folder with its name
 
 
 def test_folders_that_nobody_wrote_to_for_a_month_go(tmp_path: Path) -> None:

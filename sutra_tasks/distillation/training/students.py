@@ -43,18 +43,18 @@ SIF: Final = 1e-3
 TOKENS_IN_A_PASS: Final = 512
 
 
-def chosen_layers(total: int, wanted: int) -> tuple[int, ...]:
+def chosen_layers(total: int, count: int) -> tuple[int, ...]:
     """Return which of ``total`` layers a student keeps: evenly spaced, with the first and the last.
 
     A single layer is the first, the only one that was trained on token embeddings as input.
 
     Raises:
-        ValueError: ``wanted`` is under 1 or over ``total``.
+        ValueError: ``count`` is under 1 or over ``total``.
     """
-    if not 1 <= wanted <= total:
-        raise ValueError(f"{wanted} layers of {total}")
-    gaps = max(wanted - 1, 1)
-    return tuple((2 * at * (total - 1) + gaps) // (2 * gaps) for at in range(wanted))
+    if not 1 <= count <= total:
+        raise ValueError(f"{count} layers of {total}")
+    gaps = max(count - 1, 1)
+    return tuple((2 * at * (total - 1) + gaps) // (2 * gaps) for at in range(count))
 
 
 def build_student(
@@ -189,7 +189,7 @@ def _random(width: int, input_width: int, seed: int) -> Floats:
     return found
 
 
-def _keep_layers(name: str, transformer: Any, wanted: int | None) -> None:
+def _keep_layers(name: str, transformer: Any, count: int | None) -> None:
     inner = getattr(transformer, "auto_model", None)
     total = getattr(getattr(inner, "config", None), "num_hidden_layers", None)
     lists = (
@@ -198,10 +198,10 @@ def _keep_layers(name: str, transformer: Any, wanted: int | None) -> None:
     found = next((layers for layers in lists if len(layers) == total), None)
     if inner is None or found is None or total is None:
         raise ModelError(name, "has no list of layers to choose from: take another kind of student")
-    wanted = max(1, total // 2) if wanted is None else wanted
-    if wanted > total:
-        raise ModelError(name, f"has {total} layers, and the student is to have {wanted}")
-    kept = chosen_layers(total, wanted)
+    count = max(1, total // 2) if count is None else count
+    if count > total:
+        raise ModelError(name, f"has {total} layers, and the student is to have {count}")
+    kept = chosen_layers(total, count)
     layers = [found[at] for at in kept]
     del found[len(layers) :]
     for at, layer in enumerate(layers):

@@ -178,13 +178,11 @@ class ForwardPass:
         self._autocast = self._device.type == "cpu" and candidate.dtype != "float32"
         self._dtype: torch.dtype = getattr(torch, candidate.dtype)
         self._weights.put(self._device, self._dtype, linear_only=self._autocast)
-        inner, wanted = (
-            transformer_of(self._model),
-            TRANSFORMERS_NAMES.get(candidate.implementation, "sdpa"),
-        )
+        inner = transformer_of(self._model)
+        name = TRANSFORMERS_NAMES.get(candidate.implementation, "sdpa")
         if inner is not None:
-            inner.set_attn_implementation(wanted)
-            if inner.config._attn_implementation != wanted:  # noqa: SLF001 - no public attribute
+            inner.set_attn_implementation(name)
+            if inner.config._attn_implementation != name:  # noqa: SLF001 - no public attribute
                 raise ValueError(f"the model stays with {inner.config._attn_implementation} attention")  # noqa: SLF001
         first: Any = self._model[0]
         if getattr(first, "unpad_inputs", False) is not False:  # False: not supported by this model

@@ -84,9 +84,9 @@ def probe_batches(encoder: Encoder) -> tuple[list[TokenizedText], ...]:
     """Return two batches: a long text with a short one, and four of the same length."""
     (whole,) = encoder.tokenize([PROBE_TEXT], None)
     offsets = encoder.offsets(whole)
-    room = min(encoder.info.window - (whole.tokens - len(offsets)), PROBE_TOKENS, len(offsets))
-    step = max(1, min(PROBE_TOKENS // 4, room, len(offsets) // 4))
-    spans = [(0, room), (room // 2, room // 2 + 1)]
+    most = min(encoder.info.window - (whole.tokens - len(offsets)), PROBE_TOKENS, len(offsets))
+    step = max(1, min(PROBE_TOKENS // 4, most, len(offsets) // 4))
+    spans = [(0, most), (most // 2, most // 2 + 1)]
     equal = [(start, start + step) for start in range(0, 4 * step, step)]
     return encoder.windows(whole, offsets, spans), encoder.windows(whole, offsets, equal)
 
