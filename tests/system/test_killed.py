@@ -88,7 +88,10 @@ def test_both_reapers_are_killed_half_way(start_fleet, client):
         work = Work(client)
         work.fill(fleet)
         with frozen(lost):
-            work.send((f"to the lost one {n}" for n in range(1000)), queue=queue)
+            with frozen(
+                *map(fleet.pid, fleet.router_names)
+            ):  # or the lease might end while they are sent
+                work.send((f"to the lost one {n}" for n in range(1000)), queue=queue)
             before = waiting = client.llen(queue)
             while waiting >= before:  # a poll that slept would miss the moment
                 before, waiting = waiting, client.llen(queue)
