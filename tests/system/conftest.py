@@ -118,7 +118,7 @@ def start_fleet(server: str, client: redis.Redis, tmp_path: Path) -> Callable[..
     return start
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     """Run two simulated devices on a server of their own, which no test stops or flushes."""
     folder = tmp_path_factory.mktemp("shared-fleet")
@@ -130,7 +130,7 @@ def _shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFle
 
 @pytest.fixture
 def fleet(_shared_fleet: LocalFleet) -> Iterator[LocalFleet]:
-    """Give the fleet that tests share: for those that neither hurt nor configure it.
+    """Give the fleet that the tests of a module share: for those that neither hurt nor configure it.
 
     The test must leave nothing there but what expires.
     """

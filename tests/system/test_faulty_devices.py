@@ -1,4 +1,4 @@
-"""Devices whose engine fails, with 2,000 tasks under way: each task ends as it must."""
+"""Devices whose engine fails, with 1,200 tasks under way: each task ends as it must."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A server that restarts, pauses or is full, with 2,000 tasks under way: each ends as it must."""
+"""A server that restarts, pauses or is full, with 1,200 tasks under way: each ends as it must."""
 
 from dataclasses import replace
 

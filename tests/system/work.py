@@ -16,11 +16,11 @@ from sutra_tasks.engines.simulated_engine import vectors_of
 from tests.conftest import wait_until
 from tests.system.local_fleet import LocalFleet, frozen
 
-LOADED: dict[str, Any] = {"simulated_per_token_s": 0.001, "batch_tokens": 1024}
+LOADED: dict[str, Any] = {"simulated_per_token_s": 0.0016, "batch_tokens": 1024}
 """Settings with which three devices compute for some seconds on ``IN_FLIGHT`` texts."""
 
-IN_FLIGHT = 2000
-SPARE = 300
+IN_FLIGHT = 1200
+SPARE = 200
 """Tasks that may end between the filling and the fault."""
 
 LEAST_COSINE = 0.99999

@@ -32,7 +32,7 @@ def test_an_excess_is_the_time_beyond_what_may_wait(
     assert excess_s(tokens, tokens_per_s, max_queue_s) == pytest.approx(expected)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(tokens=TOKENS, speed=SPEEDS, limit_s=SECONDS)
 def test_after_the_excess_was_worked_off_as_much_waits_as_may(
     tokens: int, speed: float, limit_s: float
@@ -42,7 +42,7 @@ def test_after_the_excess_was_worked_off_as_much_waits_as_may(
     assert left == pytest.approx(limit_s * speed, rel=1e-6, abs=1e-6 * tokens)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(tokens=TOKENS, more=st.integers(1, 10**6), speed=SPEEDS, limit_s=SECONDS)
 def test_more_work_and_a_slower_fleet_are_never_less_of_an_excess(
     tokens: int, more: int, speed: float, limit_s: float

@@ -68,13 +68,13 @@ CALLS = st.builds(
 # The layout.
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(layout=LAYOUTS)
 def test_a_layout_is_the_same_behind_its_json(layout: AnswerLayout) -> None:
     assert AnswerLayout.from_json(json.loads(json.dumps(layout.to_json()))) == layout
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(layout=LAYOUTS)
 def test_each_row_has_the_position_of_its_text(layout: AnswerLayout) -> None:
     chunks = [len(text.spans) for text in layout.texts]
@@ -139,7 +139,7 @@ def reference(layout: AnswerLayout, rows: Floats, call: Call) -> np.ndarray:
     return np.array(found).reshape(len(layout.texts), cut.shape[1])
 
 
-@laws(max_examples=300, deadline=None)
+@laws(max_examples=100, deadline=None)
 @given(layout=LAYOUTS, call=CALLS, seed=st.integers(0, 2**32))
 def test_an_answer_is_what_plain_arithmetic_gives(layout: AnswerLayout, call: Call, seed: int) -> None:
     rows = rows_of(layout.row_count, seed)

@@ -197,7 +197,7 @@ WAYS = st.builds(
 )
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=80, deadline=None)
 @given(ways=WAYS)
 def test_the_last_resort_is_always_plain_attention_in_float32(
     ways: tuple[AttentionCandidate, ...],
@@ -210,7 +210,7 @@ def test_the_last_resort_is_always_plain_attention_in_float32(
     assert len({(way.implementation, way.dtype) for way in ways}) == len(ways)
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=80, deadline=None)
 @given(ways=WAYS)
 def test_no_padded_batch_goes_through_cudas_flash_kernel(ways: tuple[AttentionCandidate, ...]) -> None:
     assert Implementation.SDPA_FLASH not in {
@@ -221,7 +221,7 @@ def test_no_padded_batch_goes_through_cudas_flash_kernel(ways: tuple[AttentionCa
     assert {(implementation_for_padding(path), dtype) for path, dtype in paths} <= paths
 
 
-@laws(max_examples=300, deadline=None)
+@laws(max_examples=100, deadline=None)
 @given(
     hardware=HARDWARE, traits=TRAITS, asked=st.sampled_from(ATTENTIONS), dtype=st.sampled_from(DTYPES)
 )
@@ -245,7 +245,7 @@ def test_flash_kernels_run_only_where_they_can(
             assert asked != "eager"
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(hardware=HARDWARE, dtype=st.sampled_from(DTYPES))
 def test_a_precision_that_was_asked_for_comes_first(hardware: Hardware, dtype: str) -> None:
     first = attention_candidates(hardware, MINILM, dtype=dtype)[0]
@@ -328,7 +328,7 @@ def test_a_precision_on_trial_has_one_trial() -> None:
     assert choice.reason == "cpu_flash in bfloat16: 0.98 times as fast as float32"
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(ways=WAYS, broken=st.sets(st.sampled_from(Implementation)))
 def test_the_first_that_holds_is_chosen(
     ways: tuple[AttentionCandidate, ...], broken: set[Implementation]

@@ -76,13 +76,13 @@ def test_a_level_rises_exactly_where_the_specification_says(
     assert specified(use, load) is expected
 
 
-@laws(max_examples=200)
+@laws(max_examples=80)
 @given(use=USES, load=USES)
 def test_from_normal_the_level_is_the_specifications(use: float, load: float) -> None:
     assert next_level(use, load, NORMAL) is specified(use, load)
 
 
-@laws(max_examples=200)
+@laws(max_examples=80)
 @given(use=USES, load=USES, before=LEVELS)
 def test_hysteresis_delays_only_the_way_down(use: float, load: float, before: Level) -> None:
     found, now = next_level(use, load, before), specified(use, load)
@@ -124,7 +124,7 @@ def test_a_signal_that_flaps_at_the_edge_moves_the_level_once() -> None:
     assert sum(before is not after for before, after in pairwise(found)) == 1
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(shares=SHARES)
 def test_the_load_is_the_mean_by_use(shares: list[float | None]) -> None:
     present = [share for share in shares if share is not None]
@@ -153,7 +153,7 @@ def test_a_share_beyond_the_whole_counts_as_the_whole() -> None:
     assert system_load(-0.3, 0.5) == 0.5
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(own_s=st.floats(0, 100), rate=st.floats(0.1, 1))
 def test_a_producer_that_rests_offers_the_asked_share_of_its_own_rate(own_s: float, rate: float) -> None:
     assert own_s == pytest.approx(rate * (own_s + pause_s(own_s, rate)))

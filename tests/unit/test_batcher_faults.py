@@ -128,7 +128,7 @@ def test_want_of_memory_is_known_without_torch(error: Exception, expected: bool)
     assert is_out_of_memory(error) is expected
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(
     budget=BUDGETS,
     events=st.lists(st.tuples(SECONDS, st.integers(1, 10_000)), max_size=5),

@@ -287,7 +287,7 @@ def chunks_and_windows(draw: st.DrawFn) -> tuple[list[tuple[int, int]], list[tup
     return chunks, windows, len(text)
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=80, deadline=None)
 @given(drawn=chunks_and_windows())
 def test_each_chunk_is_whole_in_the_one_window_that_gives_it(
     drawn: tuple[list[tuple[int, int]], list[tuple[int, int]], int],
@@ -303,7 +303,7 @@ def test_each_chunk_is_whole_in_the_one_window_that_gives_it(
             assert first <= start < stop <= end
 
 
-@laws(max_examples=150, deadline=None)
+@laws(max_examples=60, deadline=None)
 @given(drawn=chunks_and_windows())
 def test_no_other_window_shows_a_chunk_more_of_its_surroundings(
     drawn: tuple[list[tuple[int, int]], list[tuple[int, int]], int],

@@ -159,7 +159,7 @@ def test_the_laws_hold_for_any_text_and_tokenizer(name: str, text: str, chunker:
     check_retreats(chunker, text, offsets, spans)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(tokens=tokens_anywhere(), chunker=chunkers())
 def test_the_laws_hold_wherever_tokens_stand(tokens: tuple[str, Offsets], chunker: Chunker) -> None:
     text, offsets = tokens
@@ -190,7 +190,7 @@ def specified(total: int, chunk_size: int, overlap: int) -> list[tuple[int, int]
     return chunks
 
 
-@laws(max_examples=150, deadline=None)
+@laws(max_examples=60, deadline=None)
 @given(total=st.integers(0, 900), chunker=chunkers(largest=200))
 def test_one_giant_word_is_cut_as_specified_but_for_a_short_tail(total: int, chunker: Chunker) -> None:
     expected = specified(total, chunker.block, chunker.overlap)
@@ -216,7 +216,7 @@ def best_cut(text: str, least: int, most: int) -> int:
     return max(sentences) or max(words) or most
 
 
-@laws(max_examples=150, deadline=None)
+@laws(max_examples=60, deadline=None)
 @given(around=st.text('ab. \n"', min_size=14, max_size=20))
 def test_a_boundary_is_the_last_sentence_end_else_the_last_word_end(around: str) -> None:
     text = "x" * 46 + around + "x" * 80
@@ -376,7 +376,7 @@ def test_chunks_go_forward_where_tokens_do_not() -> None:
     assert ["abcde"[slice(*span)] for span in found] == ["abcd", "bcd", "e"]
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(block=st.integers(-2, 10_000), data=st.data())
 def test_an_overlap_is_at_most_85_percent_of_a_block_that_holds_text(
     block: int, data: st.DataObject

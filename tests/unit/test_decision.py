@@ -79,7 +79,7 @@ def test_small_messages_are_forwarded_at_once_and_others_wait_for_credit(
     assert decision(demand(tokens), Fleet(tuple(devices)), has_waited=has_waited) == expected
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(
     outage_s=st.floats(0, 100),
     seen_s=st.floats(0, 100),

@@ -192,7 +192,7 @@ def test_what_is_no_recipe_is_refused_by_name(value: Any, refused: str) -> None:
     assert caught.value.option == refused
 
 
-@laws(max_examples=200)
+@laws(max_examples=80)
 @given(st.text(max_size=70))
 def test_a_model_name_is_always_a_safe_part_of_a_path(name: str) -> None:
     try:
@@ -218,7 +218,7 @@ MEASURED = st.builds(
 )
 
 
-@laws(max_examples=200)
+@laws(max_examples=80)
 @given(st.lists(MEASURED, max_size=8))
 def test_metrics_are_means_weighted_by_texts(batches: list[DistillationMetrics]) -> None:
     whole = DistillationMetrics.over(batches)

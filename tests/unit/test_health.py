@@ -137,7 +137,7 @@ def test_what_is_not_known_degrades_nobody(
         assert after is DeviceState.HEALTHY or state in (DeviceState.UNHEALTHY, DeviceState.PROBING)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(
     measured=MEASURED,
     thresholds=ANY_THRESHOLDS,
@@ -158,7 +158,7 @@ def test_slowness_and_a_full_memory_alone_make_no_device_leave(
     assert after in (DeviceState.HEALTHY, DeviceState.DEGRADED)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES)
 def test_a_device_that_computes_wrong_vectors_leaves_whatever_else_is_so(
     measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState
@@ -166,7 +166,7 @@ def test_a_device_that_computes_wrong_vectors_leaves_whatever_else_is_so(
     assert next_state(state, measured, thresholds, check_passed=False) is DeviceState.UNHEALTHY
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES, check=st.sampled_from([True, None]))
 def test_a_device_that_fails_too_many_texts_leaves(
     measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState, check: bool | None
@@ -193,7 +193,7 @@ def test_the_ways_that_are_drawn_are_the_ways_that_are() -> None:
     assert {(one, other) for one, other in found if one is not other} == EDGES
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(measured=MEASURED, thresholds=ANY_THRESHOLDS, state=STATES, check=CHECKS)
 def test_while_nothing_changes_a_device_comes_to_rest(
     measured: HealthMeasurements, thresholds: HealthThresholds, state: DeviceState, check: bool | None

@@ -72,7 +72,7 @@ GAPS = st.lists(
 )
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(looks=GAPS)
 def test_a_lease_is_over_if_and_only_if_an_unbroken_look_saw_no_beat(
     looks: list[tuple[float, bool]],
@@ -86,7 +86,7 @@ def test_a_lease_is_over_if_and_only_if_an_unbroken_look_saw_no_beat(
         assert leases.ended(LEASE_S) == ["a"] * (now - quiet_since >= LEASE_S)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(rises=st.lists(st.integers(1, 3), min_size=1, max_size=20))
 def test_a_lease_whose_beats_rise_is_not_lost(rises: list[int]) -> None:
     # By more than one if an answer was lost.
@@ -97,7 +97,7 @@ def test_a_lease_whose_beats_rise_is_not_lost(rises: list[int]) -> None:
         assert not lease.is_lost
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(before=st.integers(1, 50), after=st.integers(1, 50))
 def test_a_lease_whose_beats_are_counted_anew_is_lost(before: int, after: int) -> None:
     lease = LeaseLossDetector()

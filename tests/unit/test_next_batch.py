@@ -211,7 +211,7 @@ def test_a_batch_waits_only_for_what_arrives_and_fits(
     assert found == pytest.approx(expected)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(
     jobs=st.lists(
         st.builds(

@@ -206,7 +206,7 @@ def test_a_part_of_a_call_that_ends_late_is_refused_late() -> None:
     assert not received(part_message(soon, 0, 1, 1, 10), parts.part).maybe_expire()
 
 
-@laws(max_examples=200, deadline=None)
+@laws(max_examples=80, deadline=None)
 @given(rows=st.integers(1, 10_000), more=st.integers(0, 10**6), index=st.integers(0, 10**4))
 def test_a_part_weighs_its_tokens_whoever_asks(rows: int, more: int, index: int) -> None:
     tokens = 2 * rows + more  # every row has its special tokens

@@ -47,7 +47,7 @@ def test_rows_are_orthonormal_even_beyond_the_rank_of_the_data(
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(width), atol=2e-6)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(seed=SEEDS, rows=st.integers(2, 30), input_width=st.integers(2, 24), data=st.data())
 def test_no_projection_of_its_width_keeps_a_larger_mean_square_than_svd(
     seed: int, rows: int, input_width: int, data: st.DataObject

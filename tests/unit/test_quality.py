@@ -124,7 +124,7 @@ def test_one_value_is_its_own_interval_and_none_is_refused() -> None:
 # --- similarities of pairs
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(0, 3)), min_size=1, max_size=30))
 def test_ranks_are_scipys_of_values_repeated_by_their_weights(drawn: list[tuple[int, int]]) -> None:
     values, weights = np.array(drawn).T

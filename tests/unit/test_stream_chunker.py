@@ -228,7 +228,7 @@ def test_the_laws_hold_if_a_text_stands_still_anywhere(
     check_laws(chunker, text, writer.chunks)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(total=st.integers(1, 400), chunker=chunkers("letters", largest=40))
 def test_one_giant_word_is_cut_as_specified(total: int, chunker: OverlapChunker) -> None:
     """As ``extract_chunk`` does, but for what it reads behind the end."""
@@ -402,7 +402,7 @@ def test_stretches_grow_by_a_quarter() -> None:
         assert all(before < after <= 1.25 * before + 1 for before, after in pairwise(probes))
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(size=st.integers(-2, 10_000), data=st.data())
 def test_an_overlap_that_might_never_advance_is_refused(size: int, data: st.DataObject) -> None:
     most = 85 * size // 100

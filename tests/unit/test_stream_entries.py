@@ -54,7 +54,7 @@ def check_silent(error: BaseException) -> None:
         assert word not in f"{error} {error!r} {error.args}"
 
 
-@laws(max_examples=150)
+@laws(max_examples=60)
 @given(entry=ALONE | PIECES)
 def test_an_entry_survives_the_stream(entry: StreamEntry) -> None:
     assert entry.checked(MOST_CHARS) is entry
@@ -152,7 +152,7 @@ def test_a_number_is_ascii_digits_and_not_huge(name: bytes, value: bytes) -> Non
     check_silent(refused.value)
 
 
-@laws(max_examples=150)
+@laws(max_examples=60)
 @given(
     fields=st.lists(
         st.sampled_from([b"text", b"id", b"key", b"end", b"seq", b"priority", b"prompt", b"1"])

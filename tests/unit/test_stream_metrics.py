@@ -42,7 +42,7 @@ MEASUREMENTS = st.builds(
 HALF_A_BUCKET = sqrt(RATIO) * 1.01  # they are rounded to a microsecond as well
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(values=st.lists(TIMES_MS, min_size=1, max_size=300))
 def test_percentiles_are_those_of_the_values_to_half_a_bucket(values: list[float]) -> None:
     found = percentiles(histogram(values))
@@ -59,7 +59,7 @@ def test_percentiles_of_a_hundred_times() -> None:
     assert set(percentiles({7: 1}).values()) == {round(middle_ms(7), 3)}
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(one=st.lists(TIMES_MS, max_size=50), other=st.lists(TIMES_MS, max_size=50))
 def test_percentiles_of_a_fleet_are_those_of_all_its_values(
     one: list[float], other: list[float]

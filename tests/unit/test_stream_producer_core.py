@@ -115,7 +115,7 @@ def named(*numbers: int) -> list[str]:
 # Nothing is lost, doubled or out of order.
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(
     count=st.integers(0, 40),
     batch=st.integers(1, 12),

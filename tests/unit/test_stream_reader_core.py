@@ -119,7 +119,7 @@ class Reader:
             yield found.chunk_ids
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(
     responses=st.lists(st.text("abcdefgh", min_size=1, max_size=3), max_size=40),
     lost=st.lists(st.sampled_from([None, redis.ConnectionError(), redis.TimeoutError()]), max_size=12),

@@ -49,7 +49,7 @@ def response_fields(chunks: list[EmbeddedChunk], rows: Any) -> dict[bytes, bytes
     }
 
 
-@laws(max_examples=100)
+@laws(max_examples=50)
 @given(chunk=CHUNKS)
 def test_a_chunk_survives_json(chunk: EmbeddedChunk) -> None:
     assert EmbeddedChunk.from_json(json.loads(chunk.to_json())) == chunk

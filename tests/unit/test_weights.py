@@ -55,7 +55,7 @@ def test_overlap_aware_is_first_and_every_method_is_there() -> None:
     assert list(METHODS) == ["overlap_aware", "mean", "positional", "max"]
 
 
-@laws(max_examples=150, deadline=None)
+@laws(max_examples=60, deadline=None)
 @given(method=ANY_METHOD, seed_exact=st.booleans(), spans=WINDOWS)
 def test_weights_are_shares_of_one(method: str, seed_exact: bool, spans: Spans) -> None:
     found = chunk_weights(spans, method, seed_exact=seed_exact)
@@ -142,7 +142,7 @@ def test_overlap_aware_counts_every_token_once(spans: Spans, tokens: list[float]
     assert found.tolist() == pytest.approx(tokens, rel=1e-12)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(spans=WINDOWS)
 def test_overlap_aware_shares_each_token_among_the_chunks_that_hold_it(spans: Spans) -> None:
     cover = covering(spans)
@@ -151,7 +151,7 @@ def test_overlap_aware_shares_each_token_among_the_chunks_that_hold_it(spans: Sp
     assert chunk_weights(spans, "overlap_aware").tolist() == pytest.approx(shares(parts), rel=1e-9)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(spans=WINDOWS)
 def test_overlap_aware_to_the_letter_is_the_ratio_of_unique_content(spans: Spans) -> None:
     cover = covering(spans)
@@ -205,7 +205,7 @@ def equal_weights(rows: Floats) -> weights.Weights:
     return np.full(len(rows), 1 / len(rows))
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(method=ANY_METHOD, rows=ROWS, spread=st.integers(0, 2**32))
 def test_the_vector_is_that_of_unit_rows_in_double_precision(
     method: str, rows: Floats, spread: int
@@ -234,7 +234,7 @@ def test_max_takes_the_largest_of_each_element_not_the_furthest_from_zero() -> N
     assert aggregate(rows, np.array([0.5, 0.5]), "max").tolist() == pytest.approx([0.6, 0, 0])
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(method=ANY_METHOD, rows=ROWS, data=st.data())
 def test_no_chunk_counts_by_the_length_of_its_vector(
     method: str, rows: Floats, data: st.DataObject
@@ -245,13 +245,13 @@ def test_no_chunk_counts_by_the_length_of_its_vector(
     np.testing.assert_allclose(found, aggregate(rows, equal_weights(rows), method), atol=1e-6)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(method=ANY_METHOD, rows=ROWS)
 def test_one_chunk_alone_keeps_its_direction(method: str, rows: Floats) -> None:
     assert cosine(aggregate(rows[:1], np.ones(1), method), rows[0]) == pytest.approx(1, abs=1e-6)
 
 
-@laws(max_examples=100, deadline=None)
+@laws(max_examples=50, deadline=None)
 @given(method=ANY_METHOD, rows=ROWS, seed=st.integers(0, 2**32))
 def test_chunks_with_their_weights_may_come_in_any_order(method: str, rows: Floats, seed: int) -> None:
     rng = np.random.default_rng(seed)
