@@ -11,8 +11,15 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.errors import InvalidOptionError, ModelError, SpaceUnavailableError
 from sutra_tasks.models.loaded import loading
 from sutra_tasks.models.loaded.eviction import SUPERSEDED_S
+from sutra_tasks.models.loaded.freeing import EvictedModels
 from sutra_tasks.models.loaded.model_cache import RETRY_S, ModelCache
 from tests.unit.fake_registry import OPTIONS, Service, Store, engine, models_of
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_freed_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each eviction a pass of the garbage collector; ``test_freeing.py`` has the laws of it."""
+    monkeypatch.setattr(EvictedModels, "free", lambda _: None)
 
 
 @pytest.fixture
