@@ -34,12 +34,12 @@ key                             type    lifetime
                                         :data:`DOCUMENT_S` at most
 ``sutra:documents``             zset    on the results server: task id -> when its missing parts are
                                         overdue; members leave with their document
-``sutra:promotion``             string  JSON: the version of a model that devices are to load aside,
-                                        :data:`PROMOTION_S`
-``sutra:distilling:<name>``     string  the run that makes the next version of a model, and its worker,
-                                        :data:`DISTILLING_S`; renewed while it runs
-``sutra:cancelled:<task>``      string  a distillation that is to end, also where no worker is up to be
-                                        told, :data:`DISTILLED_S`
+``sutra:promotion``             string  JSON: the version of a model that devices are to load beside the
+                                        one that serves, :data:`PROMOTION_S`
+``sutra:distilling:<name>``     string  lock: the run that makes the next version of a model, and its
+                                        worker; :data:`DISTILLING_S`, renewed while it runs
+``sutra:cancelled:<task>``      string  mark: this distillation is cancelled, for a worker that starts
+                                        later as well; :data:`DISTILLED_S`
 ``sutra:sample:<period>``       zset    text -> its place in the draw: a sample of real traffic,
                                         ``SUTRA_SAMPLE_RETENTION_S``
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
@@ -160,13 +160,13 @@ READERS_GROUP: Final = "readers"
 """Consumer group of a stream's responses."""
 
 PROMOTION_S: Final = 300
-"""Seconds a promotion may take until devices let go of what they loaded for it."""
+"""Seconds after which devices evict a version that was announced and not promoted."""
 
 DISTILLING_S: Final = 60
-"""Seconds without a sign of life after which another run of the same model may begin."""
+"""Seconds without a renewal after which another run may make the next version of a model."""
 
 DISTILLED_S: Final = 7 * 24 * 3600
-"""Seconds what is said of a distillation is kept: whoever began it comes back after a weekend."""
+"""Seconds for which result and progress of a distillation are kept: its caller may be away for days."""
 
 FORGET_AFTER_S: Final = 3600
 """Seconds without a heartbeat after which a device is forgotten and leaves ``sutra status``."""
@@ -175,7 +175,7 @@ REAPED_S: Final = 24 * 3600
 """Seconds for which a worker that lost its lease, and does not know yet, can store no errors."""
 
 DOCUMENT_S: Final = 7 * 24 * 3600
-"""Seconds the parts of a long text are kept while a fleet does not get to them."""
+"""Seconds for which the parts of a long text wait for a device."""
 
 STATE_S: Final = 10
 """Seconds for which reports of devices about a stream count."""
