@@ -25,5 +25,7 @@ def wait_until(condition: Callable[[], object], *, within_s: float = 20.0) -> No
 
 def disconnect(backend: Any) -> None:
     """Close the connections of a result backend: Celery leaves them to the garbage collector."""
+    if not hasattr(backend, "result_consumer"):
+        return  # the backend of an app without a server, which has no connections
     backend.result_consumer._pubsub = None  # else collecting a result later would connect it again
     backend.client.connection_pool.disconnect()
