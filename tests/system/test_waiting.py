@@ -15,6 +15,7 @@ from sutra_tasks.app import app
 from sutra_tasks.health.states import DeviceState
 from tests.system.conftest import environment
 from tests.system.faulty_device import COMPUTED
+from tests.system.local_fleet import frozen
 from tests.system.work import Work
 
 SUTRA = Path(sys.executable).with_name("sutra")
@@ -49,8 +50,9 @@ def test_what_is_revoked_or_expires_in_the_batcher_is_not_computed(
 def test_interactive_work_goes_before_a_bulk_backlog(start_fleet, client):
     with start_fleet(1, **SLOW) as fleet:
         bulk, interactive = Work(client), Work(client)
-        bulk.send((f"bulk {n}{WORDS}" for n in range(300)), priority=9)
-        interactive.send((f"interactive {n}{WORDS}" for n in range(20)), priority=0)
+        with frozen(*map(fleet.pid, fleet.router_names)):  # or a slow sender would be overtaken
+            bulk.send((f"bulk {n}{WORDS}" for n in range(300)), priority=9)
+            interactive.send((f"interactive {n}{WORDS}" for n in range(20)), priority=0)
         interactive.check()
         assert sum(result.ready() for result in bulk.sent.values()) < 150
         bulk.check()
