@@ -46,6 +46,7 @@ def leaves() -> set[str]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind(client: redis.Redis, leaves: set[str]) -> Iterator[None]:
     client.flushdb()
+    client.script_flush()  # so that no test leans on a script that another one left
     yield
     names = [name.decode() for name in client.scan_iter()]
     left = {name for name in names if client.ttl(name) == -1}

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from sutra_tasks import keys
+from sutra_tasks.broker.in_flight import TAKE
 from tests.conftest import wait_until
 from tests.redis.peers import Receiver, absent_server, waiting
 
@@ -48,6 +49,7 @@ def test_what_was_taken_over_a_connection_dropped_unheard_is_delivered_later(
 ) -> None:
     put("q", "text")
     receiver = open_receiver("q", in_flight=in_flight)
+    client.script_load(TAKE.text)  # a server without it would refuse the take
     receiver.channel.connection.cycle.on_poll_start()  # the take is sent, its answer never read
     wait_until(lambda: client.llen(in_flight.key) == 1)
     receiver.channel.client.connection.disconnect()
