@@ -29,7 +29,7 @@ HEAVY_MODULES = {
 }
 LAYERS = (
     ("errors.py", "files.py", "keys.py", "settings.py", "vectors.py"),
-    ("connections.py", "lua.py"),
+    ("connections.py", "lua.py", "server_errors.py"),
     ("celery_settings.py",),
     ("app.py",),
     ("models/registry/names.py",),
