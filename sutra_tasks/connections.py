@@ -7,6 +7,7 @@ sleeps between two tries.
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -18,7 +19,14 @@ from redis.retry import Retry
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["async_broker_client", "broker_client", "no_retries", "results_client", "socket_options"]
+__all__ = [
+    "abandon",
+    "async_broker_client",
+    "broker_client",
+    "no_retries",
+    "results_client",
+    "socket_options",
+]
 
 RETRIES: Final = 10
 FIRST_PAUSE_S: Final = 0.01
@@ -70,6 +78,22 @@ def async_broker_client(options: Settings) -> redis.asyncio.Redis:
         **socket_options(options.socket_timeout_s),
         retry=AsyncRetry(_backoff(), RETRIES),
     )
+
+
+def abandon(pool: Any) -> None:
+    """Close, in a forked child, the sockets of a pool of its parent's connections.
+
+    redis-py would do so when the child uses the pool, but it waits for the pool's lock, which a thread
+    of the parent may have held. The parent's connections live on: only this process's descriptors close.
+
+    Args:
+        pool: redis-py's.
+    """
+    pool._lock = pool._fork_lock = threading.RLock()  # noqa: SLF001 - redis-py renews neither
+    for name in ("_available_connections", "_in_use_connections"):
+        for connection in list(getattr(pool, name, ())):
+            connection.disconnect()
+    pool.reset()
 
 
 def _client(url: str | None, timeout_s: float, *, retries: bool) -> redis.Redis:

@@ -113,9 +113,11 @@ class TooLargeError(InvalidInputError):
         self.what, self.size, self.limit, self.setting = what, size, limit, setting
 
     def __str__(self) -> str:
+        many = self.what.endswith("in one call")
+        split = "Split the call (embed_many does it for you)" if many else "Split the text"
         return (
-            f"{self.what}: {self.size:,} is over the limit of {self.limit:,}. Split the call "
-            f"(embed_many does it for you) or raise {self.setting}."
+            f"{self.what}: {self.size:,} is over the limit of {self.limit:,}. {split} or raise "
+            f"{self.setting}."
         )
 
 
@@ -327,13 +329,25 @@ class EncodingError(SutraError):
 
 
 class IncompleteDocumentError(SutraError):
-    """Parts of a long text were lost, and lost again when they were sent again."""
+    """Parts of a long text were lost, and lost again when they were sent again.
+
+    Attributes:
+        missing: parts that were not embedded, or whose vectors are gone.
+        parts: of the text.
+        waited_s: seconds without progress; 0: the whole document is gone from the results server.
+    """
 
     def __init__(self, missing: int, parts: int, waited_s: float) -> None:
         super().__init__(missing, parts, waited_s)
         self.missing, self.parts, self.waited_s = missing, parts, waited_s
 
     def __str__(self) -> str:
+        if not self.waited_s:
+            return (
+                f"the results server lost the {self.parts} parts of a long text while they were "
+                "computed. Were keys deleted by hand, or does its maxmemory-policy evict them? Send "
+                "the text again."
+            )
         return (
             f"{self.missing} of {self.parts} parts of a long text were not embedded after "
             f"{self.waited_s:.0f} s, though they were sent again. Were queues emptied by hand? "

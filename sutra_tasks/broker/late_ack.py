@@ -15,9 +15,10 @@ from typing import Any
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.log import get_logger
+from celery.worker.request import Request as CelerysRequest
 from celery.worker.strategy import default as default_strategy
 
-__all__ = ["LateAckPool", "strategy"]
+__all__ = ["LateAckPool", "Request", "strategy"]
 
 logger = get_logger(__name__)
 
@@ -34,6 +35,16 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
         return handle(message, body, message.ack_log_error, message.reject_log_error, callbacks)
 
     return handler
+
+
+class Request(CelerysRequest):  # type: ignore[misc]  # Celery is untyped
+    """Celery's request, for workers whose tasks run on threads."""
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Do no more than a revocation does, which has marked the task already.
+
+        A thread cannot be killed: its task looks at the mark between two batches, or steps, and ends.
+        """
 
 
 class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped

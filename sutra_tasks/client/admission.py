@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from sutra_tasks import keys
-from sutra_tasks.connections import broker_client
+from sutra_tasks.connections import abandon, broker_client
 from sutra_tasks.errors import FleetSaturated
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ class Admission:
         if excess > 0:
             raise FleetSaturated(waiting, round(excess, 1))
         self._sent += tokens
+
+    def abandon(self) -> None:
+        """Close, in a forked child, the connections of the parent; it makes an admission of its own."""
+        abandon(self._client.connection_pool)
 
     def _read(self) -> None:
         self._read_at = self._clock()

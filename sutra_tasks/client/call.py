@@ -18,7 +18,16 @@ from sutra_tasks.settings import METHODS, STRATEGIES
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
-__all__ = ["HEADER", "VERSION", "Call", "Demand", "check_strategy", "demand_of", "estimated_tokens"]
+__all__ = [
+    "HEADER",
+    "VERSION",
+    "Call",
+    "Demand",
+    "check_strategy",
+    "checked_bytes",
+    "demand_of",
+    "estimated_tokens",
+]
 
 VERSION: Final = 1
 HEADER: Final = "sutra"
@@ -129,6 +138,8 @@ class Call:
         for name in options:
             if name not in OPTIONS:
                 raise InvalidOptionError(name, "...", f"one of the options {', '.join(OPTIONS)}")
+        if not isinstance(texts, str) and callable(getattr(texts, "tolist", None)):
+            texts = texts.tolist()  # an array of numpy, a column of pandas
         single = isinstance(texts, str)
         if not single and not isinstance(texts, list | tuple):
             raise InvalidTextError(0, f"a str or a list of str is needed, not {_kind(texts)}")
@@ -224,28 +235,43 @@ def _kind(value: object) -> str:
 def _checked_size(texts: tuple[Any, ...], limits: Settings) -> int:
     if len(texts) > limits.max_texts:
         raise TooLargeError("texts in one call", len(texts), limits.max_texts, "SUTRA_MAX_TEXTS")
-    total = 0
-    for position, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise InvalidTextError(position, f"a str is needed, not {_kind(text)}")
-        if len(text) > limits.max_text_chars:
-            raise TooLargeError(
-                f"characters in texts[{position}]",
-                len(text),
-                limits.max_text_chars,
-                "SUTRA_MAX_TEXT_CHARS",
-            )
-        try:
-            total += len(text.encode())
-        except UnicodeEncodeError as error:
-            raise InvalidTextError(
-                position, f"a lone surrogate at character {error.start} is not valid Unicode"
-            ) from None
+    total = sum(checked_bytes(text, position, limits) for position, text in enumerate(texts))
     if total > limits.max_message_bytes:
         raise TooLargeError(
             "bytes of text in one call", total, limits.max_message_bytes, "SUTRA_MAX_MESSAGE_BYTES"
         )
     return total
+
+
+def checked_bytes(text: Any, position: int, limits: Settings) -> int:
+    """Check one text and return its bytes in UTF-8.
+
+    Args:
+        text: that may be no text at all.
+        position: of the text among those that its caller gave.
+        limits: the settings that limit its size.
+
+    Raises:
+        InvalidTextError: it is not text that can be embedded.
+        TooLargeError: no message can hold it.
+    """
+    if not isinstance(text, str):
+        raise InvalidTextError(position, f"a str is needed, not {_kind(text)}")
+    if len(text) > limits.max_text_chars:
+        raise TooLargeError(
+            f"characters in texts[{position}]", len(text), limits.max_text_chars, "SUTRA_MAX_TEXT_CHARS"
+        )
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidTextError(
+            position, f"a lone surrogate at character {error.start} is not valid Unicode"
+        ) from None
+    if size > limits.max_message_bytes:
+        raise TooLargeError(
+            f"bytes of texts[{position}]", size, limits.max_message_bytes, "SUTRA_MAX_MESSAGE_BYTES"
+        )
+    return size
 
 
 def _checked_prompt(prompt: Any) -> str | None:

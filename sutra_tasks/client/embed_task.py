@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import redis
 from celery import Task
-from kombu.exceptions import OperationalError
+from kombu.exceptions import EncodeError, OperationalError
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.client.admission import Admission
 from sutra_tasks.client.call import HEADER, Call, check_strategy, demand_of
+from sutra_tasks.client.options import check_callbacks, check_options, refuse_mapped
 from sutra_tasks.errors import (
     BrokerNotConfiguredError,
-    CallbackQueueError,
     InvalidInputError,
     ServerUnavailableError,
     SutraError,
@@ -40,6 +40,15 @@ _CANVAS_OPTIONS: Final = {"group_id", "chord", "parent_id", "root_id"}
 calls, because some calls of the group would then be sent and others not."""
 
 _admission = cache(Admission)
+
+
+@app.on_after_fork.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery is untyped
+def _forget_admission(**_: Any) -> None:
+    """Have a forked child read the backlog over a connection of its own."""
+    if _admission.cache_info().currsize:
+        _admission(settings()).abandon()
+        _admission.cache_clear()
+
 
 _server: Server | None = None
 
@@ -92,32 +101,83 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         """Send texts with Celery's own options; see :meth:`delay` for the arguments and errors.
 
         Raises:
+            InvalidOptionError: the fleet cannot follow an option; it says what to write instead.
             CallbackQueueError: a callback of another Celery app names no queue.
             FleetSaturated: more work waits than the fleet can do in ``SUTRA_MAX_QUEUE_S``; never raised
                 for the calls of a group, chord or chain.
         """
         limits, given = settings(), kwargs or {}
+        if self._goes_on_from_a_worker(options):
+            return self._send_on(args or (), given, options, strategy)
         call = Call.of(args or (), given, limits)
         if strategy is not None:
             check_strategy(strategy)
+        check_options({**self._get_exec_options(), **options})
         if limits.broker_url is None and not self.app.conf.task_always_eager:
             raise BrokerNotConfiguredError
-        for option in ("link", "link_error", "chain", "chord"):
-            for task in _callbacks_without_queue(options.get(option)):
-                raise CallbackQueueError(task, option)
+        check_callbacks(options, limits)
         if not (_CANVAS_OPTIONS & options.keys() or self.app.conf.task_always_eager):
             _admission(limits).admit(call.tokens)
+        try:
+            return self._send(call, given, options, strategy)
+        except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
+            raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
+        except EncodeError as error:
+            # Only callbacks are left: texts, arguments and headers were checked.
+            raise InvalidInputError(
+                f"a callback has an argument without a JSON form ({error})"
+            ) from None
+
+    def _send(
+        self, call: Call, given: Mapping[str, Any], options: dict[str, Any], strategy: str | None
+    ) -> EmbedResult:
         headers = dict(options.pop("headers", None) or {})
         headers[HEADER] = call.header(sent_at=time.time(), strategy=strategy)
         # Celery's default is the repr of all texts, which is slow, and shows them in logs and Flower.
         options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
         texts = call.texts[0] if call.single else list(call.texts)
         by_name = {name: value for name, value in given.items() if name != "texts"}
-        try:
-            sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
-        except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
-            raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
+        sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
         return sent
+
+    def _goes_on_from_a_worker(self, options: Mapping[str, Any]) -> bool:
+        """Return whether a worker of this package sends the next call of a chain, chord or callback."""
+        is_worker = "incarnation" in self.app.conf.broker_transport_options
+        return is_worker and bool((_CANVAS_OPTIONS | {"task_id"}) & options.keys())
+
+    def _send_on(
+        self,
+        args: Sequence[Any],
+        given: Mapping[str, Any],
+        options: dict[str, Any],
+        strategy: str | None,
+    ) -> EmbedResult:
+        """Send a call whatever it holds: the device that takes it tells its caller what is wrong.
+
+        An error here would tell nobody who waits for this call, because it belongs to another task.
+        """
+        try:
+            return self._send(Call.of(args, given, settings()), given, options, strategy)
+        except InvalidInputError:
+            options["argsrepr"] = "(...)"
+            sent: EmbedResult = super().apply_async(args, dict(given), **options)
+            return sent
+
+    def map(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse what no worker could do.
+
+        Raises:
+            InvalidInputError: always; it says what to write instead.
+        """
+        raise refuse_mapped("map")
+
+    def starmap(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse what no worker could do; see :meth:`map`."""
+        raise refuse_mapped("starmap")
+
+    def chunks(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse what no worker could do; see :meth:`map`."""
+        raise refuse_mapped("chunks")
 
     def signature(self, args: Sequence[Any] | None = None, *more: Any, **options: Any) -> Signature:
         """Return a signature that names the fleet's queue, so that workers of any app can send it."""
@@ -126,22 +186,6 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         return made
 
     subtask = signature
-
-
-def _callbacks_without_queue(callbacks: Any) -> Iterator[str]:
-    """Yield the names of other apps' tasks in ``callbacks`` that name no queue."""
-    if callbacks is None:
-        return
-    for signature in callbacks if isinstance(callbacks, list | tuple) else [callbacks]:
-        task = signature["task"]
-        if task.startswith("celery."):  # a chain, group or chord: it has signatures in it
-            inner = signature.get("kwargs") or {}
-            for name in ("tasks", "task", "header", "body"):
-                yield from _callbacks_without_queue(inner.get(name))
-        elif not task.startswith(keys.OWN_TASK_PREFIX):
-            options = signature.get("options") or {}
-            if not options.get("queue") and not options.get("exchange"):
-                yield task
 
 
 @app.task(  # type: ignore[untyped-decorator]  # Celery is untyped

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import redis
+from celery._state import get_current_worker_task
 from celery.backends.redis import RedisBackend, ResultConsumer
-from celery.result import AsyncResult
+from celery.result import AsyncResult, GroupResult, result_from_tuple
 from kombu.exceptions import DecodeError
 
+from sutra_tasks.app import app
+from sutra_tasks.connections import abandon
 from sutra_tasks.errors import SutraError
 
-__all__ = ["EmbedResult", "ResultBackend", "ResultsServerDown"]
+__all__ = ["EmbedGroupResult", "EmbedResult", "ResultBackend", "ResultsServerDown"]
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +102,16 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
             with self._locked():
                 self._reconnect()
 
+    def abandon(self) -> None:
+        """Close, in a forked child, the connection of the parent, and end the reader's greenlet."""
+        inherited, self._pubsub = self._pubsub, None
+        if inherited is not None and inherited.connection is not None:
+            inherited.connection.disconnect()
+            inherited.connection = None  # else the garbage collector returns it to the pool
+        stopped = getattr(self.drainer, "_stopped", None)
+        if stopped is not None:
+            stopped.set()
+
 
 class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     """The clients' ``result_backend``: Celery's own for Redis, with a :class:`PatientConsumer`."""
@@ -123,6 +136,12 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         with _as_server_down():
             return super().mget(names)
 
+    def abandon(self) -> None:
+        """Close, in a forked child, the connections of the parent; it makes a backend of its own."""
+        self.result_consumer.abandon()
+        if "client" in self.__dict__:
+            abandon(self.client.connection_pool)
+
     def on_task_call(self, producer: Any, task_id: str) -> None:
         """Subscribe to the result of a call that is about to be sent.
 
@@ -134,10 +153,23 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
 
 
 class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
-    """Celery's result, except that it waits through outages of the server.
+    """Celery's result, except that it waits through outages of the server, and in tasks of other apps.
 
-    Of a record that does not decode it raises this package's error, in place of kombu's.
+    It can be copied, pickled, and used in a forked process. Of a record that does not decode it raises
+    this package's error, in place of kombu's.
     """
+
+    app = app
+    __copy__ = None  # copy.copy takes __reduce__, which keeps what has come already
+
+    @property
+    def backend(self) -> Any:
+        """The result backend of this process: another one than the parent's after a fork."""
+        return self.app.backend
+
+    @backend.setter
+    def backend(self, _: Any) -> None:
+        """Ignore what Celery sets; it is the same."""
 
     def get(self, *args: Any, **options: Any) -> Any:
         """Wait for the vectors; see :meth:`sutra_tasks.client.embed_task.EmbedTask.delay`.
@@ -149,7 +181,9 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
         Raises:
             SutraError: the task failed, or its record is corrupt or of another version.
             celery.exceptions.TimeoutError: no result came within ``timeout`` seconds.
+            RuntimeError: a worker's own task waits for tasks of the same app, which may never end.
         """
+        options.setdefault("disable_sync_subtasks", not _may_wait([self]))
         try:
             return super().get(*args, **options)
         except DecodeError as error:
@@ -157,6 +191,59 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
                 raise (error.__cause__ or error.__context__) from None
             raise
 
+    def expires_in_s(self) -> float | None:
+        """Return the seconds for which the server still keeps the result; None if it has none."""
+        left_ms: Any = self.backend.client.pttl(self.backend.get_key_for_task(self.id))
+        return left_ms / 1000 if left_ms > 0 else None
+
     def _maybe_reraise_parent_error(self) -> None:
         with suppress(ResultsServerDown):  # Celery calls this again at each interval of the wait
             super()._maybe_reraise_parent_error()
+
+    def __reduce__(self) -> Any:
+        state = {"_cache": self._cache, "_ignored": self._ignored}
+        return _result_of, (self.as_tuple(),), state
+
+    def __del__(self) -> None:
+        # A process that was forked and calls nothing needs no backend to forget this in.
+        self.app.leave_parent()
+        if self.app._backend_cache is not None:  # noqa: SLF001 - `backend` would make one
+            super().__del__()
+
+
+class EmbedGroupResult(GroupResult):  # type: ignore[misc]  # Celery is untyped
+    """Celery's result of a group, with the abilities of :class:`EmbedResult`."""
+
+    def get(self, *args: Any, **options: Any) -> Any:
+        """Wait for the results of all calls; as :meth:`EmbedResult.get`."""
+        options.setdefault("disable_sync_subtasks", not _may_wait(self.results))
+        return super().get(*args, **options)
+
+    def __reduce__(self) -> Any:
+        return _group_of, (self.id, self.results, self.parent)
+
+
+def _may_wait(results: Iterable[Any]) -> bool:
+    """Return whether waiting cannot keep the awaited tasks from running.
+
+    A task of another app may wait for this app's, which run on other workers. Celery would forbid it.
+    """
+    if getattr(get_current_worker_task(), "app", None) is app:
+        return False
+    awaited = [one for result in results for one in _with_parents(result)]
+    return all(isinstance(one, EmbedResult | EmbedGroupResult) for one in awaited)
+
+
+def _with_parents(result: Any) -> Iterator[Any]:
+    while result is not None:
+        yield result
+        yield from getattr(result, "results", None) or ()
+        result = result.parent
+
+
+def _result_of(parts: Any) -> Any:
+    return result_from_tuple(parts, app)
+
+
+def _group_of(group_id: str, results: list[Any], parent: Any) -> Any:
+    return app.GroupResult(group_id, results, parent=parent)

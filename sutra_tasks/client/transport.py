@@ -6,9 +6,12 @@ Here a channel keeps the one that it made. Connections, their pool and everythin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakSet
 
 from kombu.transport import redis as stock
+
+from sutra_tasks.connections import abandon
 
 if TYPE_CHECKING:
     import redis
@@ -17,7 +20,22 @@ __all__ = ["Channel", "Transport"]
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed
-    """A channel that keeps the client of its commands."""
+    """A channel that keeps the client of its commands.
+
+    Attributes:
+        all: the channels of this process.
+    """
+
+    all: ClassVar[WeakSet[Channel]] = WeakSet()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.all.add(self)
+        super().__init__(*args, **kwargs)
+
+    def abandon(self) -> None:
+        """Close, in a forked child, the connections of the parent."""
+        for inherited in filter(None, (self._pool, self._async_pool)):
+            abandon(inherited)
 
     @property
     def commands(self) -> redis.Redis:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sutra_tasks.connections import broker_client, results_client
+from sutra_tasks.errors import IncompleteDocumentError
 from sutra_tasks.fanout.messages import body_message
 from sutra_tasks.fanout.sender import Sender
 from sutra_tasks.fanout.store import DocumentStore
@@ -47,21 +48,40 @@ class Documents:
         else:
             self.send_missing(task_id)  # as the call was divided then: the fleet may be another now
 
-    def join(self, task_id: str, index: int, result: Mapping[str, Any] | None) -> None:
+    def join(
+        self, task_id: str, index: int, result: Mapping[str, Any] | None, body: str | None = None
+    ) -> None:
         """Add a part's result, the first one only; when no result is missing, send the body.
+
+        If the document is gone, and its caller still waits, the caller is told.
 
         Args:
             task_id: the document.
             index: the part.
             result: JSON with vectors; None if the part had nothing to do.
+            body: the message of the body, as the part's message has it.
         """
-        if self.store.join(task_id, index, result):
+        is_complete = self.store.join(task_id, index, result)
+        if is_complete:
+            self._send_body_once(task_id)
+        elif is_complete is None and (lost := self.loss(task_id)) is not None:
+            self.fail(task_id, lost, body)
+
+    def fail(self, task_id: str, error: Exception, body: str | None = None) -> None:
+        """Give a document up with its first error, and send the body, which tells the caller.
+
+        Args:
+            task_id: the document.
+            error: why it has no answer.
+            body: as for :meth:`join`.
+        """
+        if self.store.fail(task_id, error, body):
             self._send_body_once(task_id)
 
-    def fail(self, task_id: str, error: Exception) -> None:
-        """Give a document up with its first error, and send the body, which tells the caller."""
-        if self.store.fail(task_id, error):
-            self._send_body_once(task_id)
+    def loss(self, task_id: str) -> IncompleteDocumentError | None:
+        """Return the error of a document that is gone before its caller has an outcome, if it is."""
+        parts = self.store.lost_parts(task_id)
+        return None if parts is None else IncompleteDocumentError(parts, parts, 0.0)
 
     def send_missing(self, task_id: str) -> None:
         """Send the parts of a document that have no result to the router, unless it is given up."""

@@ -14,10 +14,10 @@
 --- @arg      progress        the record for the caller, with "DONE" and "PARTS" in place of two numbers
 --- @arg      progress_ttl_s  seconds until that record expires
 --- @include  fanout/progress
---- @returns  1: the calling worker sends the body; 0: it does not
+--- @returns  1: the calling worker sends the body; 0: it does not; -1: the document is gone
 
 local parts = redis.call('HGET', document, 'parts')
-if not parts then return 0 end
+if not parts then return -1 end
 local given_up = redis.call('HEXISTS', document, 'error') == 1
 if part_result ~= '' and redis.call('HSETNX', document, 'result:' .. part, part_result) == 1 then
   redis.call('HDEL', document, 'rows:' .. part)

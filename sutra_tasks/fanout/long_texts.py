@@ -155,10 +155,14 @@ class LongTexts:
         Raises:
             RequeueMessage: the results server failed.
             Ignore: the document is gone, because the caller has the outcome already.
+            IncompleteDocumentError: it is gone, and the caller has no outcome.
             Exception: the error of the document, if it was given up.
         """
         with requeue_if_server_fails():
             found = self._documents.store.ended(task_id)
+            loss = self._documents.loss(task_id) if found is None else None
+        if loss is not None:
+            raise loss
         if found is None:
             raise Ignore
         if found.error is not None:

@@ -19,8 +19,10 @@ from sutra_tasks.broker.attempts import ATTEMPTS, DEATHS_NEARBY
 from sutra_tasks.client.call import BYTES_PER_TOKEN, HEADER, TOKENS_PER_TEXT, Demand
 from sutra_tasks.client.call import VERSION as HEADER_VERSION
 
-__all__ = ["BODY_DEMAND", "body_message", "part_demand", "part_message", "priority_of"]
+__all__ = ["BODY", "BODY_DEMAND", "body_message", "part_demand", "part_message", "priority_of"]
 
+BODY: Final = "sutra_body"
+"""Header of a part: the message of the body, to tell the caller if the document is lost."""
 
 BODY_DEMAND: Final = Demand(texts=1, bytes=0, sent_at=None, strategy=None)
 """The body's demand: adding up vectors costs next to nothing beside computing them."""
@@ -90,6 +92,7 @@ def part_message(body: Mapping[str, Any], index: int, parts: int, rows: int, tok
         "ignore_result": True,
         "retries": 0,
         HEADER: {**of[HEADER], "texts": rows, "bytes": part_demand(rows, tokens).bytes},
+        BODY: json.dumps(body),
     }
     properties = {**body["properties"], "correlation_id": headers["id"]}
     part = {**body, "headers": headers, "properties": properties}

@@ -36,6 +36,10 @@ def resend_overdue(documents: Documents) -> None:
 def _resend(documents: Documents, task_id: str, resends: int) -> None:
     missing = documents.store.missing_parts(task_id)
     if missing is None:
+        # Its parts tell the caller and the callbacks, if they are not lost as well. Now it is late.
+        if (loss := documents.loss(task_id)) is not None:
+            logger.error("task %s: %s", task_id, loss)
+            documents.store.fail_caller(task_id, loss)
         return
     if missing.given_up or not missing.parts:
         documents.sender.send_body(missing.body)

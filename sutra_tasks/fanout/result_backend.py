@@ -11,6 +11,7 @@ from sutra_tasks import keys
 from sutra_tasks.broker import result_backend
 from sutra_tasks.broker.result_backend import requeue_if_server_fails
 from sutra_tasks.fanout.documents import Documents
+from sutra_tasks.fanout.messages import BODY
 from sutra_tasks.settings import settings
 
 __all__ = ["ResultBackend"]
@@ -33,11 +34,12 @@ class ResultBackend(result_backend.ResultBackend):
         if getattr(request, "task", None) != keys.PART_TASK:
             super().on_chord_part_return(request, state, result, **options)
             return
+        body = getattr(request, BODY, None)
         with requeue_if_server_fails():
             if state == states.SUCCESS:
-                self._documents.join(request.group, request.group_index, result)
+                self._documents.join(request.group, request.group_index, result, body)
             else:
-                self._documents.fail(request.group, result)
+                self._documents.fail(request.group, result, body)
 
     def on_outcome_stored(self, task_id: str, request: Any) -> None:
         """Delete the document of a long text whose outcome is stored.

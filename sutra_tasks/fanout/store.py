@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from celery import states
 from kombu.utils import json as kombu_json
 
 from sutra_tasks import keys, lua
 from sutra_tasks.app import app
+from sutra_tasks.broker.result_backend import STORE_RESULT
 from sutra_tasks.chunking.answer import AnswerLayout
 from sutra_tasks.client.call import Call
 
@@ -24,11 +26,25 @@ __all__ = ["DocumentStore", "EndedDocument", "MissingParts", "NewDocument", "Par
 BEGIN: Final = lua.script("fanout/begin")
 JOIN: Final = lua.script("fanout/join")
 FAIL: Final = lua.script("fanout/fail")
+DELETE: Final = lua.script("fanout/delete")
 TAKE_OVERDUE: Final = lua.script("fanout/take_overdue")
 
+PROGRESS: Final = "PROGRESS"
 ROWS: Final = "rows:"
 RESULT: Final = "result:"
 """Beginnings of a document's fields; the number of a part follows. A part has one of the two."""
+
+_WITHOUT_PARTS: Final = {
+    "parts": 0,
+    "call": json.dumps(asdict(Call(texts=(), single=True, bytes=0))),
+    "layout": json.dumps(AnswerLayout((), "mean").to_json()),
+    "model": "",
+    "space": "",
+    "sizes": "[]",
+    "done": 0,
+    "resends": 0,
+}
+"""The fields of a document of which only the body and an error are left."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -175,13 +191,16 @@ class DocumentStore:
         part = json.loads(rows)
         return PartRows(part["rows"], part["positions"], model.decode(), space.decode())
 
-    def join(self, task_id: str, index: int, result: Mapping[str, Any] | None) -> bool:
-        """Add a part's result, if it is the first one; return True if the caller must send the body.
+    def join(self, task_id: str, index: int, result: Mapping[str, Any] | None) -> bool | None:
+        """Add a part's result, if it is the first one.
 
         Args:
             task_id: the document.
             index: the part.
             result: JSON with vectors; None if the part had nothing to do.
+
+        Returns:
+            Whether the caller must send the body; None if the document is gone.
         """
         send = JOIN(
             self._client,
@@ -193,12 +212,61 @@ class DocumentStore:
             progress=_progress(task_id, "DONE", "PARTS"),
             progress_ttl_s=self._progress_ttl_s,
         )
+        return bool(send) if send >= 0 else None
+
+    def fail(self, task_id: str, error: Exception, body: str | None = None) -> bool:
+        """Give a document up, if it has no error yet; return True if the caller must send the body.
+
+        Args:
+            task_id: the document.
+            error: why it has no answer.
+            body: the message of the body: with it a document that is gone before its caller has an
+                outcome is written again, as one that is given up.
+        """
+        fields = {} if body is None else {**_WITHOUT_PARTS, "body": body}
+        send = FAIL(
+            self._client,
+            **_names(task_id),
+            task_id=task_id,
+            error=json.dumps(app.backend.prepare_exception(error, "json")),
+            ttl_s=keys.DOCUMENT_S,
+            overdue_s=self.overdue_s,
+            fields=[item for field in fields.items() for item in field],
+        )
         return bool(send)
 
-    def fail(self, task_id: str, error: Exception) -> bool:
-        """Give a document up, if it has no error yet; return True if the caller must send the body."""
-        stored = json.dumps(app.backend.prepare_exception(error, "json"))
-        return bool(FAIL(self._client, document=keys.document(task_id), error=stored))
+    def lost_parts(self, task_id: str) -> int | None:
+        """Return how many parts a document had that is gone although its caller has no outcome.
+
+        Returns:
+            None: the document is there, or its caller has an outcome, or nobody waits any more.
+        """
+        with self._client.pipeline() as pipeline:
+            pipeline.exists(keys.document(task_id))
+            pipeline.get(keys.result(task_id))
+            exists, stored = pipeline.execute()
+        record = json.loads(stored) if stored and not exists else {}
+        return int(record["result"]["of"]) if record.get("status") == PROGRESS else None
+
+    def fail_caller(self, task_id: str, error: Exception) -> None:
+        """Store an error for the caller of a document that is gone, and whose callbacks nobody knows."""
+        STORE_RESULT(
+            self._client,
+            result=keys.result(task_id),
+            lease_ended=keys.reaped(""),
+            record=app.backend.encode(
+                {
+                    "status": states.FAILURE,
+                    "result": app.backend.prepare_exception(error, "json"),
+                    "traceback": None,
+                    "children": [],
+                    "date_done": None,
+                    "task_id": task_id,
+                }
+            ),
+            ttl_s=self._progress_ttl_s,
+            state=states.FAILURE,
+        )
 
     def body(self, task_id: str) -> bytes | None:
         """Return the message of a document's body; None if the document is gone."""
@@ -230,7 +298,7 @@ class DocumentStore:
             most: documents to take.
 
         Returns:
-            The task id of each, and how often it was taken since its last progress.
+            The task id of each, and how often it was taken since its last progress; -1: it is gone.
         """
         found = TAKE_OVERDUE(
             self._client,
@@ -265,11 +333,8 @@ class DocumentStore:
         )
 
     def delete(self, task_id: str) -> None:
-        """Delete a document whose caller has the outcome."""
-        with self._client.pipeline() as pipeline:
-            pipeline.zrem(keys.DOCUMENTS, task_id)
-            pipeline.delete(keys.document(task_id))
-            pipeline.execute()
+        """Delete a document whose caller has the outcome, or wants none."""
+        DELETE(self._client, **_names(task_id), task_id=task_id)
 
 
 def _names(task_id: str) -> dict[str, str]:
@@ -284,7 +349,7 @@ def _names(task_id: str) -> dict[str, str]:
 def _progress(task_id: str, done: int | str, parts: int | str) -> str:
     """Return Celery's record of a task that is under way."""
     record: dict[str, Any] = {
-        "status": "PROGRESS",
+        "status": PROGRESS,
         "result": {"done": done, "of": parts},
         "task_id": task_id,
         "traceback": None,

@@ -8,13 +8,14 @@
 --- @arg      most       documents to take at most
 --- @arg      overdue_s  seconds until they are overdue again, for the first time without progress
 --- @arg      late_s     seconds by which parts may be late, because they wait in queues
---- @returns  for each document its task id and how often it was overdue without progress
+--- @returns  for each document its task id and how often it was overdue without progress; -1: it is gone
 
 local now = redis.call('TIME')[1]
 local found = {}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', documents, '-inf', now - late_s, 'LIMIT', 0, most)) do
   if redis.call('EXISTS', document .. id) == 0 then
     redis.call('ZREM', documents, id)
+    found[#found + 1] = {id, -1}
   else
     local resends = redis.call('HINCRBY', document .. id, 'resends', 1)
     redis.call('ZADD', documents, now + overdue_s * 2 ^ resends, id)

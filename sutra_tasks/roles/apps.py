@@ -53,7 +53,7 @@ def router_app() -> Celery:
             "worker_prefetch_multiplier": ROUTER_PREFETCH,
         },
     )
-    _handle_with("sutra_tasks.routing.router:strategy")
+    _handle_with("sutra_tasks.routing.router:strategy", embed, parts.part, parts.combine)
     app.steps["consumer"].add(RouterStep)
     app.steps["worker"].add(ReaperStep)
     return app
@@ -79,7 +79,7 @@ def device_app() -> Celery:
             "worker_prefetch_multiplier": 1,
         },
     )
-    _handle_with("sutra_tasks.broker.late_ack:strategy")
+    _handle_with("sutra_tasks.broker.late_ack:strategy", embed, parts.part, parts.combine)
     worker_ready.connect(_join_fleet, weak=False)
     return app
 
@@ -105,15 +105,15 @@ def distill_app() -> Celery:
             "worker_prefetch_multiplier": 1,
         },
     )
-    for task in (distill, distill_due):
-        task.Strategy = "sutra_tasks.broker.late_ack:strategy"
+    _handle_with("sutra_tasks.broker.late_ack:strategy", distill, distill_due)
     app.steps["worker"].add(ReaperStep)  # it keeps this worker's lease as well
     return app
 
 
-def _handle_with(strategy: str) -> None:
-    for task in (embed, parts.part, parts.combine):
+def _handle_with(strategy: str, *tasks: Any) -> None:
+    for task in tasks:
         task.Strategy = strategy
+        task.Request = "sutra_tasks.broker.late_ack:Request"
 
 
 def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import redis
 
 from sutra_tasks import keys
+from sutra_tasks.app import app
 from sutra_tasks.client.call import HEADER, demand_of
-from sutra_tasks.connections import broker_client
+from sutra_tasks.connections import abandon, broker_client
 from sutra_tasks.errors import SutraError
 from sutra_tasks.routing.balancing import choose
 from sutra_tasks.routing.fleet_view import FleetView
@@ -57,7 +58,7 @@ class DirectRouter:
             clock: monotonic seconds.
         """
         self._options = options
-        self._lock = threading.Lock()
+        self._lock, self._client = threading.Lock(), client
         self._view = FleetView(client, options.device_ttl_s, clock=clock)
         self._ticket = first_ticket
 
@@ -85,12 +86,23 @@ class DirectRouter:
             return None
         return device.queue
 
+    def abandon(self) -> None:
+        """Close, in a forked child, the connections of the parent; it makes a router of its own."""
+        abandon(self._client.connection_pool)
+
 
 @cache
 def _router() -> DirectRouter:
     options = settings()
     client = broker_client(options, timeout_s=TIMEOUT_S, retries=False)
     return DirectRouter(options, client, first_ticket=secrets.randbelow(2**32))
+
+
+@app.on_after_fork.connect(weak=False)  # type: ignore[untyped-decorator]  # Celery is untyped
+def _forget_router(**_: Any) -> None:
+    if _router.cache_info().currsize:
+        _router().abandon()
+        _router.cache_clear()
 
 
 def route(

@@ -3,18 +3,26 @@
 import os
 import sys
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from celery import Celery, chain, chord
+from celery import Celery, chain, chord, group
+from celery.exceptions import ChordError
 
-from sutra_tasks import CallbackQueueError, embed, embed_many
+from sutra_tasks import (
+    CallbackQueueError,
+    InvalidOptionError,
+    InvalidTextError,
+    embed,
+    embed_many,
+)
 from sutra_tasks.host.processes import spawn, stop
 from tests.conftest import disconnect
 
 HOST = """
 import sutra_tasks
+import celery, redis, sys
 from celery import Celery
-import redis, sys
 
 app = Celery("host", broker=sys.argv[1], backend=sys.argv[1])
 app.conf.task_default_queue = "host"
@@ -33,7 +41,28 @@ def shout(text):
 def stack(parts):
     return [list(part.shape) for part in parts]
 
-app.worker_main(["--quiet", "worker", "-P", "threads", "-c", "2", "-n", "host@%h",
+@app.task(name="host.shape")
+def shape(vectors):
+    return list(vectors.shape)
+
+@app.task(name="host.note")
+def note(task_id):
+    store.set("failed:" + task_id, 1, ex=60)
+
+@app.task(name="host.wait")
+def wait(text):
+    "What Celery forbids among the tasks of one app."
+    one = sutra_tasks.embed.delay(text).get(timeout=20)
+    rows = celery.group([sutra_tasks.embed.s(text)] * 2).apply_async().get(timeout=20)
+    many = list(sutra_tasks.embed_many(text for _ in range(200)))
+    assert all((one == row).all() for row in [*rows, *many]), "other vectors"
+    return len(many), [list(one.shape)], len(wait.request.children)
+
+@app.task(name="host.wait_for_host")
+def wait_for_host():
+    (shout.s("a") | sutra_tasks.embed.s()).apply_async().get(timeout=20)
+
+app.worker_main(["--quiet", "worker", "-P", "prefork", "-c", "2", "-n", "host@%h",
                  "--without-gossip", "--without-mingle"])
 """
 
@@ -43,7 +72,8 @@ def host_worker(server, tmp_path):
     script = tmp_path / "host.py"
     script.write_text(HOST)
     with (tmp_path / "host.log").open("wb") as log:
-        process = spawn([sys.executable, str(script), server], environ=os.environ, output=log)
+        environ = {**os.environ, "SUTRA_BROKER_URL": server}
+        process = spawn([sys.executable, str(script), server], environ=environ, output=log)
         app = Celery("host", broker=server, backend=server, set_as_current=False)
         app.conf.task_default_queue = "host"
         try:
@@ -54,24 +84,84 @@ def host_worker(server, tmp_path):
             stop(process, 20)
 
 
-def test_links_chains_and_chords_of_a_host_app_run_on_its_worker(fleet, tmp_path, wait_until):
-    with host_worker(fleet.options.broker_url, tmp_path) as host:
-        save = host.signature("host.save").set(queue="host")
-        shout = host.signature("host.shout", args=("loud",)).set(queue="host")
-        stack = host.signature("host.stack").set(queue="host")
+@pytest.fixture(scope="module")
+def host(_shared_fleet, tmp_path_factory):
+    """Run a worker of a project's own app, with forked children, beside the fleet."""
+    with host_worker(_shared_fleet.options.broker_url, tmp_path_factory.mktemp("host")) as app:
+        yield app
 
-        linked = save.clone(kwargs={"key": "linked"})
-        embed.apply_async(("text",), link=linked).get(timeout=30)
-        wait_until(lambda: fleet.client.exists("linked"))
 
-        saved = chain(embed.s(["a", "b"]), save.clone(kwargs={"key": "chained"})).apply_async()
-        assert saved.get(timeout=30) == [2, 384]
+def task(host, name, *args, **options):
+    return host.signature(f"host.{name}", args=args, **options).set(queue="host")
 
-        upper = chain(shout, embed.s(details=True)).apply_async().get(timeout=30)
-        assert (upper.vectors == embed.delay("LOUD").get(timeout=30)).all()
 
-        shapes = chord([embed.s("a"), embed.s(["b", "c"]), embed.s([])], stack).apply_async()
-        assert shapes.get(timeout=30) == [[384], [2, 384], [0, 384]]
+def test_links_chains_and_chords_of_a_host_app_run_on_its_worker(fleet, host, wait_until):
+    linked = task(host, "save", kwargs={"key": "linked"})
+    embed.apply_async(("text",), link=linked).get(timeout=30)
+    wait_until(lambda: fleet.client.exists("linked"))
+
+    saved = chain(embed.s(["a", "b"]), task(host, "save", kwargs={"key": "chained"})).apply_async()
+    assert saved.get(timeout=30) == [2, 384]
+
+    upper = chain(task(host, "shout", "loud"), embed.s(details=True)).apply_async().get(timeout=30)
+    assert (upper.vectors == embed.delay("LOUD").get(timeout=30)).all()
+
+    header = [embed.s("a"), embed.s(["b", "c"]), embed.s([])]
+    shapes = chord(header, task(host, "stack")).apply_async()
+    assert shapes.get(timeout=30) == [[384], [2, 384], [0, 384]]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_canvases_in_canvases_give_what_their_parts_give(host):
+    shape, stack, shout = task(host, "shape"), task(host, "stack"), task(host, "shout", "a")
+    groups = group(embed.s("a"), group(embed.s(["b"]), embed.s(["c", "d"])))
+    assert [rows.shape for rows in groups().get(timeout=30)] == [(384,), (1, 384), (2, 384)]
+    spread = chain(embed.s(["a", "b"]), group(shape, shape))
+    assert spread.apply_async().get(timeout=30) == [[2, 384]] * 2
+    gathered = chain(group(embed.s("a"), embed.s(["b"])), stack)
+    assert gathered.apply_async().get(timeout=30) == [[384], [1, 384]]
+    body = chord([shout, shout], embed.s())
+    assert body.apply_async().get(timeout=30).shape == (2, 384)
+    nested = chord(
+        [chain(shout, embed.s()), chain(shout, embed.s(), group(shape, shape))], embed.si("z")
+    )
+    assert nested.apply_async().get(timeout=30).shape == (384,)
+    twice = chain(embed.s("a"), chord([shape, shape], embed.si("b")), shape)
+    assert twice.apply_async().get(timeout=30) == [384]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_a_call_that_fails_in_a_canvas_is_told_to_whoever_waits(fleet, host, wait_until):
+    shape, note = task(host, "shape"), task(host, "note")
+    bad = embed.s("a", prompt="no such")
+    failing: list[tuple[Any, Any]] = [
+        (chain(bad, shape), InvalidOptionError),
+        (chain(embed.s("a"), embed.s()), InvalidTextError),  # vectors are no texts
+        (chain(embed.s("a"), embed.s(), shape), InvalidTextError),
+        (chord([embed.s("a"), embed.s("b")], embed.s()), InvalidTextError),
+        (chord([embed.s("a"), bad], task(host, "stack")), (ChordError, InvalidOptionError)),
+        (chord([embed.s("a"), bad], embed.s()), (ChordError, InvalidOptionError)),
+        (group(embed.s("a"), bad), InvalidOptionError),
+        (group(embed.s("a"), chain(embed.s("b"), embed.s())), InvalidTextError),
+    ]
+    for canvas, error in failing:
+        with pytest.raises(error):
+            canvas.apply_async().get(timeout=30)
+    told = task(host, "stack").on_error(note)
+    for canvas in [bad.on_error(note), chain(bad, shape).on_error(note), chord([bad], told)]:
+        canvas.apply_async()
+        wait_until(lambda: fleet.client.keys("failed:*"))
+        fleet.client.delete(*fleet.client.keys("failed:*"))
+
+
+@pytest.mark.usefixtures("fleet")
+def test_a_task_of_the_host_may_wait_for_the_fleet_and_not_for_the_host(host):
+    waited = task(host, "wait", "a text").apply_async()
+    count, shapes, children = waited.get(timeout=60)
+    assert (count, shapes) == (200, [[384]])
+    assert children <= 3  # those of embed_many are none
+    with pytest.raises(RuntimeError, match="Never call"):
+        task(host, "wait_for_host").apply_async().get(timeout=30)
 
 
 def test_a_callback_without_a_queue_is_refused_before_anything_is_sent(server, client):

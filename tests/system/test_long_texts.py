@@ -11,9 +11,16 @@ import numpy as np
 import psutil
 import pytest
 from celery import chain, chord
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import ChordError, TaskRevokedError
 
-from sutra_tasks import Embeddings, EncodingError, PoisonMessageError, embed, keys
+from sutra_tasks import (
+    Embeddings,
+    EncodingError,
+    IncompleteDocumentError,
+    PoisonMessageError,
+    embed,
+    keys,
+)
 from sutra_tasks.app import app
 from sutra_tasks.broker.dead_letters import dead_letters, drop
 from sutra_tasks.chunking.answer import answer
@@ -297,6 +304,44 @@ def test_a_document_that_expires_or_is_revoked_is_computed_no_further(start_flee
         assert 2 <= computed_chunks(unwanted) < 40
         assert called_back(client)[0] == {}
         assert (expired.state, revoked.state) == ("REVOKED", "REVOKED")
+
+
+def test_a_document_that_is_lost_midway_is_told_to_whoever_waits(start_fleet, client):
+    with start_fleet(2, **SLOW) as fleet:
+        lost = embed.apply_async((document(60),), link_error=FAILED)
+        of = await_progress(lost)["of"]
+        client.delete(keys.document(lost.id))
+        with pytest.raises(IncompleteDocumentError) as told:
+            lost.get(timeout=30)
+        assert told.value.args == (of, of, 0.0)
+        await_rest(fleet, client)
+        assert called_back(client)[0] == {"host.failed": 1}
+
+        joined = chord([embed.s(document(60)), embed.s("short")], COUNT).apply_async()
+        long = joined.parent.results[0]
+        await_progress(long)
+        client.delete(keys.document(long.id))
+        with pytest.raises(ChordError):
+            joined.get(timeout=30, follow_parents=False)
+        await_rest(fleet, client)
+        assert called_back(client)[0] == {}
+        assert embed.delay("unharmed").get(timeout=10).shape == (WIDTH,)
+
+
+def test_a_call_that_is_terminated_is_revoked_and_no_worker_is_harmed(start_fleet, client):
+    with start_fleet(2, **SLOW) as fleet:
+        pids = [fleet.pid(name) for name in [*fleet.device_ids, *fleet.router_names]]
+        calls = [embed.delay(document(60)), embed.delay(["w " * 20] * 40)]
+        await_progress(calls[0])
+        for call in calls:
+            call.revoke(terminate=True)
+            with pytest.raises(TaskRevokedError):
+                call.get(timeout=10)
+        embed.delay("not running").revoke(terminate=True, signal="SIGKILL")
+        await_rest(fleet, client)
+        assert embed.delay("unharmed").get(timeout=10).shape == (WIDTH,)
+        assert [fleet.pid(name) for name in [*fleet.device_ids, *fleet.router_names]] == pids
+        assert "Traceback" not in fleet.log.read_text()
 
 
 # Devices that die, messages that are delivered twice or lost.

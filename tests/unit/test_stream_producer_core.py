@@ -18,6 +18,7 @@ from sutra_tasks.errors import (
     BrokerNotConfiguredError,
     InvalidInputError,
     InvalidOptionError,
+    InvalidTextError,
     UnconfirmedEntriesError,
 )
 from sutra_tasks.settings import Settings
@@ -110,6 +111,12 @@ class Producer:
 
 def named(*numbers: int) -> list[str]:
     return [f"t{number}" for number in numbers]
+
+
+def test_errors_of_entries_count_all_entries_of_the_call() -> None:
+    with pytest.raises(InvalidTextError) as told:
+        Producer(FakeStream(capacity=500), batch=64).send_many([*named(*range(100)), None])
+    assert told.value.position == 100
 
 
 # Nothing is lost, doubled or out of order.

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, It
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+from sutra_tasks.client.texts import iterator_of
 from sutra_tasks.connections import async_broker_client, broker_client
 from sutra_tasks.streaming.client.producer_core import BATCH, ProducerCore, UnsentEntries
 from sutra_tasks.streaming.client.steps import perform, perform_async, run, run_async
@@ -89,11 +90,12 @@ class StreamProducer:
         wait for more.
 
         Raises:
-            InvalidInputError: as for :meth:`send`; all entries before it are in the stream.
+            InvalidInputError: ``entries`` is one text or no iterable; or as for :meth:`send`, with the
+                entry's position, and all entries before it are in the stream.
             BackpressureSignal: as for :meth:`send`; :meth:`offer` can go on after one.
             UnconfirmedEntriesError: as for :meth:`send`.
         """
-        return run(self._core.send_many(iter(entries)), self._perform)
+        return run(self._core.send_many(iterator_of(entries, "send_many()")), self._perform)
 
     def offer(self, entries: Iterable[str | StreamEntry]) -> Iterator[BackpressureSignal]:
         """Add any number of texts, and yield a signal whenever the stream takes no more for now.
@@ -105,7 +107,7 @@ class StreamProducer:
             InvalidInputError: as for :meth:`send_many`.
             UnconfirmedEntriesError: as for :meth:`send`.
         """
-        unsent = UnsentEntries(iter(entries))
+        unsent = UnsentEntries(iterator_of(entries, "offer()"))
         while signal := run(self._core.add_until_refused(unsent), self._perform):
             yield signal
 
@@ -161,13 +163,13 @@ class AsyncStreamProducer:
         self, entries: Iterable[str | StreamEntry] | AsyncIterable[str | StreamEntry]
     ) -> int:
         """Add any number of texts, in order; see :meth:`StreamProducer.send_many`."""
-        return await run_async(self._core.send_many(_iterator(entries)), self._perform)
+        return await run_async(self._core.send_many(_iterator(entries, "send_many()")), self._perform)
 
     async def offer(
         self, entries: Iterable[str | StreamEntry] | AsyncIterable[str | StreamEntry]
     ) -> AsyncIterator[BackpressureSignal]:
         """Add any number of texts, and yield signals; see :meth:`StreamProducer.offer`."""
-        unsent = UnsentEntries(_iterator(entries))
+        unsent = UnsentEntries(_iterator(entries, "offer()"))
         while signal := await run_async(self._core.add_until_refused(unsent), self._perform):
             yield signal
 
@@ -187,5 +189,7 @@ class AsyncStreamProducer:
         return f"<{type(self).__name__} {self._core.stream}>"
 
 
-def _iterator(entries: Iterable[Any] | AsyncIterable[Any]) -> Iterator[Any] | AsyncIterator[Any]:
-    return iter(entries) if isinstance(entries, Iterable) else aiter(entries)
+def _iterator(
+    entries: Iterable[Any] | AsyncIterable[Any], method: str
+) -> Iterator[Any] | AsyncIterator[Any]:
+    return aiter(entries) if isinstance(entries, AsyncIterable) else iterator_of(entries, method)

@@ -16,7 +16,10 @@ from sutra_tasks import keys, lua
 from sutra_tasks.errors import (
     BackpressureSignal,
     BrokerNotConfiguredError,
+    InvalidInputError,
     InvalidOptionError,
+    InvalidTextError,
+    TooLargeError,
     UnconfirmedEntriesError,
 )
 from sutra_tasks.settings import settings
@@ -67,6 +70,7 @@ class UnsentEntries:
         source: gives the caller's entries; None once it has ended or failed.
         batch: entries that were taken from ``source`` and are not in the stream.
         accepted: how many entries are in the stream.
+        taken: how many valid entries ``source`` gave.
         error: why ``source`` failed; it is raised after the entries before it were added.
         batch_began: when ``batch`` was complete, by the producer's clock.
     """
@@ -74,6 +78,7 @@ class UnsentEntries:
     source: Iterator[Any] | AsyncIterator[Any] | None
     batch: Sequence[StreamEntry] = ()
     accepted: int = 0
+    taken: int = 0
     error: Exception | None = None
     batch_began: float = 0.0
 
@@ -157,17 +162,26 @@ class ProducerCore:
                 if given is END:
                     unsent.source = None
                     break
-                entry = self._entry(given)
+                entry = self._entry(given, unsent.taken)
+                unsent.taken += 1
                 batch.append(entry)
                 chars += len(entry.text)
         except Exception as error:  # noqa: BLE001 - of the caller's iterable, or an invalid entry
             unsent.source, unsent.error = None, error
         unsent.batch, unsent.batch_began = batch, self._clock()
 
-    def _entry(self, given: str | StreamEntry) -> StreamEntry:
-        """Return a valid entry with an id."""
+    def _entry(self, given: str | StreamEntry, position: int | None = None) -> StreamEntry:
+        """Return a valid entry with an id.
+
+        Args:
+            given: by the caller.
+            position: among the entries of the call; None: it is the only one.
+        """
         entry = given if isinstance(given, StreamEntry) else StreamEntry(given)
-        entry.checked(self.options.max_text_chars)
+        try:
+            entry.checked(self.options.max_text_chars)
+        except InvalidInputError as error:
+            raise error if position is None else _numbered(error, position) from None
         if entry.id is not None:
             return entry
         self._entries += 1
@@ -252,3 +266,15 @@ class ProducerCore:
         _time_in_producers.set(
             _TimeInProducers(now.total_s + passed_s, now.resting_s + (passed_s if rested else 0.0))
         )
+
+
+def _numbered(error: InvalidInputError, position: int) -> InvalidInputError:
+    """Return the error of an entry with its position among those of the call."""
+    match error:
+        case InvalidTextError(reason=reason):
+            return InvalidTextError(position, reason)
+        case TooLargeError(size=size, limit=limit, setting=setting):
+            return TooLargeError(f"characters in texts[{position}]", size, limit, setting)
+        case InvalidOptionError(option=option, value=value, expected=expected):
+            return InvalidOptionError(f"{option} of texts[{position}]", value, expected)
+    return error
