@@ -35,6 +35,7 @@ from sutra_tasks.errors import (
     SutraError,
     TooLargeError,
     TooLittleTextError,
+    TrainingDivergedError,
     UnconfirmedEntriesError,
     UnsupportedVersionError,
 )
@@ -81,6 +82,7 @@ __all__ = [
     "SutraError",
     "TooLargeError",
     "TooLittleTextError",
+    "TrainingDivergedError",
     "UnconfirmedEntriesError",
     "UnsupportedVersionError",
     "Vectors",

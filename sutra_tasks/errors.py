@@ -21,6 +21,7 @@
     ├── EncodingError               a device failed on this text
     ├── IncompleteDocumentError     parts of a long text were lost
     ├── DistillationUnderWayError   another run makes the next version of this model
+    ├── TrainingDivergedError       a distillation's loss exploded; its student became no version
     ├── PromotionRefusedError       a version of a model did not pass the gate; the old one serves on
     └── ModelError                  a model cannot be loaded or served
         └── SpaceUnavailableError   no model that is served gives vectors of the space
@@ -55,6 +56,7 @@ __all__ = [
     "SutraError",
     "TooLargeError",
     "TooLittleTextError",
+    "TrainingDivergedError",
     "UnconfirmedEntriesError",
     "UnsupportedVersionError",
 ]
@@ -390,6 +392,47 @@ class DistillationUnderWayError(SutraError):
 
     def __str__(self) -> str:
         return f"task {self.task} makes the next version of {self.model}. Wait for it, or revoke it."
+
+
+class TrainingDivergedError(SutraError):
+    """The loss or the gradient of a distillation exploded; no version was added to the registry.
+
+    Attributes:
+        step: in which this was found, counted from 1.
+        steps: of the whole training.
+        figures: of the step, in words: JSON has no infinity.
+        learning_rate: the recipe's.
+        kept_step: the step of the last checkpoint, which is kept; None: there was none yet.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        steps: int,
+        figures: str,
+        learning_rate: float,
+        kept_step: int | None,
+    ) -> None:
+        super().__init__(step, steps, figures, learning_rate, kept_step)
+        self.step, self.steps, self.figures = step, steps, figures
+        self.learning_rate, self.kept_step = learning_rate, kept_step
+
+    def __str__(self) -> str:
+        kept = (
+            "There was no checkpoint yet"
+            if self.kept_step is None
+            else f"The checkpoint of step {self.kept_step:,} is kept"
+        )
+        remedy = (
+            "Not even the first loss is a number: are the weights of teacher and student whole?"
+            if self.step == 1
+            else f"Lower learning_rate, which is {self.learning_rate:g}, to a tenth, or raise "
+            "warmup_share or batch_size."
+        )
+        return (
+            f"the training diverged at step {self.step:,} of {self.steps:,}: {self.figures}. {kept}, "
+            f"and no version was added to the registry. {remedy}"
+        )
 
 
 class PromotionRefusedError(SutraError):

@@ -10,6 +10,7 @@ from sutra_tasks.chunking.chunker import character_spans
 from sutra_tasks.chunking.late_windows import late_windows
 from sutra_tasks.chunking.sizes import ChunkSizes
 from sutra_tasks.chunking.weights import chunk_weights
+from sutra_tasks.engines.encoder import kept_span
 
 if TYPE_CHECKING:
     from sutra_tasks.chunking.late_windows import LateWindow
@@ -85,7 +86,7 @@ class CallChunker:
 
     def _truncated(self, tokenized: TokenizedText) -> ChunkedText:
         offsets = self._encoder.offsets(tokenized)
-        spans = [(0, self._encoder.info.window - (tokenized.tokens - len(offsets)))]
+        spans = [kept_span(self._encoder.info, tokenized.tokens, len(offsets))]
         (row,) = self._encoder.windows(tokenized, offsets, spans)
         characters = character_spans(offsets, spans)
         return TextLayout(row.tokens, characters, (1.0,), truncated=True), [row], []

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["ChunkSizes", "added_tokens"]
 
 USUAL_BLOCK: Final = 512
+USUAL_OVERLAP: Final = 50
 PROBE: Final = "a"
 
 
@@ -26,18 +27,21 @@ class ChunkSizes:
         threshold: up to which a text is embedded whole, special tokens and prompt included.
         block: of a chunk at most, special tokens and prompt included.
         overlap: that two neighbouring chunks share.
+        gives_way: whether the overlap shrinks for a window that is too small for it: nobody set it.
     """
 
     threshold: int
     block: int
     overlap: int
+    gives_way: bool = False
 
     @classmethod
     def of(cls, info: ModelInfo, options: Settings) -> ChunkSizes:
         """Return the sizes that the settings name, else the usual ones for the model."""
         usual = min(USUAL_BLOCK, info.window)
         threshold = options.sequence_threshold or (info.window if info.is_static else usual)
-        return cls(threshold, options.block_size or usual, options.overlap_tokens)
+        gives_way = options.block_size is None and options.overlap_tokens == USUAL_OVERLAP
+        return cls(threshold, options.block_size or usual, options.overlap_tokens, gives_way)
 
     def chunker(self, added: int) -> Chunker:
         """Return the chunker of a text to which special tokens and prompt add ``added`` tokens."""
@@ -76,9 +80,14 @@ class ChunkSizes:
                 )
         for prompt in (None, *info.prompts):
             try:
-                Chunker(self.block - added_tokens(encoder, prompt), self.overlap)
+                added = added_tokens(encoder, prompt)
+                if self.gives_way:
+                    self.chunker(added)
+                else:
+                    Chunker(self.block - added, self.overlap)
             except ValueError as error:
-                where = f" under its prompt {prompt!r}" if prompt else ""
+                shown = prompt or info.default_prompt
+                where = f" under its prompt {shown!r}" if shown else ""
                 raise ModelError(
                     info.model, f"{error}{where}. Change SUTRA_OVERLAP_TOKENS or SUTRA_BLOCK_SIZE"
                 ) from None

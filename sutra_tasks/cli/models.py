@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from redis.exceptions import RedisError
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.table import Table
 from sutra_tasks.cli.server import connected
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError, SettingsError, SutraError
+from sutra_tasks.models.loaded.single_flight import SingleFlight, StillRunning
 from sutra_tasks.models.registry.manifest import VersionFacts
 from sutra_tasks.models.registry.resolve import open_registry
 from sutra_tasks.models.rollout.gate import Thresholds
@@ -23,12 +26,17 @@ from sutra_tasks.models.rollout.promotion import promote, wait_until_served
 if TYPE_CHECKING:
     import redis
 
+    from sutra_tasks.models.registry.manifest import Manifest
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
 __all__ = ["required_registry", "run_add", "run_list", "run_promote", "run_rollback"]
 
-MB = 1_000_000
+MB: Final = 1_000_000
+STORAGE_S: Final = 5.0
+"""Seconds that the registry's storage may take to answer for one model."""
+
+Answer = TypeVar("Answer")
 
 
 def required_registry(options: Settings) -> ModelRegistry:
@@ -45,11 +53,13 @@ def required_registry(options: Settings) -> ModelRegistry:
 
 def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
     """Print models and versions, the newest first."""
-    registry = required_registry(options)
-    names = registry.names() if name is None else [name]
-    rows = [(one, manifest) for one in names for manifest in reversed(registry.versions(one))]
+    rows, errors = _versions(required_registry(options), name)
+    if name is not None and errors and not rows:
+        raise errors[0]
+    for error in errors:  # cost the other versions nothing
+        Console(stderr=True).print(str(error), style="yellow", markup=False, highlight=False)
     if as_json:
-        facts = [{**_facts(m), "serves": registry.current(one) == m.version} for one, m in rows]
+        facts = [{**_facts(manifest), "serves": serves} for manifest, serves in rows]
         print(json.dumps(facts, indent=2))  # noqa: T201 - this is the output
         return
     if not rows:
@@ -61,22 +71,59 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
     drawn.add_column("model", no_wrap=True, overflow="fold")
     for column in ("serves", "created"):
         drawn.add_column(column, no_wrap=True)
-    for column in ("width", "MB", "cosine", "spearman", "speed"):
+    for column in ("width", "MB", "kept", "spearman", "speed"):
         drawn.add_column(column, justify="right", no_wrap=True)
-    for one, manifest in rows:
+    for manifest, serves in rows:
         metrics = manifest.metrics
         drawn.add_row(
-            f"{one}@{manifest.version}",
-            "[green]yes[/]" if registry.current(one) == manifest.version else "",
+            f"{manifest.name}@{manifest.version}",
+            "[green]yes[/]" if serves else "",
             datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d"),
             str(manifest.width),
             f"{manifest.bytes / MB:,.1f}",
-            *(
-                _shown(metrics.get(key))
-                for key in ("cosine_similarity", "spearman", "speed_improvement")
-            ),
+            *(_shown(metrics.get(key)) for key in ("lifted_cosine", "spearman", "speed_improvement")),
         )
     Console().print(drawn)
+
+
+def _versions(
+    registry: ModelRegistry, name: str | None
+) -> tuple[list[tuple[Manifest, bool]], list[SutraError]]:
+    """Return the versions of one model or of all, whether each serves, and what cannot be read."""
+    rows, errors = [], []
+    for one in _answered("the registry", registry.names) if name is None else (name,):
+        try:
+            found, current = _answered(one, partial(_inspected, registry, one))
+        except SutraError as error:
+            errors.append(error)
+            continue
+        for version in found:
+            if isinstance(version, SutraError):
+                errors.append(version)
+            else:
+                rows.append((version, version.version == current))
+    return rows, errors
+
+
+def _inspected(registry: ModelRegistry, name: str) -> tuple[list[Manifest | SutraError], int | None]:
+    """Return the versions of a model, the newest first, and which of them serves."""
+    return registry.inspect(name)[::-1], registry.current(name)
+
+
+def _answered(what: str, read: Callable[[], Answer]) -> Answer:
+    """Return what is read from the registry.
+
+    Raises:
+        ModelError: its storage does not answer.
+    """
+    try:
+        answer: Answer = SingleFlight[Any](STORAGE_S).do(what, read)
+    except StillRunning:
+        raise ModelError(
+            what,
+            f"its files cannot be read, no answer for {STORAGE_S:.0f} s: does their storage hang?",
+        ) from None
+    return answer
 
 
 def run_add(options: Settings, name: str, model: str) -> None:

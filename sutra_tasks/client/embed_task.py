@@ -68,14 +68,15 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
 
         Args:
             texts: one text, or a list of texts, each of any length; an empty list gives shape (0, dim).
-            **options: ``prompt`` (name of one of the model's prompts), ``dimensions`` (Matryoshka
-                width), ``normalize`` (default True; a long text's vector is then the weighted mean of
-                its chunks' unit vectors if False), ``details`` (default False) and with it
-                ``chunk_vectors`` (default False); ``truncate`` (default False) to cut texts at the
-                model's window, ``aggregation_method`` (default ``SUTRA_AGGREGATION_METHOD``) for how
-                the vectors of a long text's chunks become one; ``model``, one of the models the fleet
-                may serve (default ``SUTRA_MODEL``; of the registry ``name``, or ``name@3``), and
-                ``space`` to have vectors of that embedding space or an error.
+            **options: ``prompt`` (name of one of the model's prompts; "" is none; by default the model's
+                default prompt), ``dimensions`` (Matryoshka width), ``normalize`` (default True; a long
+                text's vector is then the weighted mean of its chunks' unit vectors if False),
+                ``details`` (default False) and with it ``chunk_vectors`` (default False);
+                ``truncate`` (default False) to cut texts at the model's window,
+                ``aggregation_method`` (default ``SUTRA_AGGREGATION_METHOD``) for how the vectors of a
+                long text's chunks become one; ``model``, one of the models the fleet may serve
+                (default ``SUTRA_MODEL``; of the registry ``name``, or ``name@3``), and ``space`` to
+                have vectors of that embedding space or an error.
 
         Returns:
             A Celery result; its ``get()`` gives a float32 array of shape (dim,) for one text and

@@ -50,6 +50,7 @@ def describe(
     candidate_state: str,
     waiting_texts: int,
     uncounted: tuple[int, int],
+    loading: str = "",
 ) -> DeviceRecord:
     """Return the record of a device.
 
@@ -63,6 +64,7 @@ def describe(
         candidate_state: how far it is with that.
         waiting_texts: that are in the batcher and in no batch yet.
         uncounted: messages, and their tokens, that it has in flight and no router counted.
+        loading: what it says of models that are being loaded.
     """
     options = identity.options
     info = encoder.info if encoder is not None else None
@@ -89,7 +91,7 @@ def describe(
         attention_reason=attention.reason,
         started_at=identity.started_at,
         state=verdict.state,
-        reason=verdict.reason,
+        reason="; ".join(filter(None, [verdict.reason, loading])),
         warnings=verdict.health.warnings,
         waiting_texts=waiting_texts,
         credit_tokens=max(MOST_CREDIT, round(options.credit_s * (summary["tokens_per_s"] or 0.0))),

@@ -222,6 +222,7 @@ class DeviceRuntime:
             self._statistics.summary(),
             encoder=default.encoder if default is not None else None,
             models=self._models.names if default is not None else (),
+            loading=self._models.loading,
             candidate=follower.candidate if follower is not None else "",
             candidate_state=follower.candidate_state if follower is not None else "",
             waiting_texts=self.batcher.waiting_texts,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import redis
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from sutra_tasks.distillation.data.traffic_sample import open_sample
 from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.fanout.long_texts import LongTexts
 from sutra_tasks.membership.fleet import fleet_members
+from sutra_tasks.models.loaded.model_cache import Crowded
 from sutra_tasks.routing.snapshot import fleet_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from sutra_tasks.vectors import Embeddings, Vectors
 
 __all__ = ["DeviceTasks"]
+
+CROWDED_S: Final = 0.2
+"""Pause before a call is requeued because too many wait for a model."""
 
 
 class DeviceTasks:
@@ -103,4 +108,8 @@ class DeviceTasks:
         if model is not None and not self._models.has(model):
             # It may have to be loaded, which takes too long for a batch to wait for this task's texts.
             self._batcher.withdraw(self._execution.context.announcement)
-        return self._models.get(model, space, dimensions)
+        try:
+            return self._models.get(model, space, dimensions)
+        except Crowded:
+            time.sleep(CROWDED_S)
+            raise Reject("other calls wait for models to be loaded", requeue=True) from None

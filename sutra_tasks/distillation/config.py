@@ -206,7 +206,10 @@ class DistillationMetrics:
     """Measurements of a student on held-out text, each a weighted mean over batches.
 
     Attributes:
-        cosine_similarity: between the student's vectors and the projected teacher's.
+        lifted_cosine: what is kept of the teacher: the cosine between its vectors and the student's,
+            mapped back to its width.
+        cosine_similarity: between the student's vectors and the projected teacher's: 1 by construction
+            for a student that is a projection alone.
         mse: mean over texts of the squared distance of those unit vectors, summed over dimensions.
         ndcg_preservation: the student's NDCG@10 on labelled pairs divided by the teacher's; None without
             pairs. The report has NDCG against the teacher's ranking as well, as ``ranking_ndcg``.
@@ -215,6 +218,7 @@ class DistillationMetrics:
         texts: number of texts that it was measured on.
     """
 
+    lifted_cosine: float = 0.0
     cosine_similarity: float = 0.0
     mse: float = 0.0
     ndcg_preservation: float | None = None

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from sutra_tasks.models.registry.names import shown_name
+
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
     from sutra_tasks.settings import Settings
@@ -21,7 +23,7 @@ TEACHER_CHARS: Final = 40
 
 def default_name(config: DistillationConfig) -> str:
     """Return a model's name made of its teacher, its kind of student and its width."""
-    teacher = re.sub(r"[^A-Za-z0-9.]+", "-", config.teacher.partition("@")[0])
+    teacher = re.sub(r"[^A-Za-z0-9.]+", "-", shown_name(config.teacher).partition("@")[0])
     # Stripped after the cut, which may leave a hyphen or a dot at either end.
     teacher = re.sub(r"\.{2,}", ".", teacher)[-TEACHER_CHARS:].strip("-.")
     kind = config.student + (str(config.layers) if config.layers else "")

@@ -8,7 +8,8 @@
 * ``tokenizing``: what engines with a ``tokenizers`` tokenizer share.
 * ``attention``, ``capability``: decide how a device computes attention; no torch.
 * ``golden``: known texts, by which workers compare their vectors.
-* ``offsets``, ``model_folder``, ``out_of_memory``: values and functions that engines share.
+* ``model_folder``, ``model_files``: find a model's files, and tell what is wrong with them before they
+are loaded. * ``offsets``, ``out_of_memory``: values and functions that engines share.
 
 To add an engine, write a module or a folder beside ``torch_engine`` with a class that implements
 ``Encoder``; inherit ``tokenizing.tokenizing_encoder.TokenizingEncoder`` if its tokenizer is of

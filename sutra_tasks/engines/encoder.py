@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from sutra_tasks.engines.offsets import Offsets
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Encoder", "ModelInfo", "TokenizedText", "check_options", "cut_to_window", "gives_space"]
+__all__ = [
+    "Encoder",
+    "ModelInfo",
+    "TokenizedText",
+    "check_options",
+    "cut_to_window",
+    "gives_space",
+    "kept_span",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,9 @@ class ModelInfo:
         width: dimensions of its vectors.
         window: tokens of a text that it computes, special tokens and prompt included.
         prompts: its named prompts and their texts.
+        default_prompt: the name of the prompt of calls that name none; None: they have no prompt.
+        keeps_end: whether the first tokens of a text that is cut at the window are left out, not its
+            last.
         weight_bytes: approximate size of its weights in memory; 0 if it has none.
         is_static: whether a vector is the mean of its tokens' vectors: then batches have no padding, and
             long texts need no chunks.
@@ -36,6 +47,8 @@ class ModelInfo:
     width: int
     window: int
     prompts: Mapping[str, str]
+    default_prompt: str | None = None
+    keeps_end: bool = False
     weight_bytes: int = 0
     is_static: bool = False
     pools_mean: bool = False
@@ -63,7 +76,12 @@ class Encoder(Protocol):
     info: ModelInfo
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-        """Return texts as tokens, under a named prompt; long texts are not cut."""
+        """Return texts as tokens; long texts are not cut.
+
+        Args:
+            texts: any number.
+            prompt: the name of a prompt; None: the model's default prompt; "": none.
+        """
 
     def offsets(self, text: TokenizedText) -> Offsets:
         """Return where a whole text's tokens are in the text, without prompt and special tokens."""
@@ -115,7 +133,7 @@ def check_options(info: ModelInfo, prompt: str | None, dimensions: int | None) -
     Raises:
         InvalidOptionError: the prompt is unknown, or the model has fewer dimensions.
     """
-    if prompt is not None and prompt not in info.prompts:
+    if prompt and prompt not in info.prompts:
         known = ", ".join(sorted(info.prompts)) or "none: this model has no prompts"
         raise InvalidOptionError("prompt", repr(prompt[:50]), f"one of {known}")
     if dimensions is not None and dimensions > info.width:
@@ -129,9 +147,20 @@ def gives_space(info: ModelInfo, space: str, dimensions: int | None) -> bool:
 
 
 def cut_to_window(encoder: Encoder, text: TokenizedText) -> TokenizedText:
-    """Return a whole text as far as the model computes it: all of it, or its first tokens."""
+    """Return a whole text as far as the model computes it: all of it, or as many tokens as it takes."""
     if text.tokens <= encoder.info.window:
         return text
     offsets = encoder.offsets(text)
-    most = encoder.info.window - (text.tokens - len(offsets))
-    return encoder.windows(text, offsets, [(0, most)])[0]
+    return encoder.windows(text, offsets, [kept_span(encoder.info, text.tokens, len(offsets))])[0]
+
+
+def kept_span(info: ModelInfo, tokens: int, own: int) -> tuple[int, int]:
+    """Return the first token that is kept of a text that is too long, and the token after the last one.
+
+    Args:
+        info: of the model.
+        tokens: of the text, special tokens and prompt included; more than the window.
+        own: tokens of the text without those.
+    """
+    most = info.window - (tokens - own)
+    return (own - most, own) if info.keeps_end else (0, most)

@@ -59,6 +59,17 @@ class GoldenVectors:
         """Compute them; call it only from the thread that calls ``encode``."""
         return cls(encoder.info.space, compute_golden_vectors(encoder))
 
+    def fault(self) -> str | None:
+        """Return why a model with these vectors cannot serve; None if it can.
+
+        A text may have a vector of zeros: one in a script that the model's vocabulary lacks.
+        """
+        if not np.isfinite(self.vectors).all():
+            return "its vectors of known texts are not numbers: are its weights damaged?"
+        if not self.vectors.any():
+            return "its vectors of all known texts are zero: are its weights or its tokenizer damaged?"
+        return None
+
     def disagreement(self, fleets: GoldenVectors) -> str | None:
         """Return why a worker with these vectors must not join a fleet with those; None if it may."""
         if self.space != fleets.space:
@@ -111,8 +122,15 @@ def compute_golden_vectors(encoder: Encoder) -> Floats:
 
 
 def lowest_cosine(ours: Floats, theirs: Floats) -> float:
-    """Return the lowest cosine of equal rows of two arrays; NaN if a row is zero or not finite."""
-    one, other = ours.astype(np.float64), theirs.astype(np.float64)
+    """Return the lowest cosine of equal rows of two arrays.
+
+    A row that is zero in both arrays is equal, because a text without a known token has no other vector.
+    NaN if a row is zero in one of them only or not finite, or if all rows are zero.
+    """
+    compared = ours.any(axis=1) | theirs.any(axis=1)
+    if not compared.any():
+        return float("nan")
+    one, other = ours[compared].astype(np.float64), theirs[compared].astype(np.float64)
     with np.errstate(all="ignore"):  # infinities and rows of zeros end as NaN, which min() keeps
         lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
         return float(np.min(np.sum(one * other, axis=1) / lengths))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sutra_tasks.engines.model_files import check_files
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.engines.static_engine import StaticEncoder, is_static
@@ -37,8 +38,10 @@ def load_engine(options: Settings, model: str | None = None, folder: Path | None
             per_token_s=options.simulated_per_token_s,
         )
     path = str(folder) if folder is not None else locate(name)
-    if is_static(Path(path)):
-        return StaticEncoder(name, Path(path))
+    if Path(path).is_dir():  # else sentence-transformers has to find it
+        check_files(name, Path(path))
+        if is_static(Path(path)):
+            return StaticEncoder(name, Path(path))
     try:
         # torch takes seconds to import, and the other engines do not need it.
         from sutra_tasks.engines.torch_engine.encoder import TorchEncoder  # noqa: PLC0415

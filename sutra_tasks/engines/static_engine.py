@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
+from sutra_tasks.engines.model_files import module_kind
 from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_in_slices
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder, WholeTextIds
 from sutra_tasks.engines.tokenizing.word_cache import WordCache, encode_ids, splits_at_spaces
@@ -42,7 +43,16 @@ WINDOW: Final = 2**23
 """More tokens than a text can have with the default ``SUTRA_MAX_TEXT_CHARS``. A mean has no window, so
 ``truncate=True`` cuts nothing, as in sentence-transformers."""
 
+NO_PROMPTS: Final = {"query": "", "document": ""}
+"""Names that sentence-transformers knows for every model."""
+
 SENTENCE: Final = "sentence_embedding"
+DTYPES: Final = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
+}  # fmt: skip
+"""numpy's names of the types in a file of safetensors."""
+
 GATHERED_TOKENS: Final = 2048
 """Vectors copied out of the table at a time; they fit into a processor's cache."""
 
@@ -51,7 +61,7 @@ def is_static(folder: Path) -> bool:
     """Return whether a folder has a sentence-transformers model that begins with ``StaticEmbedding``."""
     try:
         modules = json.loads((folder / "modules.json").read_text("utf-8"))
-        return _kind(modules[0]) == "StaticEmbedding"
+        return module_kind(modules[0]) == "StaticEmbedding"
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
 
@@ -82,7 +92,13 @@ class StaticEncoder(TokenizingEncoder):
                 f"cannot be loaded ({type(error).__name__}: {first_line}). Save it with "
                 "sentence-transformers, as safetensors and with a tokenizer.json.",
             ) from error
-        super().__init__(parts.tokenizer, parts.prompts, parts.window, pools_prompt=True)
+        super().__init__(
+            parts.tokenizer,
+            parts.prompts,
+            parts.window,
+            pools_prompt=True,
+            default_prompt=parts.default_prompt,
+        )
         if self._last_id >= len(parts.table) - 1:
             raise ModelError(
                 model,
@@ -93,13 +109,14 @@ class StaticEncoder(TokenizingEncoder):
         self._last_id = len(parts.table) - 1
         self._no_tokens = np.array([self._last_id], dtype=np.int32)
         self._words = WordCache(parts.tokenizer) if splits_at_spaces(parts.tokenizer) else None
-        width = parts.table.shape[1]
+        width = min(parts.table.shape[1], parts.truncate_dim or parts.table.shape[1])
         self.info = ModelInfo(
             model=model,
             space=f"static-{parts.fingerprint}:{width}",
             width=width,
             window=parts.window,
             prompts=parts.prompts,
+            default_prompt=parts.default_prompt,
             weight_bytes=parts.table.nbytes,
             is_static=True,
             pools_mean=True,
@@ -107,7 +124,7 @@ class StaticEncoder(TokenizingEncoder):
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Return the token ids of whole texts, the same as sentence-transformers computes."""
-        prefix = self._prompts[prompt] if prompt else ""
+        prefix = self._prefix(prompt)
         given = [prefix + text for text in texts] if prefix else texts
         short = [text for text in given if len(text) <= SLICE_CHARS]
         found = self._words(short) if self._words else encode_ids(self._tokenizer, short)
@@ -144,7 +161,7 @@ class StaticEncoder(TokenizingEncoder):
         return self._means([text.content.ids[first + start : first + stop] for start, stop in spans])
 
     def _means(self, parts: Sequence[NDArray[np.int32]]) -> Floats:
-        rows = np.zeros((len(parts), self.info.width), dtype=np.float32)
+        rows = np.zeros((len(parts), self._table.shape[1]), dtype=np.float32)
         lengths = np.array([len(ids) for ids in parts])
         for block in _blocks(lengths.tolist(), GATHERED_TOKENS):
             if len(block) == 1:
@@ -159,7 +176,8 @@ class StaticEncoder(TokenizingEncoder):
                 np.add.reduce(vectors[start:stop], axis=0, out=rows[at])
                 start = stop
         rows /= lengths[:, None].astype(np.float32)
-        return finish(rows, dimensions=None, normalize=self._normalizes)
+        # The model's own width is cut after its Normalize, as in sentence-transformers.
+        return finish(rows, dimensions=None, normalize=self._normalizes)[:, : self.info.width]
 
 
 def _split_ids(found: Sequence[bytes]) -> Iterator[NDArray[np.int32]]:
@@ -193,6 +211,8 @@ class _Parts:
     table: Floats
     normalizes: bool
     prompts: dict[str, str]
+    default_prompt: str | None
+    truncate_dim: int | None
     fingerprint: str
 
 
@@ -211,35 +231,54 @@ def _read(model: str, folder: Path) -> _Parts:
     settings = folder / "config_sentence_transformers.json"
     options = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
     prompts = {name: text or "" for name, text in (options.get("prompts") or {}).items()}
-    digest = hashlib.sha256(json.dumps([described, window, prompts], sort_keys=True).encode())
+    default_prompt = options.get("default_prompt_name")
+    decides = [described, window, prompts, *([default_prompt] if default_prompt else [])]
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
+    prompts = NO_PROMPTS | prompts
+    if default_prompt is not None and default_prompt not in prompts:
+        raise ModelError(model, f"its default prompt {default_prompt!r} is none of its prompts")
     table = _table(model, _tensors(place, digest))
     table = np.concatenate([table, np.zeros((1, table.shape[1]), dtype=np.float32)])
     normalizes = False
     for module in rest:
-        if _kind(module) == "Dense" and not normalizes:
+        if module_kind(module) == "Dense" and not normalizes:
             table = _mapped(model, folder / module["path"], table, digest)
-        elif _kind(module) == "Normalize":
+        elif module_kind(module) == "Normalize":
             normalizes = True
         else:
             raise ModelError(model, f"a static model with {module.get('type')} cannot be served")
     digest.update(b"normalized" if normalizes else b"as it is")
-    return _Parts(tokenizer, window, table, normalizes, prompts, digest.hexdigest()[:16])
-
-
-def _kind(module: Mapping[str, Any]) -> str | None:
-    """Return the class name of a module of sentence-transformers; None for any other."""
-    package, _, kind = str(module["type"]).rpartition(".")
-    return kind if package.partition(".")[0] == "sentence_transformers" else None
+    truncate_dim = options.get("truncate_dim")
+    return _Parts(
+        tokenizer,
+        window,
+        table,
+        normalizes,
+        prompts,
+        default_prompt,
+        None if truncate_dim is None else int(truncate_dim),
+        digest.hexdigest()[:16],
+    )
 
 
 def _tensors(place: Path, digest: Any) -> dict[str, NDArray[Any]]:
-    from safetensors.numpy import load_file  # noqa: PLC0415 - the simulated engine does not need it
+    from safetensors import deserialize  # noqa: PLC0415 - the simulated engine does not need it
 
-    tensors = load_file(place / "model.safetensors")
+    read: Any = deserialize  # untyped
+    stored = read((place / "model.safetensors").read_bytes())
+    tensors = {name: _array(one) for name, one in stored}
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}{tensor.shape};".encode())
         digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
     return tensors
+
+
+def _array(stored: Mapping[str, Any]) -> NDArray[Any]:
+    """Return a tensor as safetensors describes it; bfloat16 is the upper half of a float32."""
+    if stored["dtype"] == "BF16":
+        halves = np.frombuffer(stored["data"], dtype="<u2").astype(np.uint32) << 16
+        return halves.view(np.float32).reshape(stored["shape"])
+    return np.frombuffer(stored["data"], dtype=DTYPES[stored["dtype"]]).reshape(stored["shape"])
 
 
 def _table(model: str, tensors: Mapping[str, NDArray[Any]]) -> Floats:

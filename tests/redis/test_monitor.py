@@ -170,12 +170,12 @@ def test_who_computes_something_else_is_refused_and_says_why(
     assert not refused.exercised
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+@pytest.mark.parametrize(("row", "value"), [(2, np.nan), (2, np.inf), (slice(None), 0.0)])
 def test_who_computes_no_directions_is_refused_even_alone(
-    client: redis.Redis, start: Callable[..., Device], value: float
+    client: redis.Redis, start: Callable[..., Device], row: int | slice, value: float
 ) -> None:
     vectors = GOLDEN.vectors.copy()
-    vectors[2] = value
+    vectors[row] = value
     refused = start(GoldenVectors(GOLDEN.space, vectors))
     assert refused.monitor.verdict.state is DeviceState.REFUSED
     assert refused.reason == "its vectors are no directions: not a number, infinite or zero"

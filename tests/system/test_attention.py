@@ -107,16 +107,15 @@ def test_a_model_that_gives_no_numbers_is_refused(monkeypatch):
     import torch
 
     from sutra_tasks.engines.torch_engine import encoder as torch_engine
+    from sutra_tasks.engines.torch_engine.modules import load_modules as load
     from sutra_tasks.errors import ModelError
-
-    load = torch_engine._load
 
     def broken(name, folder):
         model = load(name, folder)
         next(model.parameters()).data.fill_(torch.nan)
         return model
 
-    monkeypatch.setattr(torch_engine, "_load", broken)
+    monkeypatch.setattr(torch_engine, "load_modules", broken)
     with pytest.raises(ModelError, match="plain in float32: cosine nan"):
         engine()
 
@@ -217,19 +216,20 @@ def test_a_models_own_wish_for_a_kernel_downloads_nothing(tmp_path, monkeypatch)
 
 def test_each_pass_says_which_kernels_the_process_may_take(monkeypatch):
     from sutra_tasks.engines.torch_engine import encoder as torch_engine
+    from sutra_tasks.engines.torch_engine.modules import load_modules as load
 
     running = []
-    load = torch_engine._load
 
     def watched(*args):
         model = load(*args)
         model[0].register_forward_pre_hook(lambda *_: running.append(SDPA_KERNELS._running))
         return model
 
-    monkeypatch.setattr(torch_engine, "_load", watched)
+    monkeypatch.setattr(torch_engine, "load_modules", watched)
     encoder = engine(dtype="float32", attention="sdpa")  # its probes are passes, too
     encoder.encode(encoder.tokenize(TEXTS[:2], None))
-    assert running == [0, 0, 1, 1, 1]  # two probes of plain attention first, with which it is compared
+    # Two probes of plain attention first, with which it is compared; then one of the states' shape.
+    assert running == [0, 0, 1, 1, 1, 1]
     assert SDPA_KERNELS._running == 0
 
 

@@ -23,6 +23,7 @@ from sutra_tasks.errors import (
     ModelError,
     ServerUnavailableError,
     TooLittleTextError,
+    TrainingDivergedError,
 )
 from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.settings import Settings
@@ -85,13 +86,22 @@ def test_a_teacher_of_1024_dimensions_is_distilled_to_the_specifications_widths(
     store = ModelRegistry(Path(options.models_dir or ""))
     manifest, folder = store.manifest("small", 1), store.folder("small", 1)
     assert (made["model"], made["made"], made["bad_rows"]) == ("small@1", True, 2)
-    assert (manifest.width, manifest.parent.model if manifest.parent else "") == (width, wide_teacher)
+    assert (manifest.width, manifest.parent.model if manifest.parent else "") == (width, "model")
     assert list(dict.fromkeys(phases)) == ["teacher", "student", "training", "measuring", "registering"]
     loaded = SentenceTransformer(str(folder), device="cpu", trust_remote_code=False)
     assert loaded.encode(["a text"]).shape == (1, width)
     report = json.loads((folder / "report.json").read_text())
     assert report["metrics"]["texts"] == 20
     assert 0 < report["metrics"]["cosine_similarity"] <= 1
+    assert next(iter(report["metrics"])) == "lifted_cosine"
+    assert report["metrics"]["lifted_cosine"] == pytest.approx(
+        report["quality"]["lifted_cosine"]["value"], abs=1e-5
+    )
+    assert report["teacher"]["name"] == report["recipe"]["teacher"] == "model"
+    for file in folder.rglob(
+        "*"
+    ):  # the teacher is a path on this machine, which is nobody else's business
+        assert file.is_dir() or str(Path(wide_teacher).parent).encode() not in file.read_bytes(), file
     assert report["quality"]["ndcg_teacher"]["value"] > 0
     assert "some.jsonl:1501" in report["corpus"]["bad"][0]
     page = (folder / "report.html").read_text()
@@ -117,6 +127,17 @@ def test_every_kind_of_student_is_made(student: str, teacher: str, options: Sett
     assert made["space"] == report["student"]["space"]
     if student == "projection":
         assert report["quality"]["cosine"]["value"] == pytest.approx(1, abs=1e-3)
+        assert made["metrics"]["lifted_cosine"] == pytest.approx(report["quality"]["ceiling"], abs=1e-3)
+        folder = ModelRegistry(Path(options.models_dir or "")).folder("small", 1)
+        assert "| cosine |" not in (folder / "README.md").read_text()
+        assert "1 by construction" in (folder / "report.html").read_text()
+
+
+def test_a_training_that_diverges_makes_no_version(teacher: str, options: Settings) -> None:
+    run = run_of(recipe(teacher, learning_rate=1.0, warmup_share=0.0, max_epochs=20), options)
+    with pytest.raises(TrainingDivergedError, match="no version was added"):
+        run.make()
+    assert ModelRegistry(Path(options.models_dir or "")).versions("small") == []
 
 
 def test_what_was_not_named_by_the_deployment_is_no_teacher(options: Settings, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from sutra_tasks.distillation.config import DistillationConfig
+from sutra_tasks.distillation.data.local_embedding import embed_locally
 from sutra_tasks.distillation.measuring.measurement import bytes_on_disk
 from sutra_tasks.distillation.measuring.model_card import model_card
 from sutra_tasks.distillation.measuring.speed import speed_ratio
@@ -34,7 +36,10 @@ from sutra_tasks.distillation.training.students import (
     token_vectors,
 )
 from sutra_tasks.distillation.training.trainer import train
-from sutra_tasks.errors import ModelError
+from sutra_tasks.engines.load import load_engine
+from sutra_tasks.errors import ModelError, TrainingDivergedError
+from sutra_tasks.settings import Settings
+from tests.system.model_kinds import ODD
 from tests.system.tiny_models import KINDS, PROSE, build
 
 if TYPE_CHECKING:
@@ -298,10 +303,33 @@ def test_epochs_differ_and_a_batch_holds_texts_of_similar_length():
 def test_features_are_those_sentence_transformers_makes(kind, tmp_path):
     model = load(build(KINDS[kind], tmp_path))
     reader = StudentTokenizer(model)
-    texts = [*TEXTS[:5], "", PROSE * 9]
-    ours, theirs = reader.features(reader.ids(texts)), model.preprocess(texts)
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+    for text in (
+        *TEXTS[:5],
+        PROSE * 9,
+    ):  # one by one: padding is on the right, whatever the tokenizer says
+        ours, theirs = reader.features(reader.ids([text])), model.preprocess([text])
+        for name, tensor in ours.items():
+            assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize(
+    "name", ["default prompt", "default prompt outside of pooling", "width of its own"]
+)
+def test_a_student_learns_what_it_will_be_served_as(name, tmp_path):
+    teacher = load(ODD[name].build(tmp_path))
+    encoder = load_engine(Settings(model=str(tmp_path / "model"), engine="torch", dtype="float32"))
+    vectors = embed_locally(encoder, TEXTS)
+    matrix = svd(vectors, 8)
+    for kind in ("layers", "projection", "static"):
+        config = replace(CONFIG, student=kind, layers=2 if kind == "layers" else None, output_dim=8)
+        student = build_student(config, teacher, matrix, TEXTS)
+        reader = StudentTokenizer(student)
+        with torch.no_grad():
+            found = outputs(student, reader.features(reader.ids(TEXTS[:1]))).numpy()
+        served = student.encode(TEXTS[:1])
+        assert cosines(found, served) == pytest.approx(1, abs=1e-5)
+        if kind != "static":
+            assert cosines(served, project(matrix, vectors[:1])) == pytest.approx(1, abs=1e-4)
 
 
 @given(st.integers(2, 500), st.floats(0, 0.9))
@@ -446,6 +474,60 @@ def test_a_damaged_checkpoint_yields_to_the_one_before(short_case, tmp_path):
     steps = []
     short_case(tmp_path, lambda progress: steps.append(progress.step))
     assert steps[0] == 9, "from the checkpoint of step 8"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_training_that_diverges_stops_with_its_figures_and_keeps_its_checkpoints(bad, case, tmp_path):
+    def stopping(progress):
+        if progress.step == 9:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        case(tmp_path, stopping)
+    best = checkpoints.read_tensors(tmp_path / "best.safetensors")
+    diverging = copy.copy(case)
+    diverging.targets = np.full_like(case.targets, bad)
+    with pytest.raises(TrainingDivergedError) as told:
+        diverging(tmp_path)
+    error = told.value
+    assert (error.step, error.steps, error.kept_step) == (10, 39, 9)
+    assert re.fullmatch(r"loss (nan|inf), gradient norm (nan|inf), first loss [0-9.]+", error.figures)
+    assert error.learning_rate == CONFIG.learning_rate
+    assert "checkpoint of step 9 is kept" in str(error)
+    assert "Lower learning_rate, which is 0.003" in str(error)
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found.step == 9
+    for name, tensor in checkpoints.read_tensors(tmp_path / "best.safetensors").items():
+        np.testing.assert_array_equal(tensor, best[name])
+    steps = []
+    case(tmp_path, lambda progress: steps.append(progress.step))
+    assert steps[0] == 10, "the same recipe goes on from there"
+
+
+def test_a_loss_that_grows_beyond_all_measure_is_a_divergence_too(case, tmp_path):
+    config = replace(CONFIG, learning_rate=1.0, warmup_share=0.0, max_epochs=20)
+    vectors = case.teacher.encode(TEXTS, normalize_embeddings=True)
+    with pytest.raises(TrainingDivergedError) as told:
+        Case(case.teacher, case.matrix, vectors, config)(tmp_path)
+    loss = float(told.value.figures.split(",")[0].removeprefix("loss "))
+    assert loss > trainer.MOST_GROWTH
+
+
+def test_a_first_loss_that_is_no_number_is_blamed_on_the_weights(case, tmp_path):
+    diverging = copy.copy(case)
+    diverging.targets = np.full_like(case.targets, np.nan)
+    with pytest.raises(TrainingDivergedError, match="Not even the first loss") as told:
+        diverging(tmp_path)
+    assert told.value.kept_step is None
+    assert checkpoints.latest(tmp_path) is None
+
+
+def test_a_quality_that_is_no_number_is_a_divergence(case, tmp_path, monkeypatch):
+    qualities(monkeypatch, iter([0.5, np.nan]))
+    with pytest.raises(TrainingDivergedError, match="cosine on held-out texts nan") as told:
+        case(tmp_path)
+    assert told.value.step == 10
 
 
 def qualities(monkeypatch, values: Iterator[float]):

@@ -117,6 +117,9 @@ def unigram() -> Tokenizer:
     return made
 
 
+RESERVING = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "mpnet": "MPNet"}
+"""Architectures that reserve the first positions, and their classes in transformers."""
+
 KINDS = {
     # Special tokens on both sides.
     "bert": Kind(wordpiece, prompts={"query": "query: ", "merging": "re"}),
@@ -180,9 +183,17 @@ def build(kind: Kind, folder: Path) -> str:
     inner: Any
     if kind.architecture == "bert":
         inner = transformers.BertModel(transformers.BertConfig(**shape))
-    elif kind.architecture == "roberta":
+    elif kind.architecture in RESERVING:
         shape |= {"max_position_embeddings": WINDOW + 2, "pad_token_id": 1}
-        inner = transformers.RobertaModel(transformers.RobertaConfig(**shape))
+        name = RESERVING[kind.architecture]
+        inner = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**shape))
+    elif kind.architecture == "gpt2":
+        inner = transformers.GPT2Model(
+            transformers.GPT2Config(
+                vocab_size=made.get_vocab_size(), n_embd=kind.hidden, n_layer=2, n_head=2, n_inner=64,
+                n_positions=WINDOW, initializer_range=0.3, bos_token_id=0, eos_token_id=2,
+            )
+        )  # fmt: skip
     elif kind.architecture == "qwen2":
         shape |= {"num_key_value_heads": 1, "pad_token_id": 1}
         inner = transformers.Qwen2Model(transformers.Qwen2Config(**shape))

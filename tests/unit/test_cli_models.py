@@ -1,5 +1,6 @@
 """``sutra models``: nothing moves before it is known that it can, and what has moved is said."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from sutra_tasks.errors import BrokerNotConfiguredError, ModelError, SutraError
 from sutra_tasks.models.registry.manifest import VersionFacts
 from sutra_tasks.models.registry.model_registry import ModelRegistry
 from sutra_tasks.settings import Settings
+from tests.hanging import hanging, needs_leases
 
 
 @pytest.fixture
@@ -106,3 +108,40 @@ def test_what_is_added_is_measured_and_not_simulated(
     simulated = Settings(models_dir=options.models_dir, engine="simulated")
     command.run_add(simulated, "search", str(tmp_path / "model"))
     assert ModelRegistry(Path(options.models_dir or "")).manifest("search", 1).space == "real:8"
+
+
+def test_a_list_shows_what_can_be_read_and_names_what_cannot(
+    options: Settings,
+    store: ModelRegistry,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("docs", "other"):
+        store.add(name, tmp_path / "source", VersionFacts(space="s", width=8, golden="{}", metrics={}))
+    manifest = store.folder("docs", 1) / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_text("{")
+    command.run_list(options, None, as_json=False)
+    shown = capsys.readouterr()
+    assert [f"search@{at}" in shown.out for at in (1, 2, 3)] == [True] * 3
+    assert "other@1" in shown.out
+    assert "manifest is not JSON" in " ".join(shown.err.split())
+    with pytest.raises(ModelError, match="not JSON"):
+        command.run_list(options, "docs", as_json=False)
+
+
+@needs_leases
+def test_a_list_does_not_wait_for_a_model_whose_storage_hangs(
+    options: Settings,
+    store: ModelRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(command, "STORAGE_S", 0.2)
+    store.add("docs", tmp_path / "source", VersionFacts(space="s", width=8, golden="{}", metrics={}))
+    with hanging(store.folder("docs", 1) / "manifest.json"):
+        command.run_list(options, None, as_json=True)
+        shown = capsys.readouterr()
+    assert [one["name"] for one in json.loads(shown.out)] == ["search"] * 3
+    assert "docs: its files cannot be read" in shown.err

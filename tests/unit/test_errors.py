@@ -33,6 +33,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "NoHealthyWorkersError": (4, 31.5, 30.0),
     "PoisonMessageError": (3, "its workers died"),
     "DistillationUnderWayError": ("search", "5f1b"),
+    "TrainingDivergedError": (12, 400, "loss inf, gradient norm nan, first loss 0.93", 0.5, 8),
     "PromotionRefusedError": ("search", 3, "quality 0.81 is under 0.90"),
     "ServerUnavailableError": ("ConnectionError",),
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),

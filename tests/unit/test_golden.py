@@ -118,11 +118,23 @@ def test_what_is_no_number_disagrees(position: int, column: int, bad: float) -> 
     assert not agree(vectors, vectors)
 
 
-def test_a_row_of_zeros_disagrees() -> None:
+def test_a_text_without_a_vector_agrees_with_itself_only() -> None:
+    # A static model has no other vector of a text whose script its vocabulary lacks.
     vectors = GOLDEN.vectors.copy()
-    vectors[0] = 0
+    vectors[2] = 0
+    assert like(vectors).disagreement(like(vectors)) is None
+    assert like(vectors).fault() is None
     assert like(vectors).disagreement(GOLDEN) is not None
-    assert not agree(vectors, vectors)
+    assert GOLDEN.disagreement(like(vectors)) is not None
+
+
+def test_a_model_whose_vectors_are_all_zero_or_no_numbers_cannot_serve() -> None:
+    nothing, broken = np.zeros_like(GOLDEN.vectors), GOLDEN.vectors.copy()
+    broken[1, 3] = np.nan
+    for vectors, said in ((nothing, "all known texts are zero"), (broken, "not numbers")):
+        assert said in str(like(vectors).fault())
+        assert not agree(vectors, vectors)
+    assert GOLDEN.fault() is None
 
 
 def test_a_broken_engine_is_compared_without_a_warning() -> None:

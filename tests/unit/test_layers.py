@@ -20,7 +20,7 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 HEAVY_MODULES = {
     *(
         f"engines/torch_engine/{name}.py"
-        for name in ("encoder", "forward_pass", "introspection", "sdpa_kernels")
+        for name in ("encoder", "forward_pass", "introspection", "modules", "sdpa_kernels", "window")
     ),
     *(
         f"distillation/training/{name}.py"

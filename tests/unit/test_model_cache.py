@@ -12,7 +12,8 @@ from sutra_tasks.errors import InvalidOptionError, ModelError, SpaceUnavailableE
 from sutra_tasks.models.loaded import loading
 from sutra_tasks.models.loaded.eviction import SUPERSEDED_S
 from sutra_tasks.models.loaded.freeing import EvictedModels
-from sutra_tasks.models.loaded.model_cache import RETRY_S, ModelCache
+from sutra_tasks.models.loaded.model_cache import PATIENCE_S, RETRY_S, SLOW_S, Crowded, ModelCache
+from tests.conftest import wait_until
 from tests.unit.fake_registry import OPTIONS, Service, Store, engine, models_of
 
 
@@ -341,3 +342,83 @@ def test_a_model_is_found_by_its_space_whatever_its_name(models: ModelCache) -> 
     extra = models.get("extra")
     assert models.find_by_space(extra.encoder.info.space) is extra
     assert models.find_by_space("another:4") is None
+
+
+def test_a_model_that_hangs_holds_up_a_quarter_of_the_threads_and_no_call_for_another(
+    monkeypatch: pytest.MonkeyPatch, store: Store, now: list[float]
+) -> None:
+    options = replace(OPTIONS, task_threads=8)
+    models = models_of(monkeypatch, store, lambda: now[0], options)
+    go_on = threading.Event()
+
+    def slowly(_: Any, reference: str, folder: Any = None) -> SimulatedEncoder:
+        assert reference != "extra" or go_on.wait(10)
+        return engine(reference)
+
+    monkeypatch.setattr(loading, "load_engine", slowly)
+    found: list[Any] = []
+    waiting = [threading.Thread(target=lambda: found.append(models.get("extra"))) for _ in range(2)]
+    for thread in waiting:
+        thread.start()
+    wait_until(lambda: models._waiting["extra"] == 2)
+    with pytest.raises(Crowded):
+        models.get("extra")
+    assert models.get(None).reference == "search@1"
+    assert models.get("docs").reference == "docs@1"
+    assert models.loading == ""
+    now[0] += SLOW_S + 1
+    assert models.loading.startswith("extra is being loaded, for 11 s now")
+    go_on.set()
+    for thread in waiting:
+        thread.join(10)
+    assert [one.reference for one in found] == ["extra", "extra"]
+    assert models.loading == ""
+    assert models.get("other").reference == "other"
+
+
+def test_a_model_that_loads_for_long_fails_its_calls_at_once_until_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, models: ModelCache, now: list[float]
+) -> None:
+    go_on = threading.Event()
+
+    def slowly(_: Any, reference: str, folder: Any = None) -> SimulatedEncoder:
+        assert go_on.wait(10)
+        return engine(reference)
+
+    monkeypatch.setattr(loading, "load_engine", slowly)
+    first = threading.Thread(target=lambda: models.get("extra"))
+    first.start()
+    wait_until(lambda: "extra" in models._loads.running())
+    now[0] += PATIENCE_S + 1
+    for _ in range(2):
+        with pytest.raises(ModelError, match="being loaded, for 121 s"):
+            models.get("extra")
+    go_on.set()
+    first.join(10)
+    assert models.get("extra").reference == "extra"
+
+
+def test_a_registry_that_hangs_holds_up_no_call_for_a_model_in_memory(
+    monkeypatch: pytest.MonkeyPatch, models: ModelCache, store: Store, now: list[float]
+) -> None:
+    go_on = threading.Event()
+
+    def has(_: str) -> bool:
+        assert go_on.wait(10)
+        return True
+
+    monkeypatch.setattr(store, "has", has)
+    first = threading.Thread(target=lambda: models.get("docs"))
+    first.start()
+    wait_until(lambda: "docs" in models._lookups.running())
+    assert models.get("search").reference == "search@1"
+    now[0] += PATIENCE_S + 1
+    with pytest.raises(ModelError, match="the registry does not answer"):
+        models.get("docs")
+    go_on.set()
+    first.join(10)
+
+
+def test_a_device_tells_that_it_loads_its_first_model(store: Store) -> None:
+    starting = ModelCache(OPTIONS, store, clock=lambda: 0.0)  # type: ignore[arg-type]
+    assert starting.loading == "search is being loaded, for 0 s now"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sutra_tasks.errors import InvalidOptionError, ModelError
-from sutra_tasks.models.registry.names import bare_name, split_reference
+from sutra_tasks.models.registry.names import bare_name, is_path, shown_name, split_reference
 from sutra_tasks.models.registry.resolve import resolve_model_name
 from sutra_tasks.settings import Settings
 from tests.unit.fake_registry import Store
@@ -67,3 +67,28 @@ def test_no_other_name_is_taken(store: Store, name: str) -> None:
 def test_a_version_is_a_name_and_a_number(reference: str, found: tuple[str, int] | None) -> None:
     assert split_reference(reference) == found
     assert bare_name(reference) == (found[0] if found else reference)
+
+
+@pytest.mark.parametrize(
+    ("reference", "shown"),
+    [
+        ("all-MiniLM-L6-v2", "all-MiniLM-L6-v2"),
+        ("BAAI/bge-m3", "BAAI/bge-m3"),
+        ("search@3", "search@3"),
+        ("/home/jane/models/e5", "e5"),
+        ("/home/jane/models/e5/", "e5"),
+        ("~/e5", "e5"),
+        ("./e5", "e5"),
+        ("../../e5", "e5"),
+        ("C:\\models\\e5", "e5"),
+        (
+            "/data/hub/models--BAAI--bge-m3/snapshots/5617a9f61b028005a4858fdac845db406aefb181",
+            "BAAI/bge-m3",
+        ),
+        ("/", "model"),
+        ("..", "model"),
+    ],
+)
+def test_readers_elsewhere_see_a_models_name_and_not_where_it_is(reference: str, shown: str) -> None:
+    assert shown_name(reference) == shown
+    assert is_path(reference) == (reference != shown)

@@ -105,7 +105,11 @@ def facts() -> Report:
             ],
         },
         "metrics": DistillationMetrics(
-            cosine_similarity=0.93, compression_ratio=2.6, speed_improvement=1.83, texts=1_000
+            lifted_cosine=0.88,
+            cosine_similarity=0.93,
+            compression_ratio=2.6,
+            speed_improvement=1.83,
+            texts=1_000,
         ).to_json(),
         "quality": measured().to_json(),
         "cosines": np.clip(rng.normal(0.92, 0.03, 1_000), 0, 1).tolist(),
@@ -217,6 +221,18 @@ def test_a_student_that_was_not_trained_has_no_curves(whole: Report) -> None:
     page = Page(render({**whole, "training": untrained}))
     assert page.tags.count("svg") == 1
     assert "Nothing was trained" in page.text
+    # Its cosine to the projected teacher is 1 by construction: what is kept of the teacher is told
+    # instead.
+    assert "1 by construction" in page.text
+    assert "Cosine to the target" not in page.text
+
+
+def test_what_is_kept_of_the_teacher_is_told_first(whole: Report) -> None:
+    page = Page(render(whole))
+    assert list(MEANINGS)[:2] == ["lifted_cosine", "ceiling"]
+    first = page.text.index("lifted cosine to the teacher")
+    assert first < page.text.index("Spearman")
+    assert next(iter(DistillationMetrics().to_json())) == "lifted_cosine"
 
 
 def test_every_string_is_escaped(whole: Report) -> None:

@@ -17,7 +17,7 @@ from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError
 from sutra_tasks.files import read_json, write_json
 from sutra_tasks.models.loaded.loading import load_version
-from sutra_tasks.models.registry.names import split_reference
+from sutra_tasks.models.registry.names import shown_name, split_reference
 from sutra_tasks.models.registry.resolve import resolve_model_name
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Teacher:
     """The model to learn from.
 
     Attributes:
-        reference: its name; ``name@3`` for a version of the registry.
+        reference: its name as the deployment gives it; ``name@3`` for a version of the registry.
+        name: the same for reports: without the folder on this machine, if ``reference`` is a path.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Teacher:
         """
         self._options, self._registry, self._runs, self._load = options, registry, runs, load
         self.reference = resolve_model_name(name, options, registry, what="teacher")
+        self.name = shown_name(self.reference)
 
     @cached_property
     def folder(self) -> Path:

@@ -15,7 +15,7 @@ from sutra_tasks.distillation.data.local_embedding import embed_locally
 from sutra_tasks.distillation.measuring.quality import LabelledRetrieval, measure_quality
 from sutra_tasks.distillation.measuring.ranking import cosines, padded, squared_errors
 from sutra_tasks.distillation.measuring.speed import speed_ratio
-from sutra_tasks.distillation.training.projection import project
+from sutra_tasks.distillation.training.projection import lift, project
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder
@@ -77,8 +77,10 @@ def measure_student(
     }
     teacher_bytes, student_bytes = sizes["bytes_on_disk"]
     targets = project(matrix, teacher_held_out)
+    lifted = cosines(teacher_held_out, lift(matrix, vectors))
     metrics = DistillationMetrics.over(
         DistillationMetrics(
+            lifted_cosine=float(np.mean(lifted[part])),
             cosine_similarity=float(np.mean(cosines(targets[part], vectors[part]))),
             mse=float(np.mean(squared_errors(targets[part], vectors[part]))),
             ndcg_preservation=quality.ndcg_ratio.value if quality.ndcg_ratio is not None else None,
@@ -91,7 +93,7 @@ def measure_student(
     return {
         "metrics": metrics.to_json(),
         "quality": quality.to_json(),
-        "cosines": [round(float(value), 4) for value in cosines(targets, vectors)],
+        "cosines": [round(float(value), 4) for value in lifted],
         "speed": {"speed_improvement": speed, "texts": len(timed), "repeats": TIMED_TURNS},
         "sizes": sizes,
     }

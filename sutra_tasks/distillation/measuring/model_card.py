@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sutra_tasks.distillation.measuring.report import OF_TRAINING, was_trained
+
 if TYPE_CHECKING:
     from sutra_tasks.distillation.config import DistillationConfig
 
@@ -17,10 +19,11 @@ def card_facts(report: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         report: in the shape of :class:`~sutra_tasks.distillation.measuring.report.Report`.
     """
+    trained = was_trained(report)
     quality = {
         name: value["value"] if isinstance(value, Mapping) else value
         for name, value in report["quality"].items()
-        if value is not None
+        if value is not None and (trained or name not in OF_TRAINING)
     }
     counts = {name: value for name, value in report["corpus"].items() if isinstance(value, int)}
     sizes = {f"{name}, teacher and student": value for name, value in report["sizes"].items()}

@@ -70,7 +70,7 @@ def curves(facts: Mapping[str, Any]) -> str:
 
 
 def cosine_histogram(facts: Mapping[str, Any]) -> str:
-    """Return a histogram of the held-out texts' cosines; "" if there are none."""
+    """Return a histogram of the held-out texts' lifted cosines; "" if there are none."""
     values = facts.get("cosines", [])
     if not len(values):
         return ""
@@ -78,12 +78,15 @@ def cosine_histogram(facts: Mapping[str, Any]) -> str:
 
     def histogram(axes: Any) -> None:
         axes.hist(values, bins=BINS, color=COLOURS[0], alpha=0.7)
-        lines = (("cosine", "mean", COLOURS[1], "--"), ("cosine_p5", "5th percentile", COLOURS[2], ":"))
-        for name, label, colour, style in lines:
-            if found.get(name):
-                at = found[name]["value"]
+        mean, ceiling = found.get("lifted_cosine"), found.get("ceiling")
+        lines = (
+            ("mean", mean["value"] if mean else None, COLOURS[1], "--"),
+            ("ceiling", ceiling, COLOURS[2], ":"),
+        )
+        for label, at, colour, style in lines:
+            if at is not None:
                 axes.axvline(at, color=colour, ls=style, label=f"{label} {at:.3f}")
-        axes.set(xlabel="cosine to the projected teacher", ylabel="texts")
+        axes.set(xlabel="lifted cosine to the teacher", ylabel="texts")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, loc="upper left")
 

@@ -67,11 +67,12 @@ class Quality:
 
     Attributes:
         texts: number of texts that it was measured on.
-        cosine: mean cosine between the student's vector and ``normalize(P t)``, the projected teacher's.
-        cosine_p5: the 5th percentile of the same cosine.
+        lifted_cosine: what is kept of the teacher: mean cosine between its vector and ``P' s``, the
+            student's vector mapped back to the teacher's width.
         ceiling: the highest ``lifted_cosine`` that any student of this projection can have.
-        lifted_cosine: mean cosine between the teacher's vector and ``P' s``, the student's vector mapped
-            back to the teacher's width.
+        cosine: mean cosine between the student's vector and ``normalize(P t)``, the projected
+            teacher's: 1 by construction for a student that is a projection alone.
+        cosine_p5: the 5th percentile of the same cosine.
         mse: mean over texts of the squared distance between unit vectors, summed over dimensions.
         spearman: rank correlation of pairwise similarities, the teacher's with the student's.
         top10: share of a text's ten nearest held-out texts on which both models agree.
@@ -83,10 +84,10 @@ class Quality:
     """
 
     texts: int
+    lifted_cosine: Interval
+    ceiling: float
     cosine: Interval
     cosine_p5: Interval
-    ceiling: float
-    lifted_cosine: Interval
     mse: Interval
     spearman: Interval
     top10: Interval

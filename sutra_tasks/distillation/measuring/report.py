@@ -12,7 +12,7 @@ from typing import Any, Final, TypedDict
 
 from sutra_tasks.distillation.measuring.plots import cosine_histogram, curves
 
-__all__ = ["Report", "render"]
+__all__ = ["OF_TRAINING", "Report", "render", "was_trained"]
 
 
 class Report(TypedDict, total=False):
@@ -30,7 +30,7 @@ class Report(TypedDict, total=False):
             ``quality``, and the means of the loss and its terms since the one before.
         metrics: :meth:`DistillationMetrics.to_json`.
         quality: :meth:`Quality.to_json`.
-        cosines: cosine of each held-out text to the projected teacher.
+        cosines: lifted cosine of each held-out text.
         speed: ``speed_improvement``, and the numbers of ``texts`` and ``repeats`` of the measurement.
         sizes: ``parameters``, ``bytes_on_disk`` and ``bytes_per_vector``, each of teacher and student.
         versions: of packages, by name.
@@ -52,17 +52,11 @@ class Report(TypedDict, total=False):
 
 
 MEANINGS: Final = {
-    "cosine": ("Cosine", "Mean between the student's vector and the teacher's, projected to its width."),
-    "cosine_p5": ("Cosine, 5th percentile", "Nineteen of twenty texts are at least so close."),
     "lifted_cosine": (
-        "Lifted cosine",
+        "Lifted cosine: what is kept of the teacher",
         "Mean between the teacher's own vector and the student's, brought back to the teacher's width.",
     ),
     "ceiling": ("Ceiling", "The highest lifted cosine that any student of this projection can have."),
-    "mse": (
-        "Squared error",
-        "Mean over texts of the squared distance of unit vectors, summed over dimensions: 0 to 4.",
-    ),
     "spearman": (
         "Spearman",
         "Rank correlation of the similarities of pairs of texts: 1 if all pairs keep their order.",
@@ -78,7 +72,24 @@ MEANINGS: Final = {
     ),
     "ndcg_teacher": ("NDCG@10 of the teacher", "On labelled retrieval."),
     "ndcg_student": ("NDCG@10 of the student", "On labelled retrieval."),
+    "cosine": (
+        "Cosine to the target",
+        "Mean between the student's vector and the teacher's, projected to its width.",
+    ),
+    "cosine_p5": (
+        "Cosine to the target, 5th percentile",
+        "Nineteen of twenty texts are at least so close.",
+    ),
+    "mse": (
+        "Squared error to the target",
+        "Mean over texts of the squared distance of unit vectors, summed over dimensions: 0 to 4.",
+    ),
 }
+"""The figures of quality in the order in which they are shown, each with its label and its meaning."""
+
+OF_TRAINING: Final = ("cosine", "cosine_p5", "mse")
+"""Figures that say how well a student learned its target. A student that is a projection alone is its
+target, so they are perfect by construction."""
 
 SIZES: Final = {
     "parameters": "Parameters",
@@ -136,7 +147,7 @@ def render(facts: Mapping[str, Any]) -> str:
     """
     title = f"Distillation of {_text(facts.get('teacher', {}).get('name', 'a model'))}"
     sections: Sequence[tuple[str, Callable[[], Iterable[str]]]] = (
-        ("Quality", lambda: _quality(facts.get("quality", {}), cosine_histogram(facts))),
+        ("Quality", lambda: _quality(facts, cosine_histogram(facts))),
         ("Speed and size", lambda: _sizes(facts)),
         ("Training", lambda: _training(facts.get("training", {}), curves(facts))),
         ("Data", lambda: _corpus(facts.get("corpus", {}))),
@@ -173,7 +184,7 @@ def _figures(facts: Mapping[str, Any]) -> Iterable[str]:
     found = [
         (f"{_of(quality, name):.3f}", label)
         for name, label in (
-            ("cosine", "cosine to the projected teacher"),
+            ("lifted_cosine", "lifted cosine to the teacher"),
             ("spearman", "Spearman of similarities"),
             ("ndcg_ratio", "of the teacher's NDCG@10 on labels"),
         )
@@ -191,17 +202,29 @@ def _figures(facts: Mapping[str, Any]) -> Iterable[str]:
         yield f'<div class="figures">{tiles}</div>'
 
 
-def _quality(quality: Mapping[str, Any], plot: str) -> Iterable[str]:
+def was_trained(facts: Mapping[str, Any]) -> bool:
+    """Return whether a report's student was trained, and is not the teacher and a projection alone."""
+    return bool(facts.get("training", {"steps": 1}).get("steps"))
+
+
+def _quality(facts: Mapping[str, Any], plot: str) -> Iterable[str]:
+    quality, trained = facts.get("quality", {}), was_trained(facts)
     rows = [
         f"<tr><th>{label}<br><small>{meaning}</small></th>"
         f'<td class="n">{_of(quality, name):.4f}</td><td class="n">{_bounds(quality[name])}</td></tr>'
         for name, (label, meaning) in MEANINGS.items()
-        if quality.get(name) is not None
+        if quality.get(name) is not None and (trained or name not in OF_TRAINING)
     ]
     if rows:
         yield f"<p>On {_text(quality.get('texts', '?'))} texts that were not learned from.</p>"
         head = '<tr><th></th><th class="n">Value</th><th class="n">95% interval</th></tr>'
         yield f"<table>{head}{''.join(rows)}</table>"
+        if not trained:
+            yield (
+                "<p>The student is the projected teacher, so its cosine to that is 1 by construction "
+                "and is not shown. The lifted cosine says how much of the teacher the projection "
+                "keeps.</p>"
+            )
     yield plot
 
 

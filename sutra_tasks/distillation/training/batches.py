@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from sutra_tasks.distillation.names import fingerprint
+from sutra_tasks.engines.torch_engine.window import window_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -81,22 +82,36 @@ def epoch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 class StudentTokenizer:
     """Turns texts into token ids, and batches of ids into the input of the student's first module."""
 
-    def __init__(self, student: SentenceTransformer) -> None:
+    def __init__(self, student: SentenceTransformer, *, prompted: bool = True) -> None:
+        """Read as the student will be served.
+
+        Args:
+            student: the model.
+            prompted: whether texts get its default prompt.
+        """
         self._is_static = isinstance(student[0], StaticEmbedding)
         self._tokenizer: Any = student.tokenizer
-        self._window = None if self._is_static else student.max_seq_length
+        self._window = None if self._is_static else window_of(student)
+        name = student.default_prompt_name if prompted else None
+        self._prompt = student.prompts.get(name or "") or ""
+        pools_prompt = all(getattr(module, "include_prompt", True) for module in student)
+        self._left_out = 0 if pools_prompt or not self._prompt else self._prompt_tokens()
         self._device = student.device
 
     def ids(self, texts: Sequence[str]) -> list[Ids]:
-        """Return each text's token ids, with special tokens, cut to the student's window."""
+        """Return each text's token ids under the student's default prompt, cut to its window.
+
+        Special tokens are included.
+        """
+        texts = [self._prompt + text for text in texts]
         if self._is_static:
-            encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
             return [np.array(one.ids, dtype=np.int32) for one in encoded]
         if not texts:
             return []
         found = self._tokenizer(
-            list(texts),
-            truncation=self._window is not None,
+            texts,
+            truncation=True,
             max_length=self._window,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -105,7 +120,15 @@ class StudentTokenizer:
 
     def features(self, batch: Sequence[Ids]) -> dict[str, Any]:
         """Return the input of the student's first module, on its device."""
-        return {name: tensor.to(self._device) for name, tensor in self._tensors(batch).items()}
+        found: dict[str, Any] = {
+            name: tensor.to(self._device) for name, tensor in self._tensors(batch).items()
+        }
+        return found | ({"prompt_length": self._left_out} if self._left_out else {})
+
+    def _prompt_tokens(self) -> int:
+        """Return how many first tokens pooling leaves out, as sentence-transformers counts them."""
+        ids = self._tokenizer(self._prompt)["input_ids"]
+        return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
 
     def _tensors(self, batch: Sequence[Ids]) -> dict[str, torch.Tensor]:
         lengths = np.array([len(ids) for ids in batch])
@@ -116,10 +139,8 @@ class StudentTokenizer:
         longest = int(lengths.max())
         rows = np.full((len(batch), longest), self._tokenizer.pad_token_id or 0, dtype=np.int64)
         mask = np.zeros_like(rows)
-        left = self._tokenizer.padding_side == "left"
-        for row, ids in enumerate(batch):
-            where = slice(longest - len(ids), longest) if left else slice(len(ids))
-            rows[row, where], mask[row, where] = ids, 1
+        for row, ids in enumerate(batch):  # padded as the engine pads that serves the student
+            rows[row, : len(ids)], mask[row, : len(ids)] = ids, 1
         found = {"input_ids": torch.from_numpy(rows), "attention_mask": torch.from_numpy(mask)}
         if "token_type_ids" in self._tokenizer.model_input_names:
             found["token_type_ids"] = torch.zeros_like(found["input_ids"])

@@ -77,6 +77,7 @@ class TrainingState:
         sums: sums of the loss and its terms since the last evaluation, by name.
         since: steps in those sums.
         curves: see :class:`TrainingResult`.
+        first_loss: the loss of the first step.
     """
 
     step: int = 0
@@ -88,3 +89,4 @@ class TrainingState:
     sums: dict[str, float] = field(default_factory=dict)
     since: int = 0
     curves: list[dict[str, Any]] = field(default_factory=list)
+    first_loss: float | None = None

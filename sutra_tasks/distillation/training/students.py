@@ -83,6 +83,7 @@ def build_student(
         ModelError: this kind of student cannot be built of the teacher or of the named model.
     """
     body: list[nn.Module]
+    matrix = _widened(matrix, _output_width(teacher))
     if config.student == "static":
         if vectors_of_tokens is None:
             vectors_of_tokens = token_vectors(teacher, config.teacher)
@@ -90,7 +91,7 @@ def build_student(
     elif config.student == "named":
         if student_model is None:
             raise ModelError(str(config.student_model), "is to be learned by, and was not loaded")
-        width = student_model.get_embedding_dimension() or 0
+        width = _output_width(student_model)
         body = [*_before_normalize(student_model), _dense(_random(len(matrix), width, config.seed))]
     elif config.student == "layers":
         body = [*_before_normalize(teacher), _dense(matrix)]
@@ -126,7 +127,7 @@ def token_vectors(teacher: SentenceTransformer, name: str) -> Floats:
     alone = [
         np.array([*before, token, *after], dtype=np.int32) for token in range(tokenizer.get_vocab_size())
     ]
-    reader, rows = StudentTokenizer(teacher), []
+    reader, rows = StudentTokenizer(teacher, prompted=False), []
     with torch.inference_mode():
         for start in range(0, len(alone), TOKENS_IN_A_PASS):
             found = teacher(reader.features(alone[start : start + TOKENS_IN_A_PASS]))
@@ -161,11 +162,26 @@ def _assembled(modules: list[nn.Module], like: SentenceTransformer) -> SentenceT
         modules=modules,
         device="cpu",
         prompts={name: text or "" for name, text in like.prompts.items()},
-        default_prompt_name=like.default_prompt_name,
+        # A prompt would only dilute a mean of token vectors; it is in the targets that they learn.
+        default_prompt_name=None
+        if isinstance(modules[0], StaticEmbedding)
+        else like.default_prompt_name,
         similarity_fn_name=like.similarity_fn_name,
         trust_remote_code=False,
     )
     return made.float().eval()
+
+
+def _output_width(model: SentenceTransformer) -> int:
+    """Return the width of a model's vectors before they are cut to its ``truncate_dim``, if any."""
+    with model.truncate_embeddings(None):
+        return model.get_embedding_dimension() or 0
+
+
+def _widened(matrix: Floats, width: int) -> Floats:
+    """Return a projection of the first dimensions as one of ``width``; it drops the others."""
+    widened: Floats = np.pad(matrix, ((0, 0), (0, max(0, width - matrix.shape[1]))))
+    return widened
 
 
 def _before_normalize(model: SentenceTransformer) -> list[nn.Module]:

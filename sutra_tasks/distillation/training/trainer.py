@@ -22,10 +22,11 @@ from torch.nn import functional
 from sutra_tasks.distillation.training import checkpoints
 from sutra_tasks.distillation.training.batches import Ids, StudentTokenizer, TrainingData, epoch_order
 from sutra_tasks.distillation.training.checkpoints import Checkpoint
-from sutra_tasks.distillation.training.losses import DistillationLoss, LossTerms
+from sutra_tasks.distillation.training.losses import DistillationLoss
 from sutra_tasks.distillation.training.optimizer import build_optimizer, learning_rate_share
 from sutra_tasks.distillation.training.progress import TrainingProgress, TrainingResult, TrainingState
 from sutra_tasks.distillation.training.students import outputs
+from sutra_tasks.errors import TrainingDivergedError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -38,6 +39,9 @@ __all__ = ["TrainingProgress", "TrainingResult", "train"]
 BEST: Final = "best.safetensors"
 MOST_GRADIENT_NORM: Final = 1.0
 EVALUATED_AT_ONCE: Final = 64
+MOST_GROWTH: Final = 100.0
+"""How often the first loss, or 1 if that is less, a loss is when the training has diverged: the loss of
+unit vectors that have nothing in common is about 1."""
 MOMENTS: Final = ("exp_avg", "exp_avg_sq")
 """Names of AdamW's state of each weight, beside its step."""
 
@@ -74,6 +78,8 @@ def train(  # noqa: PLR0917 - texts and their targets, then how to train
         clock: gives seconds that only grow.
 
     Raises:
+        TrainingDivergedError: the loss or the gradient exploded; checkpoints and best weights stay as
+            they are.
         ValueError: there is no text to learn from or to measure on, or shapes do not fit.
     """
     data = TrainingData(texts, targets, held_out, held_out_targets, pairs)
@@ -139,9 +145,8 @@ class _Training:
         """Do one step, and evaluate and write a checkpoint if they are due."""
         began = self._clock()
         state = self.state
-        terms = self._learn()
+        numbers = self._learn()
         state.step += 1
-        numbers = terms.numbers()
         state.since += 1
         state.sums = {name: state.sums.get(name, 0.0) + value for name, value in numbers.items()}
         ended = state.step == self._steps
@@ -171,7 +176,8 @@ class _Training:
             state.best_quality or 0.0, epochs, state.step, state.curves, state.worked_s
         )
 
-    def _learn(self) -> LossTerms:
+    def _learn(self) -> dict[str, float]:
+        """Do one step of the optimizer, if the weights stay sound; return the loss and its terms."""
         step, config = self.state.step, self._config
         share = learning_rate_share(step, self._steps, config.warmup_share)
         for group in self._optimizer.param_groups:
@@ -181,9 +187,25 @@ class _Training:
         terms = self._loss(found, self._targets[rows].to(found.device), self._paired())
         self._optimizer.zero_grad(set_to_none=True)
         terms.total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(list(self._weights.values()), MOST_GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(list(self._weights.values()), MOST_GRADIENT_NORM)
+        numbers = terms.numbers()
+        self._check(numbers["loss"], float(norm))
         self._optimizer.step()
-        return terms
+        return numbers
+
+    def _check(self, loss: float, gradient_norm: float) -> None:
+        """Raise a TrainingDivergedError if the next weights would be worth nothing."""
+        state = self.state
+        if state.first_loss is None:
+            state.first_loss = loss
+        first = state.first_loss
+        if not math.isfinite(loss + gradient_norm) or loss > MOST_GROWTH * max(1.0, first):
+            figures = f"loss {loss:.4g}, gradient norm {gradient_norm:.4g}, first loss {first:.4g}"
+            raise self._diverged(state.step + 1, figures)
+
+    def _diverged(self, step: int, figures: str) -> TrainingDivergedError:
+        learning_rate, kept_step = self._config.learning_rate, self._saved_step or None
+        return TrainingDivergedError(step, self._steps, figures, learning_rate, kept_step)
 
     def _batch(self, step: int) -> list[int]:
         epoch, position = divmod(step, self._epoch_steps)
@@ -210,6 +232,8 @@ class _Training:
     def _evaluate(self) -> None:
         state = self.state
         quality = self._quality()
+        if not math.isfinite(quality):
+            raise self._diverged(state.step, f"cosine on held-out texts {quality}")
         state.quality = quality
         means = {name: total / max(1, state.since) for name, total in state.sums.items()}
         state.curves.append({"step": state.step, "quality": quality} | means)

@@ -31,7 +31,9 @@ from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.errors import SutraError
 from sutra_tasks.files import read_array, read_json, write_array, write_json
+from sutra_tasks.models.loaded.loading import check_golden
 from sutra_tasks.models.registry.manifest import ParentModel, VersionFacts
+from sutra_tasks.models.registry.names import shown_name
 from sutra_tasks.models.registry.resolve import resolve_model_name
 
 if TYPE_CHECKING:
@@ -207,6 +209,15 @@ class DistillationRun:
         folder = str(model_folder(reference, self._registry))
         return SentenceTransformer(folder, device="cpu", trust_remote_code=False).float()
 
+    def _shown_recipe(self) -> DistillationConfig:
+        """Return the recipe for readers who do not know this machine: models by name, not by path."""
+        student_model = self._config.student_model
+        return replace(
+            self._config,
+            teacher=self._teacher.name,
+            student_model=None if student_model is None else shown_name(student_model),
+        )
+
     def _register(self, training: Mapping[str, Any], vectors: Floats, matrix: Floats) -> dict[str, Any]:
         """Measure the student in the engine that will serve it, and add it to the registry.
 
@@ -219,8 +230,10 @@ class DistillationRun:
         from sutra_tasks.distillation.measuring.report import render  # noqa: PLC0415
 
         self._report({"phase": "measuring"})
-        folder, config = self.folder / "student", self._config
+        folder, config = self.folder / "student", self._shown_recipe()
         student = load_engine(self._options, self.name, folder)
+        golden = GoldenVectors.of(student)
+        check_golden(self.name, golden, None)
         count = len(self._texts.held_out)
         measured = measure_student(
             self._teacher.encoder,
@@ -236,7 +249,7 @@ class DistillationRun:
         report = {
             "name": self.name,
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "teacher": {"name": self._teacher.reference, "space": self._teacher.space},
+            "teacher": {"name": self._teacher.name, "space": self._teacher.space},
             "student": {"space": student.info.space, "width": student.info.width},
             "recipe": config.to_json(),
             "corpus": dict(self._texts.facts),
@@ -254,8 +267,8 @@ class DistillationRun:
             VersionFacts(
                 space=student.info.space,
                 width=student.info.width,
-                golden=GoldenVectors.of(student).to_json(),
-                parent=ParentModel(self._teacher.reference, self._teacher.space),
+                golden=golden.to_json(),
+                parent=ParentModel(self._teacher.name, self._teacher.space),
                 metrics={**measured["metrics"], "spearman": measured["quality"]["spearman"]["value"]},
                 recipe=config.to_json(),
                 fingerprint=self.fingerprint,

@@ -62,7 +62,13 @@ class TokenizingEncoder:
     """Implements ``Encoder`` except ``encode`` and ``pool``; safe to use from many threads."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompts: Mapping[str, str], window: int, *, pools_prompt: bool
+        self,
+        tokenizer: Tokenizer,
+        prompts: Mapping[str, str],
+        window: int,
+        *,
+        pools_prompt: bool,
+        default_prompt: str | None = None,
     ) -> None:
         """Prepare for tokenising.
 
@@ -71,19 +77,24 @@ class TokenizingEncoder:
             prompts: the model's named prompts.
             window: tokens of a text that the model computes.
             pools_prompt: whether pooling includes the states of a prompt's tokens.
+            default_prompt: the name of the prompt of texts for which none is named.
+
+        Raises:
+            ValueError: the tokenizer gives no token for any text.
         """
         self._tokenizer, self._prompts, self._window = tokenizer, prompts, window
-        self._pools_prompt = pools_prompt
-        probe = tokenizer.encode("a")
+        self._pools_prompt, self._default_prompt = pools_prompt, default_prompt
+        vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+        probe = _with_content(tokenizer, vocabulary)
         self._specials_before = probe.special_tokens_mask.index(0)
         self._specials_after = probe.special_tokens_mask[::-1].index(0)
         self._specials = np.array(probe.ids, dtype=np.int32)
         # Not the size of the vocabulary, which may have gaps.
-        self._last_id = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self._last_id = max(vocabulary.values())
 
     def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
         """Return the token ids of whole texts, the same as sentence-transformers computes."""
-        prefix = self._prompts[prompt] if prompt else ""
+        prefix = self._prefix(prompt)
         prompt_tokens = self._prompt_tokens(prefix) if prefix and not self._pools_prompt else 0
         given = [prefix + text for text in texts] if prefix else texts
         # encode_batch is thread-safe while the tokenizer is not reconfigured, and releases the GIL.
@@ -156,6 +167,11 @@ class TokenizingEncoder:
             raise CorruptMessageError("the token ids of a part")
         return rows
 
+    def _prefix(self, prompt: str | None) -> str:
+        """Return the text of a prompt; None is the model's default prompt, and "" is no prompt."""
+        name = self._default_prompt if prompt is None else prompt
+        return self._prompts[name] if name else ""
+
     def _prompt_tokens(self, prefix: str) -> int:
         # As sentence-transformers counts them: without a closing special token.
         prompt = self._tokenizer.encode(prefix)
@@ -168,6 +184,17 @@ class TokenizingEncoder:
         around = (special[:before], ids, special[len(special) - after :])
         padded = np.pad(spans, ((before, after), (0, 0)))
         return np.concatenate(around), lambda: padded
+
+
+def _with_content(tokenizer: Tokenizer, vocabulary: Mapping[str, int]) -> Encoding:
+    """Return the encoding of some text that has a token beside the special ones."""
+    # A letter is enough for most; a vocabulary of another script without a token for the unknown has
+    # none.
+    for text in ("a", *vocabulary):
+        found = tokenizer.encode(text)
+        if 0 in found.special_tokens_mask:
+            return found
+    raise ValueError("its tokenizer gives no token for any text")
 
 
 def _ids_and_spans(encoding: Encoding) -> tuple[NDArray[np.int32], Callable[[], Integers]]:

@@ -12,22 +12,26 @@ import json
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
-from tokenizers import Tokenizer
 
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.out_of_memory import is_out_of_memory
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
 from sutra_tasks.engines.torch_engine.forward_pass import ForwardPass
-from sutra_tasks.engines.torch_engine.introspection import forbid_hub_kernels, probe_batches
+from sutra_tasks.engines.torch_engine.introspection import probe_batches
+from sutra_tasks.engines.torch_engine.modules import first_line, load_modules, thread_safe_tokenizer
+from sutra_tasks.engines.torch_engine.window import window_of
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from tokenizers import Tokenizer
+
     from sutra_tasks.vectors import Floats
 
 __all__ = ["TorchEncoder", "split_by_tokens"]
@@ -53,27 +57,43 @@ class TorchEncoder(TokenizingEncoder):
         dtype: str = "auto",
     ) -> None:
         torch.set_num_threads(threads)
-        self._model = _load(model, folder or locate(model))
+        self._model = load_modules(model, folder or locate(model))
         theirs = self._model.tokenizer
-        self._pad_id, self._pad_left = int(theirs.pad_token_id or 0), theirs.padding_side == "left"
-        tokenizer = _thread_safe_tokenizer(model, theirs)
-        width = self._model.get_embedding_dimension()
+        self._pad_id = int(theirs.pad_token_id)
+        tokenizer = thread_safe_tokenizer(model, theirs)
+        width = self._model.get_embedding_dimension()  # that of truncate_dim, if the model names one
         if width is None:
             raise ModelError(model, "does not say how wide its vectors are")
         prompts = {name: text or "" for name, text in self._model.prompts.items()}
+        default_prompt = self._model.default_prompt_name
         self.info = ModelInfo(
             model=model,
-            space=f"{_fingerprint(self._model, tokenizer, prompts)}:{width}",
+            space=f"{_fingerprint(self._model, tokenizer, prompts, default_prompt)}:{width}",
             width=width,
-            window=_window(self._model),
+            window=window_of(self._model),
             prompts=prompts,
-            weight_bytes=sum(
-                weight.numel() * weight.element_size() for weight in self._model.parameters()
-            ),
+            default_prompt=default_prompt,
+            keeps_end=theirs.truncation_side == "left",
             pools_mean=_pools_mean(self._model),
         )
         pools_all = all(getattr(module, "include_prompt", True) for module in self._model)
-        super().__init__(tokenizer, prompts, self.info.window, pools_prompt=pools_all)
+        try:
+            super().__init__(
+                tokenizer,
+                prompts,
+                self.info.window,
+                pools_prompt=pools_all,
+                default_prompt=default_prompt,
+            )
+        except ValueError as error:
+            raise ModelError(model, str(error)) from None
+        (shortest,) = self.tokenize(["a"], None)
+        if shortest.tokens > self.info.window:
+            raise ModelError(
+                model,
+                f"its window of {self.info.window} tokens holds no word beside {shortest.tokens - 1} "
+                "tokens that are special or of its default prompt",
+            )
         self._inputs = set(theirs.model_input_names)
         self._refuse_other_ids(model)
         if device.startswith("cuda") and memory_share < 1:
@@ -87,7 +107,11 @@ class TorchEncoder(TokenizingEncoder):
             dtype=dtype,
         )
         self.attention = self._forward_pass.choice
+        # In the precision that was chosen, which may not be that of the files.
+        weights = sum(weight.numel() * weight.element_size() for weight in self._model.parameters())
+        self.info = replace(self.info, weight_bytes=weights)
         self._on_cpu = device == "cpu"
+        self._of_nothing = self._vector_of_nothing(shortest)
 
     def pool(self, text: TokenizedText, spans: Sequence[tuple[int, int]]) -> Floats:
         """Run the transformer once, and the modules after it for each span."""
@@ -105,15 +129,19 @@ class TorchEncoder(TokenizingEncoder):
             "token_embeddings": padded,
             "attention_mask": (places < lengths[:, None]).to(torch.int64),
         }
-        pooled: Floats = self._forward_pass.pool(features)["sentence_embedding"].float().cpu().numpy()
-        return pooled
+        return self._rows(self._forward_pass.pool(features))
 
     def encode(self, batch: Sequence[TokenizedText]) -> Floats:
         """Run the model; rows come back in the order of ``batch``."""
         rows = np.empty((len(batch), self.info.width), dtype=np.float32)
+        rows[[at for at, text in enumerate(batch) if not text.tokens]] = self._of_nothing
         # Where pooling leaves out the prompt, one forward pass takes only one length of prompt.
         for prompt_tokens in {text.content.prompt_tokens for text in batch}:
-            where = [at for at, text in enumerate(batch) if text.content.prompt_tokens == prompt_tokens]
+            where = [
+                at
+                for at, text in enumerate(batch)
+                if text.tokens and text.content.prompt_tokens == prompt_tokens
+            ]
             where.sort(key=lambda at: batch[at].tokens)
             lengths = [batch[at].tokens for at in where]
             for part in split_by_tokens(lengths, CPU_TOKENS) if self._on_cpu else [range(len(where))]:
@@ -126,31 +154,58 @@ class TorchEncoder(TokenizingEncoder):
         features = self._features(batch)
         if prompt_tokens:
             features["prompt_length"] = prompt_tokens
-        pooled: Floats = self._forward_pass(features)["sentence_embedding"].float().cpu().numpy()
-        return pooled
+        return self._rows(self._forward_pass(features))
+
+    def _rows(self, outputs: dict[str, Any]) -> Floats:
+        rows: Floats = outputs["sentence_embedding"].float().cpu().numpy()
+        return rows[:, : self.info.width]
 
     def _features(self, batch: Sequence[TokenizedText]) -> dict[str, Any]:
         lengths = np.array([text.tokens for text in batch])
         longest = int(lengths.max())
         ids = np.full((len(batch), longest), self._pad_id, dtype=np.int64)
         mask = np.zeros((len(batch), longest), dtype=np.int64)
+        # On the right, also where the tokenizer pads on the left: there some models count positions from
+        # the padding, so that a vector would depend on its batch. Pooling goes by the mask.
         for row, text in enumerate(batch):
-            where = slice(longest - text.tokens, longest) if self._pad_left else slice(text.tokens)
-            ids[row, where] = text.content.ids
-            mask[row, where] = 1
+            ids[row, : text.tokens] = text.content.ids
+            mask[row, : text.tokens] = 1
         features = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
         if "token_type_ids" in self._inputs:
             features["token_type_ids"] = torch.zeros_like(features["input_ids"])
         return features
 
+    def _vector_of_nothing(self, text: TokenizedText) -> Floats:
+        """Return the vector of a text without a token, on which no transformer runs: shape (1, width).
+
+        Args:
+            text: any; its states have the shape and the precision of states.
+        """
+        states = self._forward_pass(self._features([text])).get("token_embeddings")
+        if states is None:
+            return np.zeros((1, self.info.width), dtype=np.float32)
+        mask = torch.zeros((1, 1), dtype=torch.int64, device=states.device)
+        pooled = self._forward_pass.pool(
+            {"token_embeddings": torch.zeros_like(states[:1, :1]), "attention_mask": mask}
+        )
+        return np.nan_to_num(self._rows(pooled), nan=0.0, posinf=0.0, neginf=0.0)
+
     def _refuse_other_ids(self, model: str) -> None:
         """Raise a ModelError if sentence-transformers would compute other token ids."""
-        ours = self._features(self.tokenize(PROBES, None))
-        theirs = self._model.preprocess(list(PROBES))
-        for name, tensor in ours.items():
-            other = theirs.get(name)
-            if other is None or not torch.equal(tensor, other):
-                raise ModelError(model, f"its {name} differ from sentence-transformers' own")
+        for text in PROBES:
+            (whole,) = self.tokenize([text], "")
+            if whole.tokens > self.info.window:
+                continue
+            ours = self._features([whole])
+            try:
+                theirs = self._model.preprocess([text])
+            except Exception as error:
+                reason = f"sentence-transformers cannot tokenize with it: {first_line(error)}"
+                raise ModelError(model, reason) from error
+            for name, tensor in ours.items():
+                other = theirs.get(name)
+                if other is None or not torch.equal(tensor, other):
+                    raise ModelError(model, f"its {name} differ from sentence-transformers' own")
 
 
 def split_by_tokens(lengths: Sequence[int], most_tokens: int) -> list[range]:
@@ -176,25 +231,6 @@ def _freed_when_full() -> Iterator[None]:
         raise
 
 
-def _load(model: str, folder: str) -> SentenceTransformer:
-    forbid_hub_kernels()
-    try:
-        return SentenceTransformer(
-            folder,
-            device="cpu",
-            trust_remote_code=False,
-            # The reference of all probes; the model's own setting could download a kernel.
-            model_kwargs={"attn_implementation": "eager"},
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(
-            model,
-            f"cannot be loaded: {first_line} Give a folder, a name sentence-transformers knows, "
-            "or leave SUTRA_MODEL unset for the packaged all-MiniLM-L6-v2.",
-        ) from error
-
-
 def _pools_mean(modules: Iterable[torch.nn.Module]) -> bool:
     """Return whether the module after the transformer takes the mean of the tokens' states."""
     # A module between them would be applied twice in late chunking.
@@ -202,21 +238,9 @@ def _pools_mean(modules: Iterable[torch.nn.Module]) -> bool:
     return bool(rest) and getattr(rest[0], "pooling_mode", None) == "mean"
 
 
-def _window(model: SentenceTransformer) -> int:
-    return int(model.max_seq_length or model.tokenizer.model_max_length)
-
-
-def _thread_safe_tokenizer(name: str, theirs: Any) -> Tokenizer:
-    """Return a copy of the tokenizer: transformers reconfigures its own at every call."""
-    if not getattr(theirs, "is_fast", False):
-        raise ModelError(name, "has no fast tokenizer (tokenizer.json)")
-    ours = Tokenizer.from_str(theirs.backend_tokenizer.to_str())
-    ours.no_padding()
-    ours.no_truncation()
-    return ours
-
-
-def _fingerprint(model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str]) -> str:
+def _fingerprint(
+    model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str], default_prompt: str | None
+) -> str:
     """Return a digest of everything that decides what a vector means.
 
     That is weights, tokenizer, modules and prompts, as loaded, before any change of precision. So the
@@ -232,4 +256,6 @@ def _fingerprint(model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict
         described = json.dumps(describe(), sort_keys=True, default=str)
         digest.update(f"{type(module).__name__}:{described}".encode())
     digest.update(json.dumps(prompts, sort_keys=True).encode())
+    if default_prompt is not None:
+        digest.update(f"default prompt {default_prompt}".encode())
     return digest.hexdigest()[:16]

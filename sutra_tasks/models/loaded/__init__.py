@@ -4,7 +4,7 @@ A call's model passes through:
 
 * ``model_cache``: finds the model of a call, loads it if need be, evicts others.
 * ``serving_versions``: which version of each model serves, read without touching the disk.
-* ``single_flight``: lets one thread load a model for all that wait for it.
+* ``single_flight``: loads a model on a thread of its own, for all that wait for it.
 * ``loading``: loads a model, checks it against its manifest, warms it up.
 * ``eviction``: decides which models leave; ``freeing``: gives their memory back.
 

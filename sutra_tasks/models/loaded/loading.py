@@ -103,8 +103,10 @@ def check_golden(reference: str, golden: GoldenVectors, manifest: Manifest | Non
     """Compare a model's golden vectors with those of its manifest, if it has one.
 
     Raises:
-        ModelError: they differ.
+        ModelError: they differ, or a model with these vectors cannot serve.
     """
+    if (fault := golden.fault()) is not None:
+        raise ModelError(reference, fault)
     if manifest is None:
         return
     reason = golden.disagreement(GoldenVectors.from_json(manifest.golden))

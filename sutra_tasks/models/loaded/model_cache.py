@@ -1,17 +1,21 @@
 """The models in a device's memory: one that serves by default, and others that callers name.
 
 A call asks for a model and gets it with its service. The first call for a model that is not in memory
-loads it, while batches of other models go on. The least recently used models are evicted when another
-needs their memory. A batch job keeps a reference to its engine, so it is computed even if its model is
-superseded or evicted meanwhile.
+has it loaded on a thread of its own, while batches of other models go on. Only calls for this model
+wait, and they do not wait for ever: its storage may hang. The least recently used models are evicted
+when another needs their memory. A batch job keeps a reference to its engine, so it is computed even if
+its model is superseded or evicted meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Final
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from celery.utils.log import get_logger
 
@@ -29,7 +33,7 @@ from sutra_tasks.models.loaded.loading import (
     warm_up,
 )
 from sutra_tasks.models.loaded.serving_versions import ServingVersions
-from sutra_tasks.models.loaded.single_flight import SingleFlight
+from sutra_tasks.models.loaded.single_flight import SingleFlight, StillRunning
 from sutra_tasks.models.registry.names import bare_name, split_reference
 
 if TYPE_CHECKING:
@@ -39,12 +43,25 @@ if TYPE_CHECKING:
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["RETRY_S", "ModelCache"]
+__all__ = ["PATIENCE_S", "RETRY_S", "Crowded", "ModelCache"]
 
 logger = get_logger(__name__)
 
 RETRY_S: Final = 30.0
 """Seconds until a model that could not be loaded is tried again."""
+PATIENCE_S: Final = 120.0
+"""Seconds of loading after which no call waits for a model any more; the loading goes on."""
+SLOW_S: Final = 10.0
+"""Seconds of loading from which on a device that serves tells of it."""
+
+MOST_QUARTERS: Final = 3
+"""Quarters of a device's threads that may wait for models."""
+
+Result = TypeVar("Result")
+
+
+class Crowded(Exception):  # noqa: N818 - not an error: the call is tried again
+    """As many calls wait for models that are loaded as may wait without keeping out calls for others."""
 
 
 class ModelCache:
@@ -71,12 +88,15 @@ class ModelCache:
         self._options, self._registry, self._clock = options, registry, clock
         self.serving = ServingVersions(options, registry)
         self._lock = threading.Lock()
+        self._waiting: Counter[str] = Counter()  # calls by the model that they wait for
         self._cached: dict[str, LoadedModel] = {}
-        self._loads: SingleFlight[LoadedModel] = SingleFlight()
+        self._loads: SingleFlight[LoadedModel] = SingleFlight(PATIENCE_S, clock=clock)
+        self._lookups: SingleFlight[Any] = SingleFlight(PATIENCE_S, clock=clock)
         self._evicted = EvictedModels(clock=clock)
         self._failures: dict[str, tuple[str, float]] = {}  # reference -> reason, and when it failed
         self._protected: str | None = None
         self._default: LoadedModel | None = None
+        self._began_at = clock()
 
     def load_default(self) -> Encoder:
         """Load the engine of the default model; it serves after :meth:`start`.
@@ -86,7 +106,8 @@ class ModelCache:
         """
         reference = self.serving.resolve(self._options.model)
         self._starting = reference, verified_manifest(self._registry, reference)
-        return load_verified(self._options, self._registry, *self._starting)
+        with _told_of(reference):
+            return load_verified(self._options, self._registry, *self._starting)
 
     def start(
         self, encoder: Encoder, make_service: Callable[[Encoder], EmbeddingService]
@@ -102,7 +123,8 @@ class ModelCache:
         """
         self._make_service = make_service
         reference, manifest = self._starting
-        loaded = self._check(reference, encoder, manifest)
+        with _told_of(reference):
+            loaded = self._check(reference, encoder, manifest)
         self.set_default(loaded)
         return loaded
 
@@ -119,6 +141,15 @@ class ModelCache:
             cached = list(self._cached)
         bare = (bare_name(one) for one in cached if self.serving.serves(one))
         return tuple(sorted({self._options.model, *cached, *bare}))
+
+    @property
+    def loading(self) -> str:
+        """A sentence about models that are being loaded; "" if none is, or none takes long."""
+        if self._default is None:
+            seconds = self._clock() - self._began_at
+            return f"{self._options.model} is being loaded, for {seconds:.0f} s now"
+        slow = {key: s for key, s in self._loads.running().items() if s > SLOW_S}
+        return "; ".join(f"{_is_loading(key, s)}" for key, s in sorted(slow.items()))
 
     def has(self, model: str) -> bool:
         """Return whether the model that a name refers to is in memory."""
@@ -145,8 +176,9 @@ class ModelCache:
             dimensions: width to which the call cuts its vectors.
 
         Raises:
+            Crowded: too many calls wait for models already.
             InvalidOptionError: callers may not name this model.
-            ModelError: it cannot be loaded.
+            ModelError: it cannot be loaded, or its storage does not answer.
             SpaceUnavailableError: no version of it gives vectors of that space.
         """
         loaded = self.default
@@ -167,7 +199,10 @@ class ModelCache:
         with self._lock:
             if (found := self._cached.get(reference)) is not None:
                 return found
-        return self._loads.do(reference, lambda: self._load(reference))
+        try:
+            return self._loads.do(reference, lambda: self._load(reference))
+        except StillRunning as error:
+            raise ModelError(reference, _is_loading("it", error.seconds)) from None
 
     def protect(self, reference: str | None) -> None:
         """Never evict this model, until another one is protected."""
@@ -196,7 +231,7 @@ class ModelCache:
         if found is not None:
             return found
         if reference == model:  # only the registry's folder can say which version is meant
-            reference = self.serving.resolve(model)
+            reference = self._looked_up(model, lambda: self.serving.resolve(model))
         try:
             return self._load_for_call(reference)
         except ModelError:
@@ -211,11 +246,43 @@ class ModelCache:
         reason, failed_at = self._failures.get(reference, ("", -float("inf")))
         if self._clock() - failed_at < RETRY_S:
             raise ModelError(reference, reason)
-        try:
+        with self._place_to_wait(reference):
             return self.load(reference)
-        except ModelError:
-            logger.exception("%s cannot be loaded", reference)
-            raise
+
+    def _looked_up(self, model: str, look: Callable[[], Result]) -> Result:
+        """Return what the registry says of a model, which is read apart, as it may be on a network."""
+        with self._place_to_wait(model):
+            try:
+                found: Result = self._lookups.do(model, look)
+            except StillRunning as error:
+                reason = (
+                    f"the registry does not answer for {error.seconds:.0f} s: does its storage hang?"
+                )
+                raise ModelError(model, reason) from None
+        return found
+
+    @contextmanager
+    def _place_to_wait(self, model: str) -> Iterator[None]:
+        """Wait for a model inside the block, which keeps one of the device's threads.
+
+        Of these a quarter may wait for one model, and three quarters for all: the others stay for calls
+        that need not wait.
+
+        Raises:
+            Crowded: so many calls wait already.
+        """
+        quarter, name = max(1, self._options.task_threads // 4), bare_name(model)
+        with self._lock:
+            if self._waiting[name] >= quarter or self._waiting.total() >= MOST_QUARTERS * quarter:
+                raise Crowded
+            self._waiting[name] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting[name] -= 1
+                if not self._waiting[name]:
+                    del self._waiting[name]
 
     def _version_of_space(self, loaded: LoadedModel, space: str, dimensions: int | None) -> LoadedModel:
         """Return the version of the same model that gives a space; load it if it is not in memory."""
@@ -225,7 +292,8 @@ class ModelCache:
         )
         found = next(fitting, None)
         if found is None and self._registry is not None and name != loaded.reference:
-            version = self._registry.by_space(name, space)
+            by_space = partial(self._registry.by_space, name, space)
+            version = self._looked_up(f"{name} of the space {space}", by_space)
             found = None if version is None else self._load_for_call(f"{name}@{version}")
         if found is None or not gives_space(found.encoder.info, space, dimensions):
             raise SpaceUnavailableError(loaded.reference, space, loaded.encoder.info.space)
@@ -254,6 +322,7 @@ class ModelCache:
             # Only the reason: the error's traceback refers to the parts of the model that were loaded.
             self._failures[reference] = told.reason, self._clock()
             self._evicted.note_failed_load()
+            logger.exception("%s cannot be loaded", reference)  # once, however many calls wait for it
             if told is error:
                 raise
             raise told from error
@@ -269,10 +338,7 @@ class ModelCache:
                 self._make_space(reference, manifest.bytes, uncounted=before)
             self._evicted.free()
         encoder = load_verified(self._options, self._registry, reference, manifest)
-        loaded = self._check(reference, encoder, manifest)
-        if loaded.golden.disagreement(loaded.golden) is not None:  # not numbers, or zero
-            raise ModelError(reference, "its vectors are no directions: not a number, infinite or zero")
-        return loaded
+        return self._check(reference, encoder, manifest)
 
     def _check(self, reference: str, encoder: Encoder, manifest: Manifest | None) -> LoadedModel:
         # On this thread: no other thread has the engine yet, and batches of other models go on.
@@ -321,3 +387,19 @@ class ModelCache:
 
     def _evict(self, reference: str) -> None:
         self._evicted.add(self._cached.pop(reference).encoder)
+
+
+@contextmanager
+def _told_of(reference: str) -> Iterator[None]:
+    """Raise any error of an engine as a ModelError about the model."""
+    try:
+        yield
+    except Exception as error:
+        told = as_model_error(reference, error)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _is_loading(what: str, seconds: float) -> str:
+    return f"{what} is being loaded, for {seconds:.0f} s now: is it large, or does its storage hang?"

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 
-from sutra_tasks.errors import ModelError, UnsupportedVersionError
+from sutra_tasks.errors import ModelError, SutraError, UnsupportedVersionError
 from sutra_tasks.files import flush, write_whole
 from sutra_tasks.models.registry.layout import RegistryFolder
 from sutra_tasks.models.registry.manifest import (
@@ -67,6 +67,16 @@ class ModelRegistry:
         """
         return [self.manifest(name, number) for number in self._folder.numbers(name)]
 
+    def inspect(self, name: str) -> list[Manifest | SutraError]:
+        """Return for each version of a model its manifest, or why it cannot be read; oldest first."""
+        found: list[Manifest | SutraError] = []
+        for number in self._folder.numbers(name):
+            try:
+                found.append(self.manifest(name, number))
+            except (ModelError, UnsupportedVersionError) as error:
+                found.append(error)
+        return found
+
     def folder(self, name: str, version: int) -> Path:
         """Return the folder of a version.
 
@@ -83,9 +93,9 @@ class ModelRegistry:
             UnsupportedVersionError: another release wrote it.
         """
         path = self.folder(name, version) / MANIFEST
-        if path.is_symlink():
-            raise ModelError(f"{name}@{version}", "its manifest is a link")
         with self._folder.access(f"{name}@{version}"):
+            if path.is_symlink() or (path.exists() and not path.is_file()):
+                raise ModelError(f"{name}@{version}", f"its manifest {path} is not a plain file")
             found = Manifest.from_json(path.read_bytes())
         if (found.name, found.version) != (name, version):
             raise ModelError(f"{name}@{version}", f"its manifest is of {found.name}@{found.version}")

@@ -35,8 +35,8 @@ def read_history(model: str, folder: Path) -> list[int]:
         OSError: it cannot be read.
     """
     path = folder / CURRENT
-    if path.is_symlink():
-        raise ModelError(model, f"{path} is a link; the registry holds files only")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ModelError(model, f"{path} is not a plain file; the registry holds files only")
     try:
         text = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

@@ -145,7 +145,7 @@ class StreamTokenizer:
                 OverlapChunker(
                     chunker.block,
                     chunker.overlap,
-                    lambda text: encoder.offsets(encoder.tokenize([text], None)[0]),
+                    lambda text: encoder.offsets(encoder.tokenize([text], "")[0]),
                 ),
                 sizes.block,
             )
