@@ -17,6 +17,7 @@
     ├── FleetSaturated              more work waits than the fleet can do in time; nothing was sent
     ├── BackpressureSignal          a stream is full, or sheds low priorities; the entry was not accepted
     ├── UnconfirmedEntriesError     entries of a stream may have been sent
+    ├── StreamFaultError            the server refuses for good what is to be done with a stream
     ├── PoisonMessageError          the workers that took this message died
     ├── EncodingError               a device failed on this text
     ├── IncompleteDocumentError     parts of a long text were lost
@@ -53,6 +54,7 @@ __all__ = [
     "ServerUnavailableError",
     "SettingsError",
     "SpaceUnavailableError",
+    "StreamFaultError",
     "SutraError",
     "TooLargeError",
     "TooLittleTextError",
@@ -302,6 +304,20 @@ class UnconfirmedEntriesError(SutraError, ConnectionError):
         return (
             f"the server did not say whether it has the last {len(self.ids)} entries ({self.reason})."
             " Send them again with the same ids: readers drop what they have seen."
+        )
+
+
+class StreamFaultError(SutraError):
+    """The server refuses for good what is to be done with a stream; other streams are not affected."""
+
+    def __init__(self, stream: str, reason: str) -> None:
+        super().__init__(stream, reason)
+        self.stream, self.reason = stream, reason
+
+    def __str__(self) -> str:
+        return (
+            f"the server refuses what is to be done with stream {self.stream}: {self.reason}. "
+            f"`sutra stream status {self.stream}` names what is wrong with it."
         )
 
 

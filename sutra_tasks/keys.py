@@ -52,7 +52,8 @@ key                             type    lifetime
                                         stream is over its hard limit, so that ``XADD`` fails
 ``sutra:stream:<s>:closed``     stream  entries that wait while ``in`` is a string; later renamed back
 ``sutra:stream:<s>:out``        stream  responses that nobody has read; never expires (it is work)
-``sutra:stream:<s>:dead``       stream  entries given up; never expires (it is work)
+``sutra:stream:<s>:dead``       stream  entries given up, and responses that no reader could read; never
+                                        expires (it is work)
 ``sutra:stream:<s>:state``      hash    capacity and throttle, for producers, and up to when idle
                                         texts were looked at, :data:`STATE_S`
 ``sutra:stream:<s>:totals``     hash    counters since the stream began, :data:`REMEMBER_S`

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -15,7 +16,7 @@ from rich.text import Text
 from sutra_tasks import keys
 from sutra_tasks.cli.server import connected
 from sutra_tasks.errors import SutraError
-from sutra_tasks.streaming.entries import check_stream
+from sutra_tasks.streaming.entries import check_stream, is_stream
 from sutra_tasks.streaming.metrics import PERCENTILES, percentiles
 from sutra_tasks.streaming.status import StreamStatus, stream_status
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
 __all__ = ["run_dead", "run_delete", "run_status"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """What a dead letter is sent again as, and to which part of the stream."""
+
+    part: str
+    fields: dict[Any, Any]
 
 
 def run_status(options: Settings, *, only: str | None, follow: bool, as_json: bool) -> None:
@@ -70,7 +79,15 @@ def _drawn(found: list[StreamStatus]) -> Group | Text:
         backlog.add_row(*_backlog_row(one))
         latency.add_row(*_latency_row(one))
     note = "last minute; p50 to p99: ms end to end; chunk, formed: p95 ms of computing, forming a batch"
-    return Group(backlog, Text(), latency, Text(note, style="dim", no_wrap=True))
+    faults = [
+        Text(f"stream {_shown(one.name)}: {fault}", style="red") for one in found for fault in one.faults
+    ]
+    return Group(backlog, Text(), latency, Text(note, style="dim", no_wrap=True), *faults)
+
+
+def _shown(name: str) -> str:
+    """Return a stream's name; one that no stream can have is quoted, whatever characters it holds."""
+    return name if is_stream(name) else repr(name)
 
 
 def _table(*columns: str) -> Table:
@@ -82,7 +99,7 @@ def _table(*columns: str) -> Table:
 
 def _backlog_row(one: StreamStatus) -> list[str]:
     return [
-        one.name + (" (closed)" if one.closed else ""),
+        _shown(one.name) + (" (closed)" if one.closed else "") + (" (fault)" if one.faults else ""),
         f"{one.size:,}",
         _share(one.buffer_use),
         f"{one.unread:,}",
@@ -99,7 +116,7 @@ def _latency_row(one: StreamStatus) -> list[str]:
     measured = one.measured
     latency = percentiles(measured.latency)
     return [
-        one.name,
+        _shown(one.name),
         f"{one.per_s:,.1f}",
         *(_ms(latency.get(share)) for share in PERCENTILES),
         _ms(percentiles(measured.chunk).get(95)),
@@ -126,7 +143,7 @@ def run_dead(options: Settings, stream: str, *, retry: bool, drop: bool) -> None
             Console().print("no dead letters")
         elif retry or drop:
             for entry_id, fields in letters:
-                _remove_dead(client, stream, entry_id, _entry_of(fields) if retry else None)
+                _remove_dead(client, stream, entry_id, _again(fields) if retry else None)
             Console().print(f"{len(letters)} {'sent again' if retry else 'dropped'}")
         else:
             Console().print(_dead_table(letters))
@@ -136,27 +153,40 @@ def _dead_table(letters: list[tuple[bytes, dict[bytes, bytes]]]) -> Table:
     table = _table("entry", "id", "reason")
     for entry_id, fields in letters:
         source = fields.get(b"id") or fields.get(b"source") or b""
-        table.add_row(entry_id.decode(), source.decode(errors="replace"), fields[b"reason"].decode())
+        if b"unreadable" in fields:
+            source = b"response " + fields[b"unreadable"]
+        reason = fields.get(b"reason", b"")
+        table.add_row(
+            entry_id.decode(), source.decode(errors="replace"), reason.decode(errors="replace")
+        )
     return table
 
 
-def _remove_dead(client: redis.Redis, stream: str, entry_id: bytes, entry: Any | None) -> None:
-    """Delete a dead letter, and add the entry in the same step if there is one."""
+def _remove_dead(client: redis.Redis, stream: str, entry_id: bytes, again: _Again | None) -> None:
+    """Delete a dead letter, and add what it is sent again as in the same step, if it is."""
     with client.pipeline() as pipe:
-        if entry is not None:
-            pipe.xadd(keys.stream(stream, "in"), entry)
+        if again is not None:
+            pipe.xadd(keys.stream(stream, again.part), again.fields)
         pipe.xdel(keys.stream(stream, "dead"), entry_id)
         pipe.execute()
 
 
-def _entry_of(letter: dict[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return the entry that a dead letter is sent again as.
+def _again(letter: dict[bytes, bytes]) -> _Again:
+    """Return what a dead letter is sent again as.
 
-    A letter with a position is a part of a text that has gone on without it: it becomes a text.
+    A response that a reader could not read goes to the output, for readers of another release. A letter
+    with a position is a part of a text that has gone on without it: it becomes a text.
     """
+    if b"unreadable" in letter:
+        return _Again("out", _without(letter, b"reason", b"unreadable"))
     if b"position" in letter:
-        return {b"text": letter[b"text"], b"id": letter[b"source"] + b"@" + letter[b"position"]}
-    return {name: value for name, value in letter.items() if name not in (b"reason", b"deliveries")}
+        text = {b"text": letter[b"text"], b"id": letter[b"source"] + b"@" + letter[b"position"]}
+        return _Again("in", text)
+    return _Again("in", _without(letter, b"reason", b"deliveries"))
+
+
+def _without(letter: dict[bytes, bytes], *names: bytes) -> dict[Any, Any]:
+    return {name: value for name, value in letter.items() if name not in names}
 
 
 def run_delete(options: Settings, stream: str, *, force: bool) -> None:
@@ -166,6 +196,11 @@ def run_delete(options: Settings, stream: str, *, force: bool) -> None:
         if not found:
             raise _unknown(stream)
         (one,) = found
+        if one.faults and not force:
+            raise SutraError(
+                f"stream {stream} has a fault, and its keys may hold work: {one.faults[0]}. --force "
+                "deletes them as well"
+            )
         if one.size + one.unread + one.dead + one.open_texts and not force:
             raise SutraError(
                 f"stream {stream} holds work: {one.size} entries wait, {one.unread} responses are "

@@ -13,6 +13,7 @@ them, and wait under keys of their own: ``pieces:<key>`` is a list of pieces, an
 ``flush``          ``idle`` or ``abandoned``: to be embedded as it is
 ``fresh``          1: it grew since it was flushed
 ``source``         its id, or the id of its first entry; ``prompt``: its prompt
+``entry``          the id of its first entry
 ``at``             when its last piece in the buffer arrived, ms
 ``position``       where the next chunk begins, in characters; ``number``: chunks so far;
                    ``covered``: behind the last character of the chunk before
@@ -23,14 +24,22 @@ them, and wait under keys of their own: ``pieces:<key>`` is a list of pieces, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from sutra_tasks.streaming.chunker import Ending, TextProgress
 
-__all__ = ["ClaimedEntries", "CommitResult", "OpenText", "RawEntry", "ReadEntries", "TextAfter"]
+__all__ = [
+    "ClaimedEntries",
+    "CommitResult",
+    "OpenText",
+    "RawEntry",
+    "ReadEntries",
+    "TakenTexts",
+    "TextAfter",
+]
 
 RawEntry = tuple[bytes, list[bytes]]
 """An entry's id, and its names and values one after the other."""
@@ -77,6 +86,7 @@ class OpenText:
         prompt: its prompt.
         progress: how much of it is in chunks.
         arrived_ms: when it last grew, milliseconds since 1970.
+        entry: id of its first entry; empty if an older release began it.
     """
 
     key: bytes
@@ -88,6 +98,15 @@ class OpenText:
     prompt: str | None
     progress: TextProgress
     arrived_ms: int
+    entry: str = ""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TakenTexts:
+    """The open texts that a device took, and those that cannot be taken: their keys and the reasons."""
+
+    texts: Sequence[OpenText]
+    damaged: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from operator import index
+from typing import Any, Final, SupportsIndex
 
 from sutra_tasks.errors import InvalidOptionError, InvalidTextError, TooLargeError
 
-__all__ = ["LOW_PRIORITY", "MOST_NAME_CHARS", "StreamEntry", "check_stream"]
+__all__ = [
+    "LOW_PRIORITY",
+    "MOST_NAME_CHARS",
+    "NAME_OF_STREAM",
+    "StreamEntry",
+    "check_stream",
+    "is_stream",
+]
 
 LOW_PRIORITY: Final = 6
 """From this priority on entries are refused first. As in Celery, 0 is the highest and 9 the lowest."""
@@ -18,7 +26,13 @@ MOST_NAME_CHARS: Final = 200
 MOST_SEQ: Final = 2**53 - 1
 """Lua and JavaScript count exactly up to here."""
 
+NAME_OF_STREAM: Final = "letters, digits, '-', '_' and '.', 64 at most"
 _STREAM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def is_stream(name: str) -> bool:
+    """Say whether ``name`` can be the name of a stream."""
+    return _STREAM.fullmatch(name) is not None
 
 
 def check_stream(name: str) -> str:
@@ -27,10 +41,8 @@ def check_stream(name: str) -> str:
     Raises:
         InvalidOptionError: it is not.
     """
-    if not isinstance(name, str) or not _STREAM.fullmatch(name):
-        raise InvalidOptionError(
-            "stream", repr(name)[:80], "letters, digits, '-', '_' and '.', 64 at most"
-        )
+    if not isinstance(name, str) or not is_stream(name):
+        raise InvalidOptionError("stream", repr(name)[:80], NAME_OF_STREAM)
     return name
 
 
@@ -40,8 +52,10 @@ class StreamEntry:
 
     Attributes:
         text: may be empty for a piece that only ends its text.
-        id: names the text in the output; None: the entry's id in the stream does.
-        key: names the text to which this piece belongs; None: the entry is a whole text.
+        id: names the text in the output; None: the entry's id in the stream does. A whole number counts
+            as its decimal digits: 42 and "42" are the same id.
+        key: names the text to which this piece belongs; None: the entry is a whole text. It may be a
+            whole number as well.
         end: whether the text of ``key`` ends with this piece.
         seq: the piece's number in its text, from 0, by which a piece that is sent twice is dropped.
         priority: 0 to 9, as in Celery; from 6 on the entry is refused while backpressure is severe.
@@ -49,18 +63,19 @@ class StreamEntry:
     """
 
     text: str
-    id: str | None = None
-    key: str | None = None
+    id: str | int | None = None
+    key: str | int | None = None
     end: bool = False
     seq: int | None = None
     priority: int = 0
     prompt: str | None = None
 
     def __repr__(self) -> str:
-        return f"<StreamEntry {self.id or self.key or ''} {len(self.text)} characters>"
+        name = self.key if self.id is None else self.id
+        return f"<StreamEntry {'' if name is None else name} {len(self.text)} characters>"
 
     def checked(self, most_chars: int) -> StreamEntry:
-        """Return this entry if it can be embedded.
+        """Return this entry, with its names as strings, if it can be embedded.
 
         Args:
             most_chars: characters that ``text`` may have.
@@ -74,21 +89,23 @@ class StreamEntry:
             raise TooLargeError(
                 "characters in an entry", len(self.text), most_chars, "SUTRA_MAX_TEXT_CHARS"
             )
-        for name in ("id", "key", "prompt"):
-            value = getattr(self, name)
+        names = {name: _digits(getattr(self, name)) for name in ("id", "key")}
+        for name, value in {**names, "prompt": self.prompt}.items():
             if value is not None and (
                 not isinstance(value, str) or not 0 < len(value) <= MOST_NAME_CHARS
             ):
-                raise InvalidOptionError(name, repr(value)[:50], f"1 to {MOST_NAME_CHARS} characters")
+                what = "characters" if name == "prompt" else "characters, or a whole number"
+                raise InvalidOptionError(name, _shown(value), f"1 to {MOST_NAME_CHARS} {what}")
         if type(self.priority) is not int or not 0 <= self.priority <= 9:  # noqa: PLR2004
             raise InvalidOptionError("priority", _shown(self.priority), "a whole number, 0 to 9")
         if self.seq is not None and (type(self.seq) is not int or not 0 <= self.seq <= MOST_SEQ):
             raise InvalidOptionError("seq", _shown(self.seq), f"a whole number, 0 to {MOST_SEQ}")
         if self.key is None and (self.end or self.seq is not None):
             raise InvalidOptionError("end" if self.end else "seq", "...", "a key beside it")
-        for value in (self.text, self.id, self.key, self.prompt):
+        for value in (self.text, *names.values(), self.prompt):
             _check_unicode(value or "")
-        return self
+        is_as_it_goes = names["id"] is self.id and names["key"] is self.key
+        return self if is_as_it_goes else replace(self, **names)
 
     def fields(self) -> list[str]:
         """Return the fields for ``XADD``: names and values in turn."""
@@ -129,6 +146,16 @@ class StreamEntry:
             known = ", ".join(_PARSERS)
             raise InvalidTextError(0, f"an entry needs a field text; known are {known}")
         return cls(**found).checked(most_chars)
+
+
+def _digits(value: Any) -> Any:
+    """Return the decimal digits of a whole number, of Python or numpy; any other value as it is."""
+    if isinstance(value, str | bool | None) or not isinstance(value, SupportsIndex):
+        return value
+    try:
+        return str(index(value))
+    except (TypeError, ValueError):  # Python refuses to format very large integers
+        return value
 
 
 def _check_unicode(value: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -20,7 +22,9 @@ __all__ = [
     "StreamingError",
     "StreamingResponse",
     "error_fields",
+    "hash_of",
     "parse_output",
+    "readable_ids",
 ]
 
 VERSION: Final = 1
@@ -44,6 +48,9 @@ class EmbeddedChunk:
         overlap_next: whether another chunk follows; False on the last chunk of a text.
         flushed: ``"idle"`` if the text stopped growing and was embedded as far as it went; else None.
         arrived_ms: when the chunk's (last) entry arrived, by the server's clock, in ms since 1970.
+        entry: id of the text's (first) entry in the stream; an id may come again with another entry.
+        text_hash: tells whether two chunks of one id have the same text, prompt and place; None, as for
+            ``entry``, if an older release wrote the response.
     """
 
     id: str
@@ -56,6 +63,8 @@ class EmbeddedChunk:
     overlap_next: bool
     flushed: Literal["idle"] | None
     arrived_ms: int
+    entry: str | None = None
+    text_hash: str | None = None
 
     def __repr__(self) -> str:
         return f"<EmbeddedChunk {self.id} {self.start}:{self.end}>"
@@ -70,17 +79,30 @@ class EmbeddedChunk:
         }
         if self.source != self.id:
             found["source"] = self.source
-        for name in ("key", "number", "overlap_previous", "overlap_next", "flushed"):
+        for name in ("key", "number", "overlap_previous", "overlap_next", "flushed", "entry"):
             if getattr(self, name):
                 found[name] = getattr(self, name)
+        if self.text_hash:
+            found["hash"] = self.text_hash
         return _compact_json(found)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> EmbeddedChunk:
-        """Read what :meth:`to_json` wrote."""
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: it was written by something else.
+        """
+        name = value["id"]
+        names = (value.get("source", name), value.get("key"), value.get("entry"), value.get("hash"))
+        numbers = (value.get("number", 0), value["start"], value["end"], value["at"])
+        if not isinstance(name, str) or not all(isinstance(one, str | None) for one in names):
+            raise TypeError("an id of a chunk is no string")
+        if not all(isinstance(one, int) for one in numbers):
+            raise TypeError("a position of a chunk is no whole number")
         return cls(
-            id=value["id"],
-            source=value.get("source", value["id"]),
+            id=name,
+            source=value.get("source", name),
             key=value.get("key"),
             number=value.get("number", 0),
             start=value["start"],
@@ -89,6 +111,8 @@ class EmbeddedChunk:
             overlap_next=value.get("overlap_next", False),
             flushed=value.get("flushed"),
             arrived_ms=value["at"],
+            entry=value.get("entry"),
+            text_hash=value.get("hash"),
         )
 
 
@@ -148,6 +172,18 @@ class StreamingError:
     message: str
 
 
+def hash_of(text: str, prompt: str | None, *place: object) -> str:
+    """Return a hash by which a repeated chunk is told from another text under the same id.
+
+    Args:
+        text: of the chunk.
+        prompt: one of the model's named prompts.
+        *place: where the chunk is in its text.
+    """
+    said = "\0".join((text, prompt or "", *map(str, place)))
+    return hashlib.blake2b(said.encode(), digest_size=8, usedforsecurity=False).hexdigest()
+
+
 def error_fields(ids: Iterable[str], error: Exception) -> list[str]:
     """Return the fields of an error in the output: names and values in turn."""
     listed = json.dumps(list(ids))
@@ -178,10 +214,23 @@ def parse_output(entry_id: bytes, fields: Mapping[bytes, bytes]) -> StreamingRes
             return StreamingError(name, ids, fields[b"error"].decode(), fields[b"message"].decode())
         chunks = tuple(map(EmbeddedChunk.from_json, json.loads(fields[b"chunks"])))
         # Copied because frombuffer is read-only, and callers normalise in place.
-        rows = np.frombuffer(fields[b"vectors"], dtype="<f4").reshape(len(chunks), -1).copy()
+        width = len(fields[b"vectors"]) // 4 // len(chunks)
+        rows = np.frombuffer(fields[b"vectors"], dtype="<f4").reshape(len(chunks), max(1, width)).copy()
         return StreamingResponse(
             name, chunks, rows, fields[b"space"].decode(), fields[b"model"].decode(),
             fields[b"device"].decode(), float(fields[b"latency_ms"]),
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except UnicodeDecodeError as error:  # its words quote the field
+        raise CorruptResultError(f"an entry of a stream: not UTF-8 at byte {error.start}") from None
+    except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise CorruptResultError(f"an entry of a stream: {error!r}"[:200]) from None
+
+
+def readable_ids(fields: Mapping[bytes, bytes]) -> tuple[str, ...]:
+    """Return the ids that an output entry names, as far as they can be read, whatever else is wrong."""
+    found: list[Any] = []
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
+        found += json.loads(fields[b"ids"])
+    with suppress(KeyError, TypeError, ValueError, RecursionError):
+        found += [chunk["id"] for chunk in json.loads(fields[b"chunks"])]
+    return tuple(name for name in found if isinstance(name, str))

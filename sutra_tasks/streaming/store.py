@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
 from sutra_tasks import keys, lua
 from sutra_tasks.streaming.chunker import TextProgress
-from sutra_tasks.streaming.delivered import ClaimedEntries, CommitResult, OpenText, ReadEntries
-from sutra_tasks.streaming.entries import MOST_NAME_CHARS
+from sutra_tasks.streaming.delivered import (
+    ClaimedEntries,
+    CommitResult,
+    OpenText,
+    ReadEntries,
+    TakenTexts,
+)
+from sutra_tasks.streaming.entries import MOST_NAME_CHARS, is_stream
 
 if TYPE_CHECKING:
     from sutra_tasks.streaming.delivered import RawEntry, TextAfter
@@ -34,7 +39,6 @@ REFRESH_TEXTS: Final = lua.script("streaming/lua/refresh_texts")
 REQUEUE: Final = lua.script("streaming/lua/requeue", GROUP=GROUP)
 REQUEUE_TEXTS: Final = lua.script("streaming/lua/requeue_texts")
 DEAD_LETTER: Final = lua.script("streaming/lua/dead_letter", GROUP=GROUP)
-DEAD_LETTER_TEXT: Final = lua.script("streaming/lua/dead_letter_text")
 
 
 class StreamStore:
@@ -53,9 +57,9 @@ class StreamStore:
         self._client, self._incarnation = client, incarnation
 
     def streams(self) -> list[str]:
-        """Return the names of all streams, in order."""
+        """Return the names of all streams, in order; what cannot be a stream's name is left out."""
         found: Any = self._client.smembers(keys.STREAMS)
-        return sorted(name.decode(errors="replace") for name in found)
+        return sorted(filter(is_stream, (name.decode(errors="replace") for name in found)))
 
     def read(self, stream: str, most: int, *, first_need: int, most_unread: int) -> ReadEntries:
         """Take entries; pieces among them go to their texts.
@@ -69,6 +73,8 @@ class StreamStore:
         last, entries, takeable_texts = READ(
             self._client,
             **_entries(stream),
+            streams=keys.STREAMS,
+            name=stream,
             responses=keys.stream(stream, "out"),
             texts=keys.stream(stream, "texts"),
             takeable=keys.stream(stream, "takeable"),
@@ -83,13 +89,20 @@ class StreamStore:
         )
         return ReadEntries(_raw_entries(entries), takeable_texts, last or None)
 
-    def await_entries(self, behind: Mapping[str, bytes], timeout_s: float) -> None:
-        """Return once a stream has an entry behind the given id, or after ``timeout_s``."""
-        ids: dict[Any, Any] = {keys.stream(stream, "in"): last for stream, last in behind.items()}
-        with suppress(redis.ResponseError):  # a stream was closed meanwhile
-            self._client.xread(ids, count=1, block=max(1, int(1000 * timeout_s)))
+    def await_entries(self, behind: Mapping[str, bytes], timeout_s: float) -> bool:
+        """Wait until a stream has an entry behind the given id, for ``timeout_s`` at most.
 
-    def take_texts(self, stream: str, most: int, *, lease_s: float, most_bytes: int) -> list[OpenText]:
+        Returns:
+            False, at once, if one of the streams cannot be waited for: it was closed or damaged.
+        """
+        ids: dict[Any, Any] = {keys.stream(stream, "in"): last for stream, last in behind.items()}
+        try:
+            self._client.xread(ids, count=1, block=max(1, int(1000 * timeout_s)))
+        except redis.ResponseError:
+            return False
+        return True
+
+    def take_texts(self, stream: str, most: int, *, lease_s: float, most_bytes: int) -> TakenTexts:
         """Take texts that have grown enough, ended, or are to be flushed.
 
         Args:
@@ -98,7 +111,7 @@ class StreamStore:
             lease_s: seconds after which another device may take them, unless they are refreshed.
             most_bytes: bytes of each text at most.
         """
-        found = TAKE_TEXTS(
+        taken, damaged = TAKE_TEXTS(
             self._client,
             takeable=keys.stream(stream, "takeable"),
             text=keys.stream(stream, "text:"),
@@ -107,13 +120,16 @@ class StreamStore:
             lease_ms=int(1000 * lease_s),
             most_bytes=most_bytes,
         )
-        return [
+        texts = [
             OpenText(
                 key, token, attempts, ending.decode() or None, buffer, source.decode(errors="replace"),
                 prompt.decode(errors="replace") or None, TextProgress(*map(int, progress)), int(at),
+                entry.decode(),
             )
-            for key, token, attempts, ending, buffer, source, prompt, *progress, at in found
+            for key, token, attempts, ending, buffer, source, prompt, entry, *progress, at in taken
         ]  # fmt: skip
+        reasons = {key.decode(errors="replace"): why.decode(errors="replace") for key, why in damaged}
+        return TakenTexts(texts, reasons)
 
     def commit(
         self, stream: str, header: Sequence[Any], entries: Iterable[tuple[bytes, str, bytes]]
@@ -148,6 +164,7 @@ class StreamStore:
         need: int,
         text_after: TextAfter,
         response: Sequence[Any],
+        letter: Sequence[Any] = (),
     ) -> CommitResult:
         """Write the response for some chunks of a text, and store how far the text is, in one step.
 
@@ -159,6 +176,7 @@ class StreamStore:
             need: bytes from which on it may be taken again.
             text_after: what the text is afterwards.
             response: names and values, one after the other; empty: nothing is written.
+            letter: names and values of the dead letter that the bytes become; empty: they become none.
         """
         found = COMMIT_TEXT(
             self._client,
@@ -177,6 +195,8 @@ class StreamStore:
             need=need,
             text_after=text_after,
             response=response,
+            dead_letters=keys.stream(stream, "dead"),
+            letter=letter,
         )
         return _commit_result(found)
 
@@ -240,17 +260,7 @@ class StreamStore:
             responses=keys.stream(stream, "out"),
             id=entry_id,
             letter=[*fields, *reason],
-            error=error,
-        )
-
-    def dead_letter_text(self, stream: str, text: OpenText, letter: Sequence[Any]) -> None:
-        """Make the buffer of a text a dead letter; a commit has to drop it from the text."""
-        DEAD_LETTER_TEXT(
-            self._client,
-            text=_text_key(stream, text),
-            dead_letters=keys.stream(stream, "dead"),
-            token=text.token,
-            letter=letter,
+            answer=error,
         )
 
     def mark_suspect(self, source: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -84,16 +85,16 @@ class UpkeepStore:
             pipe.hget(keys.stream(stream, "state"), "level")
             pipe.hgetall(keys.STREAM_LOADS)
             leased, kind, size, closed, unread, level, loads = pipe.execute(raise_on_error=False)
+        is_closed = kind == b"string"
+        # While a stream is closed, `in` is no stream, and XLEN fails.
+        size = closed if is_closed else size
+        for found in (leased, kind, size, unread, level):
+            if isinstance(found, Exception):
+                raise found
         if not leased:
             return None
-        is_closed = kind == b"string"
-        reported = {name.decode(): float(one.partition(b" ")[0]) for name, one in loads.items()}
         return StreamState(
-            closed if is_closed else size,
-            is_closed,
-            unread,
-            Level(int(level or 0)),
-            {**reported, self._incarnation: load},
+            size, is_closed, unread, _level_of(level), {**_loads_of(loads), self._incarnation: load}
         )
 
     def report_load(self, load: float) -> None:
@@ -188,3 +189,20 @@ class UpkeepStore:
             groups=[keys.DEVICES_GROUP, keys.READERS_GROUP],
             silent_ms=1000 * keys.FORGET_AFTER_S,
         )
+
+
+def _level_of(stored: bytes | None) -> Level:
+    """Return a stored level; the lowest for what is none: the next upkeep writes another one."""
+    try:
+        return Level(int(stored or 0))
+    except ValueError:
+        return Level.NORMAL
+
+
+def _loads_of(stored: Any) -> dict[str, float]:
+    """Return the loads that devices reported, by incarnation, without what is none."""
+    found: dict[str, float] = {}
+    for name, one in stored.items() if isinstance(stored, dict) else ():
+        with suppress(ValueError):
+            found[name.decode()] = float(one.partition(b" ")[0])
+    return found

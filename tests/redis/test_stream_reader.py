@@ -8,33 +8,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import pytest
 import redis
 
 from sutra_tasks import connections, keys
-from sutra_tasks.errors import (
-    BrokerNotConfiguredError,
-    CorruptResultError,
-    InvalidOptionError,
-    UnsupportedVersionError,
-)
+from sutra_tasks.errors import BrokerNotConfiguredError, InvalidOptionError
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.client.reader import AsyncStreamReader, StreamReader
 from sutra_tasks.streaming.client.reader_core import FETCH
-from sutra_tasks.streaming.responses import (
-    EmbeddedChunk,
-    StreamingError,
-    StreamingResponse,
-    error_fields,
-)
+from sutra_tasks.streaming.responses import error_fields
 from tests.conftest import wait_until
 from tests.redis.peers import full_memory
 from tests.redis.stream_clients import READERS, Reader, vanish
+from tests.redis.stream_output import OUT, S, consumers, ids_of, left, pending, respond
 from tests.system.durable_server import DurableServer
 
-S = "s"
-OUT = keys.stream(S, "out")
 QUIET_S = 0.2
 
 
@@ -48,51 +36,6 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 @pytest.fixture
 def options(url: str) -> Settings:
     return Settings(broker_url=url)
-
-
-def write(client: redis.Redis, fields: Any) -> bytes:
-    written: Any = client.xadd(OUT, fields)
-    return bytes(written)
-
-
-def respond(client: redis.Redis, *ids: str) -> bytes:
-    """Write a response of so many chunks; each one's row says which it is."""
-    chunks = [EmbeddedChunk(name, name, None, 0, 0, 1, False, False, None, 1).to_json() for name in ids]
-    rows = np.asarray([[ord(name[0]), len(name)] for name in ids], dtype="<f4")
-    return write(
-        client,
-        {
-            "v": 1, "kind": "response", "space": "m:2", "model": "m", "device": "g0", "width": 2,
-            "latency_ms": "1.5", "chunks": f"[{','.join(chunks)}]", "vectors": rows.tobytes(),
-        },
-    )  # fmt: skip
-
-
-def corrupt(client: redis.Redis, **fields: Any) -> bytes:
-    return write(client, {"v": "1", "kind": "response", **fields})
-
-
-def ids_of(response: StreamingResponse | StreamingError) -> tuple[str, ...]:
-    """Return the ids of what a response holds, having seen that its rows are theirs."""
-    if isinstance(response, StreamingResponse):
-        assert response.embeddings.tolist() == [[ord(name[0]), len(name)] for name in response.chunk_ids]
-    return response.chunk_ids
-
-
-def left(client: redis.Redis) -> int:
-    size: Any = client.xlen(OUT)
-    return int(size)
-
-
-def pending(client: redis.Redis) -> list[bytes]:
-    found: Any = client.xpending_range(OUT, keys.READERS_GROUP, "-", "+", 1000)
-    return [one["message_id"] for one in found]
-
-
-def consumers(client: redis.Redis) -> list[Any]:
-    """Return the readers that the server remembers."""
-    found: Any = client.xinfo_consumers(OUT, keys.READERS_GROUP)
-    return list(found)
 
 
 class Open(Protocol):
@@ -116,7 +59,7 @@ class Read(Protocol):
 
 @pytest.fixture
 def read(open_reader: Open) -> Read:
-    """A reader, used as its documentation says; ``fail``: the last one seen is not worked on."""
+    """A reader, used as its documentation says; ``fail``: the last one seen is not handled."""
 
     def read_some(enough: int = 10**6, fail: bool = False, **given: Any) -> list[Any]:
         seen: list[Any] = []
@@ -126,6 +69,7 @@ def read(open_reader: Open) -> Read:
                 if len(seen) == enough and fail:
                     raise KeyboardInterrupt
                 if len(seen) == enough:
+                    reader.acknowledge()
                     break
         return seen
 
@@ -144,8 +88,9 @@ def test_everything_is_read_in_order_and_gone(client: redis.Redis, read: Read) -
     assert (left(client), pending(client), consumers(client)) == (0, [], [])
 
 
-def test_a_stream_need_not_exist(client: redis.Redis, read: Read) -> None:
+def test_a_stream_need_not_exist_and_a_reader_makes_none(client: redis.Redis, read: Read) -> None:
     assert read() == []
+    assert client.keys() == []
     respond(client, "a")
     assert read() == [("a",)]
 
@@ -184,7 +129,7 @@ def test_a_response_is_acknowledged_when_others_are_fetched(
         assert left(client) == 0
 
 
-def test_who_leaves_has_worked_on_all_it_was_given_and_others_get_the_rest_at_once(
+def test_who_leaves_has_handled_what_it_acknowledged_and_others_get_the_rest_at_once(
     client: redis.Redis, read: Read
 ) -> None:
     for number in range(10):
@@ -195,9 +140,7 @@ def test_who_leaves_has_worked_on_all_it_was_given_and_others_get_the_rest_at_on
     assert left(client) == 0
 
 
-def test_who_fails_has_not_worked_on_the_last_and_another_gets_it(
-    client: redis.Redis, read: Read
-) -> None:
+def test_who_fails_has_not_handled_the_last_and_another_gets_it(client: redis.Redis, read: Read) -> None:
     for number in range(10):
         respond(client, f"{number}")
     with pytest.raises(KeyboardInterrupt):
@@ -227,6 +170,7 @@ def test_what_was_sent_to_a_reader_and_never_arrived_is_read_by_another(
     respond(client, "b")
     with open_reader() as reader:
         assert ids_of(next(iter(reader))) == ("a",)
+        reader.acknowledge()
         reader._core._fetched.clear()  # as if the answer had been lost on its way
     assert read(claim_s=1000) == [("b",)]
     assert left(client) == 0
@@ -276,6 +220,7 @@ def test_readers_share_a_stream_and_each_response_goes_to_one(
             for response in reader:
                 mine += ids_of(response)
                 if sum(map(len, seen)) == count:
+                    reader.acknowledge()
                     return
 
     threads = [threading.Thread(target=run, args=[mine]) for mine in seen]
@@ -316,47 +261,6 @@ def test_what_nobody_has_any_more_is_no_response(
         read(1, fail=True)
     client.xdel(OUT, first)
     respond(client, "b")
-    assert read() == [("b",)]
-
-
-# What is no response.
-
-
-@pytest.mark.parametrize(
-    ("fields", "error"),
-    [
-        ({"v": "2"}, UnsupportedVersionError),
-        ({"v": ""}, UnsupportedVersionError),
-        ({}, CorruptResultError),
-        ({"kind": "error", "ids": "["}, CorruptResultError),
-        ({"chunks": "[]"}, CorruptResultError),
-        ({"chunks": '[{"id":"a"}]', "vectors": b"\0\0\0\0"}, CorruptResultError),
-    ],
-)
-def test_what_cannot_be_read_is_an_error_and_the_iteration_can_go_on_behind_it(
-    client: redis.Redis, open_reader: Open, fields: dict[str, Any], error: type[Exception]
-) -> None:
-    respond(client, "a")
-    corrupt(client, **fields)
-    respond(client, "b")
-    with open_reader() as reader:
-        responses = iter(reader)
-        assert ids_of(next(responses)) == ("a",)
-        with pytest.raises(error):
-            next(responses)
-        assert [ids_of(response) for response in reader] == [("b",)]
-    assert left(client) == 0
-
-
-def test_who_dies_of_what_cannot_be_read_loses_nothing(client: redis.Redis, read: Read) -> None:
-    respond(client, "a")
-    bad = corrupt(client)
-    respond(client, "b")
-    for _ in range(2):
-        with pytest.raises(CorruptResultError):
-            read()
-    assert left(client) == 2
-    client.xdel(OUT, bad)
     assert read() == [("b",)]
 
 

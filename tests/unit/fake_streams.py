@@ -16,11 +16,19 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.consumer.consumer import StreamConsumer
-from sutra_tasks.streaming.delivered import ClaimedEntries, CommitResult, OpenText, RawEntry, ReadEntries
+from sutra_tasks.streaming.delivered import (
+    ClaimedEntries,
+    CommitResult,
+    OpenText,
+    RawEntry,
+    ReadEntries,
+    TakenTexts,
+)
 from sutra_tasks.streaming.upkeep_store import StreamState
 
 WITHIN_S = 10
 AWAY = redis.ConnectionError("the server is away")
+REFUSED = redis.ResponseError("WRONGTYPE")
 
 
 def entry(number: int, text: str = "", **fields: str) -> RawEntry:
@@ -39,6 +47,10 @@ class FakeStore:
         self.marked: str | None = None
         self.sizes: dict[str, int] = {}
         self.failures: defaultdict[str, deque[Exception]] = defaultdict(deque)
+        self.too_large: set[str] = set()
+        """Entries and texts whose vectors the server refuses; it takes an error instead."""
+        self.letters: list[Sequence[Any]] = []
+        self.told: dict[str, str] = {}
         self.committed: dict[str, str] = {}
         """What became of each entry or text: ``response``, or the name of an error."""
         self.requeued: dict[bytes, int] = {}
@@ -60,25 +72,34 @@ class FakeStore:
         some = [self.waiting.popleft() for _ in range(min(most, len(self.waiting)))]
         return ReadEntries(some, len(self.texts), None if some else b"0-0")
 
-    def await_entries(self, *_: Any) -> None:
-        threading.Event().wait(0.001)
+    def await_entries(self, *_: Any) -> bool:
+        return not threading.Event().wait(0.001)
 
-    def take_texts(self, *_: Any, **__: Any) -> list[OpenText]:
-        return [self.texts.popleft()] if self.texts else []
+    def take_texts(self, *_: Any, **__: Any) -> TakenTexts:
+        return TakenTexts([self.texts.popleft()] if self.texts else [], {})
 
     def claim(self, *_: Any) -> ClaimedEntries:
         return self.claims.popleft() if self.claims else ClaimedEntries(0, [])
 
     def commit(self, _: str, response: Sequence[Any], entries: Sequence[Any]) -> CommitResult:
         self._does("commit")
+        self._refuse_large(response, {entry_id.decode() for entry_id, _, _ in entries})
         for entry_id, _chunks, _rows in entries:
             self.committed[entry_id.decode()] = _kind(response)
         return CommitResult(0.0, len(entries))
 
-    def commit_text(self, _: str, text: OpenText, *, response: Sequence[Any], **__: Any) -> CommitResult:
+    def commit_text(
+        self, _: str, text: OpenText, *, response: Sequence[Any], letter: Sequence[Any], **__: Any
+    ) -> CommitResult:
         self._does("commit")
+        self._refuse_large(response, {text.key.decode()})
         self.committed[text.key.decode()] = _kind(response)
+        self.letters += [letter] if letter else []
         return CommitResult(0.0, 1)
+
+    def _refuse_large(self, response: Sequence[Any], names: set[str]) -> None:
+        if _kind(response) == "response" and names & self.too_large:
+            raise redis.ResponseError("Elements are too large to be stored")
 
     def refresh(self, _: str, entries: Sequence[bytes], texts: Sequence[OpenText], __: float) -> None:
         self.refreshed.update(entries)
@@ -87,11 +108,11 @@ class FakeStore:
     def requeue(self, _: str, entries: Sequence[bytes], __: Any, deliveries: int) -> None:
         self.requeued.update(dict.fromkeys(entries, deliveries))
 
-    def dead_letter(self, _: str, one: RawEntry, *__: Any) -> None:
+    def dead_letter(self, _: str, one: RawEntry, reason: Sequence[Any], error: Sequence[Any]) -> None:
+        self._does("dead_letter")
         self.committed[one[0].decode()] = "dead letter"
-
-    def dead_letter_text(self, *_: Any) -> None:
-        self._does("dead_letter_text")
+        self.letters.append([*one[1], *reason])
+        self.told = dict(zip(error[::2], error[1::2], strict=True))
 
     def mark_suspect(self, name: str) -> None:
         self._does("mark_suspect")
@@ -138,21 +159,20 @@ def new_batcher(self_check: Callable[[], bool] | None = None) -> Batcher:
 
 @contextmanager
 def consuming(
-    store: FakeStore,
+    store: Any,
     encoder: SimulatedEncoder | None = None,
     *,
     batcher: Batcher | None = None,
     lock: SharedLock | None = None,
     **options: Any,
 ) -> Iterator[StreamConsumer]:
-    """Run a consumer, and see its threads end."""
+    """Run a consumer on what is both stores, and see its threads end."""
     encoder = encoder or SimulatedEncoder(width=4)
     batcher = batcher or new_batcher()
     batcher.start()
-    fake: Any = store
     consumer = StreamConsumer(
-        fake,
-        fake,
+        store,
+        store,
         lambda: encoder,
         batcher,
         options=replace(Settings(stream_claim_s=0.5), **options),

@@ -38,6 +38,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "ServerUnavailableError": ("ConnectionError",),
     "SettingsError": ("SUTRA_ENGINE", "onnx", "must be one of torch, simulated"),
     "SpaceUnavailableError": ("search@3", "a:384", "b:192"),
+    "StreamFaultError": ("docs", "WRONGTYPE Operation against a key holding the wrong kind of value"),
     "SutraError": ("said plainly",),
     "TooLargeError": ("texts in one call", 10_001, 10_000, "SUTRA_MAX_TEXTS"),
     "TooLittleTextError": (120, 3_000, 7, 40),

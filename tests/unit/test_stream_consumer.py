@@ -1,6 +1,7 @@
 """A device's part in streams, where the engine, the tokenizer or the server fails."""
 
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +11,11 @@ from sutra_tasks.batching.shared_lock import SharedLock
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.streaming.chunker import TextProgress
-from sutra_tasks.streaming.consumer import pacing
+from sutra_tasks.streaming.consumer import faults, pacing
 from sutra_tasks.streaming.delivered import ClaimedEntries, OpenText
 from sutra_tasks.vectors import Floats
 from tests.conftest import wait_until
-from tests.unit.fake_streams import AWAY, FakeStore, consuming, entry, new_batcher
+from tests.unit.fake_streams import AWAY, REFUSED, FakeStore, consuming, entry, new_batcher
 
 
 class Picky(SimulatedEncoder):
@@ -43,6 +44,7 @@ class Picky(SimulatedEncoder):
 def _brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "SERVER_RETRY_S", 0.02)
     monkeypatch.setattr(pacing, "IDLE_S", 0.02)
+    monkeypatch.setattr(faults, "FIRST_PAUSE_S", 0.1)
 
 
 def open_text(words: str, *, attempts: int = 1) -> OpenText:
@@ -89,8 +91,8 @@ def test_a_suspect_is_computed_alone_and_marked_meanwhile() -> None:
 
     class Watching(Picky):
         def tokenize(self, texts: Sequence[str], prompt: str | None) -> list[TokenizedText]:
-            if texts == ["suspect"]:
-                seen.setdefault("its tokens", (lock._taken, store.marked))
+            if any("suspect" in text for text in texts):
+                seen.setdefault(f"tokens of {texts[0][:12]}", (lock._taken, store.marked))
             return super().tokenize(texts, prompt)
 
         def encode(self, batch: Sequence[TokenizedText]) -> Floats:
@@ -105,9 +107,9 @@ def test_a_suspect_is_computed_alone_and_marked_meanwhile() -> None:
     with consuming(store, Watching(), lock=lock):
         committed(store, _5="response")
         wait_until(lambda: store.committed.get("k") == "response")
-        assert seen == dict.fromkeys(("its tokens", "suspect"), (True, "mine")) | {
-            "suspect text": (True, "id")
-        }
+        entry_seen = dict.fromkeys(("tokens of suspect", "suspect"), (True, "mine"))
+        text_seen = dict.fromkeys(("tokens of suspect text", "suspect text"), (True, "id"))
+        assert seen == entry_seen | text_seen
         wait_until(lambda: store.marked is None)
 
 
@@ -122,14 +124,15 @@ def test_entries_that_are_computed_once_more_are_refreshed() -> None:
         committed(store, _1="response", _2="EncodingError")
 
 
-def test_a_batch_the_tokenizer_fails_on_is_left_to_be_claimed_entry_by_entry() -> None:
+def test_an_entry_the_tokenizer_fails_on_is_left_to_be_claimed_and_its_batch_is_committed() -> None:
     store = FakeStore()
-    store.waiting.extend([entry(1), entry(2, "no tokens")])
+    store.waiting.extend([entry(1), entry(2, "no tokens"), entry(3)])
     with consuming(store, Picky(), stream_max_latency_ms=0) as one:
         wait_until(lambda: not store.waiting and not one._shared.taken())
-        store.claims.extend([ClaimedEntries(1, [entry(1)]), ClaimedEntries(1, [entry(2, "no tokens")])])
+        committed(store, _1="response", _3="response")
+        store.claims.append(ClaimedEntries(1, [entry(2, "no tokens")]))
         store.claims.append(ClaimedEntries(3, [entry(2, "no tokens")]))
-        committed(store, _1="response", _2="dead letter")
+        committed(store, _2="dead letter")
 
 
 def test_a_text_that_can_never_be_tokenised_becomes_a_dead_letter() -> None:
@@ -137,7 +140,8 @@ def test_a_text_that_can_never_be_tokenised_becomes_a_dead_letter() -> None:
     store.texts.extend(open_text("no tokens here", attempts=n) for n in (1, 2, 3, 4))
     with consuming(store, Picky()):
         wait_until(lambda: store.committed.get("k") == "PoisonMessageError")
-    assert store.done["dead_letter_text"] == 1
+    (letter,) = store.letters
+    assert b"no tokens here" in letter
 
 
 def test_a_broken_device_requeues_what_it_had_and_takes_nothing_for_a_while() -> None:
@@ -183,6 +187,44 @@ def test_an_unforeseen_error_of_a_commit_ends_no_thread() -> None:
         wait_until(lambda: store.done["commit"] and not one._shared.taken())
         store.waiting.append(entry(2))
         committed(store, _2="response")
+
+
+def test_vectors_that_the_server_refuses_become_a_dead_letter_and_their_reader_is_told() -> None:
+    store = FakeStore()
+    store.too_large = {"2-0"}
+    store.waiting.extend([entry(1), entry(2), entry(3)])
+    with consuming(store):
+        committed(store, _1="response", _2="dead letter", _3="response")
+    assert store.told["error"] == "StreamFaultError"
+    assert "too large to be stored" in store.told["message"]
+    (letter,) = store.letters
+    assert b"text 2" in letter
+
+
+def test_a_stretch_of_a_text_that_the_server_refuses_becomes_a_dead_letter() -> None:
+    store = FakeStore()
+    store.too_large = {"k"}
+    store.texts.append(open_text("some words"))
+    with consuming(store):
+        wait_until(lambda: store.committed.get("k") == "StreamFaultError")
+    (letter,) = store.letters
+    assert b"some words" in letter
+
+
+def test_what_is_refused_as_an_error_as_well_is_requeued_uncounted_and_left_alone_for_a_while() -> None:
+    store = FakeStore()
+    store.failures["commit"].extend([REFUSED] * 2)
+    store.failures["dead_letter"].append(REFUSED)
+    store.waiting.extend([entry(1), entry(2)])
+    with consuming(store, stream_batch_size=2, stream_max_latency_ms=100) as one:
+        wait_until(lambda: store.requeued.keys() == {b"1-0", b"2-0"})
+        (reason,) = one._shared.faults.reasons(time.monotonic())["s"]
+        assert reason == "commit: WRONGTYPE"
+        store.claims.append(ClaimedEntries(0, [entry(1), entry(2)]))
+        committed(store, _1="response", _2="response")
+        wait_until(lambda: not one._shared.faults.reasons(time.monotonic()))
+    assert set(store.requeued.values()) == {0}
+    assert store.done["dead_letter"] == 1
 
 
 def test_vectors_are_kept_while_the_server_is_away() -> None:

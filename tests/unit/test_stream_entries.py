@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as laws
@@ -23,6 +24,7 @@ from sutra_tasks.streaming.entries import (
 
 MOST_CHARS = 1000
 SECRET = "secret words"
+HUGE = pytest.param(10**5000, id="huge")  # Python refuses to format it
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 ALONE = st.builds(
@@ -177,7 +179,7 @@ def test_any_fields_are_an_entry_or_refused(fields: list[bytes]) -> None:
         ({"text": SECRET + "\ud800"}, InvalidTextError, "surrogate at character 12"),
         ({"text": SECRET, "id": "\ud800"}, InvalidTextError, "surrogate"),
         ({"text": SECRET, "id": ""}, InvalidOptionError, "id=''"),
-        ({"text": SECRET, "id": 7}, InvalidOptionError, "id=7"),
+        ({"text": SECRET, "id": 7.0}, InvalidOptionError, "id=7.0"),
         ({"text": SECRET, "key": "k" * 201}, InvalidOptionError, "1 to 200 characters"),
         ({"text": SECRET, "prompt": b"query"}, InvalidOptionError, "prompt=b'query'"),
         ({"text": SECRET, "priority": -1}, InvalidOptionError, "priority=-1"),
@@ -220,3 +222,21 @@ def test_a_log_is_no_place_for_texts() -> None:
     entry = StreamEntry(SECRET, id="7")
     assert repr(entry) == "<StreamEntry 7 12 characters>"
     assert repr(StreamEntry(SECRET, key="k")) == "<StreamEntry k 12 characters>"
+
+
+@pytest.mark.parametrize("name", ["id", "key"])
+@pytest.mark.parametrize("number", [0, 42, -7, 2**70, np.int64(42), np.uint8(3)])
+def test_a_whole_number_is_the_name_that_its_digits_are(name: str, number: Any) -> None:
+    given: dict[str, Any] = {name: number}
+    entry = StreamEntry("some", **given).checked(MOST_CHARS)
+    assert getattr(entry, name) == str(int(number))
+    assert StreamEntry.parse(wire(entry.fields()), MOST_CHARS) == entry
+    assert f" {int(number)} " in repr(StreamEntry("some", **given))
+
+
+@pytest.mark.parametrize("name", ["id", "key"])
+@pytest.mark.parametrize("value", [True, 42.0, 10**300, HUGE, b"42", (), {}, object()])
+def test_a_name_that_is_neither_a_string_nor_a_whole_number_is_refused(name: str, value: Any) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(InvalidOptionError, match=f"{name}=.*or a whole number"):
+        StreamEntry("some", **given).checked(MOST_CHARS)

@@ -1,19 +1,18 @@
-"""How much a device takes from its streams, how long it waits, and which commits it tries again."""
+"""How much a device takes from its streams, and how long it waits."""
 
 from typing import Any
 
 import pytest
-import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sutra_tasks.streaming.consumer import pacing
-from sutra_tasks.streaming.consumer.commit import is_retried
 from sutra_tasks.streaming.consumer.pacing import (
     Wait,
     delivery,
     entries_of_stream,
     entries_to_take,
+    growing_pause_s,
     next_wait,
     until_full_s,
 )
@@ -91,17 +90,10 @@ def test_a_device_waits_for_what_can_happen_next(change: dict[str, Any], expecte
     assert next_wait(**IDLE | change) == expected
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (redis.ConnectionError("away"), True),
-        (redis.TimeoutError("slow"), True),
-        (redis.OutOfMemoryError("full"), True),
-        (redis.ResponseError("WRONGTYPE"), True),
-        (ValueError("unforeseen"), False),
-    ],
-)
-def test_a_commit_is_tried_again_after_every_error_of_the_server(
-    error: Exception, *, expected: bool
-) -> None:
-    assert is_retried(error) is expected
+def test_a_device_without_a_sound_stream_waits_for_no_entry() -> None:
+    assert next_wait(**IDLE | {"streams": 0, "empty_streams": 0}) == Wait("stop", pacing.IDLE_S)
+
+
+def test_a_pause_doubles_with_each_failure_up_to_its_most() -> None:
+    assert [growing_pause_s(failures, 0.5, 4.0) for failures in range(1, 6)] == [0.5, 1, 2, 4, 4]
+    assert growing_pause_s(10**6, 0.5, 4.0) == 4

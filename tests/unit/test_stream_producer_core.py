@@ -19,6 +19,7 @@ from sutra_tasks.errors import (
     InvalidInputError,
     InvalidOptionError,
     InvalidTextError,
+    StreamFaultError,
     UnconfirmedEntriesError,
 )
 from sutra_tasks.settings import Settings
@@ -189,12 +190,19 @@ def test_a_server_that_never_answers_leaves_it_open_whether_it_has_them() -> Non
     assert set(stream.batches) == {1}
 
 
-def test_another_error_of_the_server_is_raised_at_once() -> None:
+def test_a_refusal_of_the_server_is_raised_at_once() -> None:
     stream = FakeStream()
     stream.lost = iter([redis.ResponseError("WRONGTYPE")])
-    with pytest.raises(redis.ResponseError):
+    with pytest.raises(StreamFaultError, match="WRONGTYPE"):
         Producer(stream).send()
     assert stream.slept == []
+
+
+def test_a_state_of_the_server_is_waited_for() -> None:
+    stream = FakeStream()
+    stream.lost = iter([redis.ResponseError("MISCONF no disk"), redis.BusyLoadingError(), None])
+    Producer(stream).send()
+    assert stream.slept == [REPEAT_S] * 2
 
 
 def test_long_texts_are_sent_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:

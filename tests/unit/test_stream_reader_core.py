@@ -1,4 +1,4 @@
-"""A reader without a server: every chunk comes once, and what is not worked on is not acknowledged."""
+"""A reader without a server: every chunk comes once, and what is not handled is not acknowledged."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import settings as laws
 from hypothesis import strategies as st
 
+from sutra_tasks.errors import StreamFaultError
 from sutra_tasks.settings import Settings
-from sutra_tasks.streaming.client.reader_core import ACKNOWLEDGE, BLOCK_S, FETCH, ReaderCore
-from sutra_tasks.streaming.client.steps import REPEAT_S, Command, RunScript, Sleep, Step, run
+from sutra_tasks.streaming.client.reader_core import ACKNOWLEDGE, BEGIN, BLOCK_S, FETCH, ReaderCore
+from sutra_tasks.streaming.client.steps import REPEAT_S, Command, RunScript, Sleep, Step, Steps, run
 from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
 
 OPTIONS = Settings(broker_url="redis://unused")
@@ -27,7 +28,7 @@ class FakeOutput:
 
     def __init__(self, *responses: str) -> None:
         self.now, self.slept, self.commands = 1000.0, list[float](), list[str]()
-        self.has_group = False
+        self.has_group, self.exists = False, True
         self.new: list[tuple[bytes, Any]] = []
         self.pending: dict[bytes, tuple[Any, float]] = {}
         self.acknowledged: list[bytes] = []
@@ -60,9 +61,11 @@ class FakeOutput:
                 return None
             case RunScript(script, values):
                 self.commands.append(script.name.rpartition("/")[2])
+                answer = None
                 if script is ACKNOWLEDGE:
                     self._acknowledge(values["ids"])
-                answer = None
+                if script is BEGIN:
+                    answer = self._begin_reading()
             case Command(method, arguments):
                 self.commands.append(method)
                 answer = getattr(self, f"_{method}")(arguments)
@@ -75,8 +78,9 @@ class FakeOutput:
             if self.pending.pop(one, None) is not None:
                 self.acknowledged.append(one)
 
-    def _xgroup_create(self, _: Any) -> None:
-        self.has_group = True
+    def _begin_reading(self) -> int:
+        self.has_group = self.exists
+        return int(self.exists)
 
     def _xautoclaim(self, given: Any) -> Any:
         self.claimed_at.append(self.now)
@@ -107,7 +111,10 @@ class Reader:
     """A reader of a fake output."""
 
     def __init__(self, output: FakeOutput, **given: Any) -> None:
-        defaults = {"timeout_s": 5.0, "remember": 1000, "claim_s": CLAIM_S, "options": OPTIONS}
+        defaults: dict[str, Any] = {
+            "timeout_s": 5.0, "remember": 1000, "claim_s": CLAIM_S, "auto_acknowledge": True,
+            "options": OPTIONS,
+        }  # fmt: skip
         self.core = ReaderCore("s", **{**defaults, "clock": output.clock, **given})
         self._output = output
 
@@ -115,6 +122,7 @@ class Reader:
         return run(self.core.next_response(), self._output.perform)
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
+        self.core.begin()
         while (found := self.next()) is not None:
             yield found.chunk_ids
 
@@ -144,16 +152,51 @@ def test_every_chunk_is_given_once_and_everything_is_acknowledged_in_the_end(
     assert len(output.acknowledged) == len(responses)
 
 
-def test_a_response_is_worked_on_when_the_next_one_is_asked_for() -> None:
+def test_a_response_is_handled_when_the_next_one_is_asked_for() -> None:
     output = FakeOutput("a", "b", "c")
     reader = Reader(output)
     assert (reader.next(), reader.next()) != (None, None)
     run(reader.core.leave(), output.perform)
     assert len(output.acknowledged) == 1
     assert output.commands[-1] == "requeue_responses"
-    reader.core.mark_worked_on()
-    run(reader.core.leave(), output.perform)
-    assert len(output.acknowledged) == 2
+
+
+def test_what_was_given_and_not_handled_comes_again_when_an_iteration_begins() -> None:
+    output = FakeOutput("a", "b", "c")
+    reader = Reader(output)
+    for ids in reader:
+        if ids == ("b",):
+            break
+    assert next(iter(reader)) == ("b",)
+    assert list(reader) == [("b",), ("c",)]
+    assert len(output.acknowledged) == 3
+
+
+def test_a_caller_that_acknowledges_itself_gets_again_what_it_did_not_acknowledge() -> None:
+    output = FakeOutput("a", "b", "a", "c", "d")
+    reader = Reader(output, auto_acknowledge=False)
+    batch = iter(reader)
+    assert [next(batch), next(batch)] == [("a",), ("b",)]
+    assert list(reader) == [("a",), ("b",), ("c",), ("d",)]
+    reader.core.begin()
+    assert reader.next() is not None
+    reader.core.mark_handled()
+    assert list(reader) == [("b",), ("c",), ("d",)]
+    reader.core.mark_handled()
+    assert list(reader) == []
+    assert len(output.acknowledged) == 5
+
+
+def test_vectors_that_the_caller_changed_come_again_as_they_were() -> None:
+    output = FakeOutput("a")
+    reader = Reader(output)
+    first = reader.next()
+    assert isinstance(first, StreamingResponse)
+    first.embeddings[:] = 7
+    reader.core.begin()
+    again = reader.next()
+    assert isinstance(again, StreamingResponse)
+    assert again.embeddings.tolist() == [[0.0]]
 
 
 def test_a_response_of_repeated_chunks_only_is_acknowledged_unseen() -> None:
@@ -191,20 +234,39 @@ def test_a_server_that_does_not_answer_is_asked_again_until_the_timeout() -> Non
     assert 2.0 - REPEAT_S <= output.now - 1000.0 <= 2.0
 
 
-def test_an_error_of_the_server_is_raised_and_a_missing_group_is_not() -> None:
+def test_a_refusal_is_raised_at_once_and_a_missing_group_is_created() -> None:
     output = FakeOutput("a")
     assert list(Reader(output)) == [("a",)]
-    assert output.commands[:2] == ["xautoclaim", "xgroup_create"]
-    output.lost = iter([redis.ResponseError("WRONGTYPE")])
-    with pytest.raises(redis.ResponseError):
-        Reader(output).next()
+    assert output.commands[:2] == ["xautoclaim", "begin_reading"]
+    for step in (Reader(output).next, lambda: run(acknowledging(output), output.perform)):
+        output.lost = iter([redis.ResponseError("WRONGTYPE")])
+        with pytest.raises(StreamFaultError, match="stream s: WRONGTYPE"):
+            step()
+    assert output.slept == []
 
 
-def test_a_group_that_another_reader_made_meanwhile_is_used() -> None:
+def acknowledging(output: FakeOutput) -> Steps[None]:
+    reader = Reader(output)
+    output.respond("z")
+    reader.next()
+    reader.core.mark_handled()
+    return reader.core.acknowledge()
+
+
+@pytest.mark.parametrize("said", ["READONLY a replica", "MISCONF no disk", "LOADING", "OOM full"])
+def test_a_state_of_the_server_is_waited_for(said: str) -> None:
     output = FakeOutput("a")
-    # The first command fails by itself: there is no group.
-    output.lost = iter([redis.ResponseError("BUSYGROUP Consumer Group name already exists")])
-    assert list(Reader(output)) == [("a",)]
+    output.lost = iter([redis.ResponseError(said)] * 3)
+    assert list(Reader(output, timeout_s=CLAIM_S + 10)) == [("a",)]  # lost, and claimed from itself
+    assert output.slept == [REPEAT_S] * 3
+
+
+def test_a_stream_that_does_not_exist_is_looked_for_until_the_timeout() -> None:
+    output = FakeOutput()
+    output.exists = False
+    assert list(Reader(output, timeout_s=2.0)) == []
+    assert output.now - 1000.0 == pytest.approx(2.0)
+    assert not output.has_group
 
 
 @pytest.mark.parametrize(("claim_s", "every_s"), [(30.0, 1.0), (0.5, 0.25)])

@@ -16,7 +16,9 @@ from sutra_tasks.streaming.responses import (
     StreamingError,
     StreamingResponse,
     error_fields,
+    hash_of,
     parse_output,
+    readable_ids,
 )
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=60)
@@ -33,6 +35,8 @@ CHUNKS = st.builds(
     overlap_next=st.booleans(),
     flushed=st.sampled_from([None, "idle"]),
     arrived_ms=st.integers(0, 2**44),
+    entry=st.none() | NAMES,
+    text_hash=st.none() | NAMES,
 )
 
 
@@ -128,6 +132,9 @@ CHUNK = b'[{"id":"a","start":0,"end":5,"at":1}]'
         {b"chunks": b"[" * 100_000},
         {b"chunks": b'{"id":"a","start":0,"end":5,"at":1}'},
         {b"chunks": CHUNK[:-1] + b"," + CHUNK[1:]},  # two chunks, three numbers
+        *({b"chunks": CHUNK.replace(b'"a"', one)} for one in (b"7", b"[]", b"null", b'"a","key":7')),
+        *({b"chunks": CHUNK.replace(b"5", one)} for one in (b'"5"', b"[]", b"null", b"5.5")),
+        {b"vectors": b""},
         {b"vectors": b"123"},
         {b"space": b"\xff"},
         {b"latency_ms": b"soon"},
@@ -144,3 +151,25 @@ def test_what_this_package_did_not_write_is_refused(broken: dict[bytes, bytes | 
     with pytest.raises(CorruptResultError) as refused:
         parse_output(b"5-1", fields)
     assert len(str(refused.value)) < 300
+
+
+def test_ids_are_read_as_far_as_they_can_be() -> None:
+    good = response_fields([EmbeddedChunk.from_json(json.loads(CHUNK)[0])], [[1, 2, 3]])
+    assert readable_ids(good | {b"v": b"2", b"vectors": b"1"}) == ("a",)
+    assert readable_ids({b"v": b"2", b"kind": b"error", b"ids": b'["a", 7, "b"]'}) == ("a", "b")
+    for chunks in (b"[", b"7", b"[[]]", b"null", b'{"id": "a"}', b"\xff", b"[" * 100_000):
+        assert readable_ids({b"chunks": chunks, b"ids": chunks}) in ((), ("id",))
+
+
+def test_an_error_quotes_nothing_of_what_it_could_not_read() -> None:
+    with pytest.raises(CorruptResultError) as refused:
+        parse_output(b"5-1", {b"v": b"1", b"kind": b"error", b"ids": b'["secret\xff"]'})
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "other", [("b", None, 0), ("a", "query", 0), ("a", None, 1)], ids=["text", "prompt", "place"]
+)
+def test_the_hash_of_a_chunk_is_that_of_its_text_prompt_and_place(other: tuple[Any, ...]) -> None:
+    assert hash_of("a", None, 0) == hash_of("a", None, 0)
+    assert hash_of(*other) != hash_of("a", None, 0)

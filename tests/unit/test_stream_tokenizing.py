@@ -31,6 +31,12 @@ def open_text(
     return OpenText(b"k", b"1", 1, ending, buffer, "id", None, progress or TextProgress(), 5)
 
 
+def cut(text: OpenText) -> StreamItem:
+    item = TOKENIZER.text_item("s", text, 0.0)
+    TOKENIZER.tokenize([item])
+    return item
+
+
 @given(st.lists(st.one_of(st.binary(max_size=12), NAMES), max_size=12))
 def test_an_entry_of_any_fields_gets_rows_or_an_error(fields: list[bytes]) -> None:
     item = entry_item(*fields)
@@ -80,20 +86,20 @@ def test_a_text_cut_as_it_comes_gives_the_chunks_of_the_whole(
     words: list[str], sizes: list[int]
 ) -> None:
     whole = " ".join(words).encode()
-    expected = TOKENIZER.text_item("s", open_text(whole), 0.0).embedded()
+    expected = cut(open_text(whole)).embedded()
     got = expected[:0]
     buffer, progress, taken = b"", TextProgress(), itertools.cycle(sizes)
     while whole:
         size = next(taken) + 1
         buffer, whole = buffer + whole[:size], whole[size:]
-        item = TOKENIZER.text_item("s", open_text(buffer, None, progress), 0.0)
+        item = cut(open_text(buffer, None, progress))
         assert item.error is None
         assert item.text_after == "open"
         assert item.need > len(buffer) - item.done_bytes
         assert [row.content for row in item.rows] == [chunk.text for chunk in item.chunks]
         got += item.embedded()
         buffer, progress = buffer[item.done_bytes :], item.progress
-    last = TOKENIZER.text_item("s", open_text(buffer, "end", progress), 0.0)
+    last = cut(open_text(buffer, "end", progress))
     assert last.text_after == "ended"
     assert got + last.embedded() == expected
 
@@ -103,7 +109,7 @@ def test_bytes_that_are_not_utf8_are_given_up_and_the_text_goes_on_behind_them(
     ending: Ending | None,
 ) -> None:
     text = open_text(b"good \xff bad", ending, TextProgress(100, 7, 110))
-    item = TOKENIZER.text_item("s", text, 0.0)
+    item = cut(text)
     assert type(item.error).__name__ == "InvalidTextError"
     assert (item.done_bytes, item.rows, item.chunks) == (len(text.buffer), [], [])
     assert item.progress == TextProgress(110, 8, 110)
@@ -112,17 +118,25 @@ def test_bytes_that_are_not_utf8_are_given_up_and_the_text_goes_on_behind_them(
     assert "good" not in str(item.error)
 
 
+def test_a_piece_whose_text_is_damaged_says_which_keys_to_delete() -> None:
+    item = entry_item(b"text", b"x", b"key", b"k")
+    assert "sutra:stream:s:text:k and sutra:stream:s:pieces:k" in str(item.error)
+
+
 def test_a_character_that_has_arrived_in_part_is_waited_for() -> None:
     text = "süß".encode()[:-1]
-    item = TOKENIZER.text_item("s", open_text(text, None), 0.0)
+    item = cut(open_text(text, None))
     assert item.error is None
-    item = TOKENIZER.text_item("s", open_text(text, "idle"), 0.0)
+    item = cut(open_text(text, "idle"))
     assert [chunk.text for chunk in item.chunks] == ["sü"]
     assert item.text_after == "idle"
 
 
 def test_a_text_that_is_given_up_is_neither_decoded_nor_tokenised() -> None:
     error = PoisonMessageError(3, "it ended its workers")
-    item = TOKENIZER.skipped_text_item("s", open_text(b"it \xff"), 0.0, error)
+    item = TOKENIZER.text_item("s", open_text(b"it \xff"), 0.0)
+    TOKENIZER.give_up(item, error)
+    TOKENIZER.tokenize([item])
     assert item.error is error
     assert (item.done_bytes, item.text_after, item.rows) == (4, "ended", [])
+    assert b"it \xff" in item.letter

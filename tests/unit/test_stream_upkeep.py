@@ -9,11 +9,12 @@ from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.backpressure import Level
 from sutra_tasks.streaming.consumer import recorder, upkeep
+from sutra_tasks.streaming.consumer.faults import StreamFaults
 from sutra_tasks.streaming.consumer.recorder import Recorder
 from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
 from sutra_tasks.streaming.consumer.upkeep import Upkeep
 from sutra_tasks.streaming.metrics import StreamMetrics
-from tests.unit.fake_streams import AWAY, FakeStore, entry
+from tests.unit.fake_streams import AWAY, REFUSED, FakeStore, entry
 
 
 class Clock:
@@ -34,10 +35,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return one
 
 
-def upkeep_of(store: FakeStore, measured: Recorder | None = None) -> Upkeep:
+def upkeep_of(
+    store: FakeStore, measured: Recorder | None = None, faults: StreamFaults | None = None
+) -> Upkeep:
     fake: Any = store
     options = Settings(stream_buffer_size=100)
-    return Upkeep(fake, fake, measured or new_recorder(), options, lambda: 0.0)
+    return Upkeep(
+        fake, fake, measured or new_recorder(), options, lambda: 0.0, faults=faults or StreamFaults()
+    )
 
 
 def new_recorder() -> Recorder:
@@ -89,6 +94,20 @@ def test_taken_entries_are_refreshed_even_if_reports_fail(clock: Clock) -> None:
     with pytest.raises(type(AWAY)):
         one.step(["s"], [item])
     assert store.refreshed == {b"7-0": 1}
+
+
+def test_a_stream_that_cannot_be_looked_after_costs_no_other_one_its_upkeep(clock: Clock) -> None:
+    store, faults = FakeStore(), StreamFaults()
+    one = upkeep_of(store, faults=faults)
+    store.failures["flush_texts"].append(REFUSED)
+    one.step(["bad", "good"], [])
+    assert len(store.published) == 1
+    assert store.reports[-1]["bad"]["faults"] == ["upkeep: WRONGTYPE"]
+    assert "good" not in store.reports[-1]
+    clock.now += 1
+    one.step(["bad", "good"], [])
+    assert len(store.published) == 3
+    assert "bad" not in store.reports[-1]
 
 
 def test_the_last_minute_is_reported(clock: Clock) -> None:

@@ -79,6 +79,7 @@ class StreamProducer:
         Raises:
             InvalidInputError: it cannot be embedded.
             BackpressureSignal: the stream did not take it, for ``timeout_s`` if this producer waits.
+            StreamFaultError: the server refuses the entry for good.
             UnconfirmedEntriesError: the server did not answer.
         """
         return run(self._core.send(text, fields), self._perform)
@@ -93,7 +94,7 @@ class StreamProducer:
             InvalidInputError: ``entries`` is one text or no iterable; or as for :meth:`send`, with the
                 entry's position, and all entries before it are in the stream.
             BackpressureSignal: as for :meth:`send`; :meth:`offer` can go on after one.
-            UnconfirmedEntriesError: as for :meth:`send`.
+            StreamFaultError, UnconfirmedEntriesError: as for :meth:`send`.
         """
         return run(self._core.send_many(iterator_of(entries, "send_many()")), self._perform)
 
@@ -105,7 +106,7 @@ class StreamProducer:
 
         Raises:
             InvalidInputError: as for :meth:`send_many`.
-            UnconfirmedEntriesError: as for :meth:`send`.
+            StreamFaultError, UnconfirmedEntriesError: as for :meth:`send`.
         """
         unsent = UnsentEntries(iterator_of(entries, "offer()"))
         while signal := run(self._core.add_until_refused(unsent), self._perform):

@@ -24,7 +24,15 @@ from sutra_tasks.errors import (
 )
 from sutra_tasks.settings import settings
 from sutra_tasks.streaming.backpressure import pause_s
-from sutra_tasks.streaming.client.steps import END, NO_ANSWER, REPEAT_S, NextItem, RunScript, Sleep
+from sutra_tasks.streaming.client.steps import (
+    END,
+    REPEAT_S,
+    SERVER_ERRORS,
+    NextItem,
+    RunScript,
+    Sleep,
+    raise_if_refused,
+)
 from sutra_tasks.streaming.entries import LOW_PRIORITY, StreamEntry, check_stream
 
 if TYPE_CHECKING:
@@ -114,7 +122,7 @@ class ProducerCore:
         """Add one text and return its id."""
         entry = self._entry(text if isinstance(text, StreamEntry) else StreamEntry(text, **fields))
         yield from self._add_all(UnsentEntries(None, [entry], batch_began=self._clock()))
-        return entry.id or ""
+        return str(entry.id)
 
     def send_many(self, source: Iterator[Any] | AsyncIterator[Any]) -> Steps[int]:
         """Add all entries of ``source`` and return how many they were."""
@@ -126,6 +134,7 @@ class ProducerCore:
         """Add entries until the stream refuses one; return a signal then, and None when all are added.
 
         Raises:
+            StreamFaultError: the server refuses the entries for good.
             UnconfirmedEntriesError: the server did not answer.
             Exception: from the source, after the entries before it were added.
         """
@@ -179,7 +188,7 @@ class ProducerCore:
         """
         entry = given if isinstance(given, StreamEntry) else StreamEntry(given)
         try:
-            entry.checked(self.options.max_text_chars)
+            entry = entry.checked(self.options.max_text_chars)
         except InvalidInputError as error:
             raise error if position is None else _numbered(error, position) from None
         if entry.id is not None:
@@ -208,15 +217,16 @@ class ProducerCore:
         return BackpressureSignal(size, capacity, self.throttle_rate, retry_after_s, unsent.accepted)
 
     def _answer(self, entries: Sequence[StreamEntry]) -> Steps[Any]:
-        """Send a batch until the server answers."""
+        """Send a batch until the server answers; its refusal is raised at once."""
         step = self._request(entries)
         deadline = self._clock() + self._timeout_s
         while True:
             try:
                 return (yield step)
-            except NO_ANSWER as error:
+            except SERVER_ERRORS as error:
+                raise_if_refused(self.stream, error)
                 if self._clock() >= deadline:
-                    ids = [entry.id or "" for entry in entries]
+                    ids = [str(entry.id) for entry in entries]
                     raise UnconfirmedEntriesError(ids, str(error)) from None
             yield Sleep(REPEAT_S)
 

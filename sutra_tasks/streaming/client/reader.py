@@ -1,8 +1,9 @@
 """Readers: they iterate over what devices wrote to a stream's output.
 
-Every response comes until it is acknowledged. Readers of one stream share its output, and each response
-goes to one of them. What a reader did not acknowledge when it died comes to another one again, with the
-same ids and vectors; within one reader repeated chunks are dropped.
+Every response comes until it was handled: until the caller asked for the next one, or acknowledged it.
+Readers of one stream share its output, and each response goes to one of them. What a reader did not
+acknowledge when it died comes to another one again, with the same ids and vectors; within one reader
+repeated chunks are dropped.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ __all__ = ["AsyncStreamReader", "StreamReader"]
 class StreamReader:
     """Iterates over the responses and errors of a stream; for one thread.
 
-    A response is acknowledged when the next one is asked for, or when the ``with`` block ends without an
-    exception; until then another reader gets it if this process dies.
+    A response is handled when the next one is asked for, or by :meth:`acknowledge`. One that was not,
+    because the loop was left by an exception or a ``break``, comes again: to the next iteration over
+    this reader or, once it is closed or its process died, to another reader.
 
     >>> with StreamReader("docs") as reader:  # doctest: +SKIP
     ...     for response in reader:
@@ -43,6 +45,7 @@ class StreamReader:
         timeout_s: float | None = None,
         remember: int = REMEMBER,
         claim_s: float = 30.0,
+        auto_acknowledge: bool = True,
         options: Settings | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -52,8 +55,10 @@ class StreamReader:
             stream: its name; it need not exist.
             timeout_s: seconds without a response after which the iteration ends; None: never.
             remember: ids by which repeats are dropped.
-            claim_s: seconds that a reader may work on the 16 responses that it fetches at a time, before
-                another reader takes them over.
+            claim_s: seconds that a reader may work on the 16 responses that it fetches at a time, or
+                that it has not acknowledged, before another reader takes them over.
+            auto_acknowledge: whether asking for the next response says that the one before is handled.
+                If False, only :meth:`acknowledge` does: for callers that handle many at once.
             options: settings; those of the environment if None.
             clock: seconds that never go back.
 
@@ -66,6 +71,7 @@ class StreamReader:
             timeout_s=timeout_s,
             remember=remember,
             claim_s=claim_s,
+            auto_acknowledge=auto_acknowledge,
             options=options,
             clock=clock,
         )
@@ -73,22 +79,31 @@ class StreamReader:
         self._perform = partial(perform, client=self._client)
 
     def __iter__(self) -> Iterator[StreamingResponse | StreamingError]:
-        """Yield responses and errors in the order in which they were written.
+        """Yield responses and errors as they were written; first comes what was given and not handled.
+
+        In place of a response that cannot be read, because another release or another program wrote it,
+        comes a :class:`StreamingError`; when it is handled, the response becomes a dead letter.
 
         Raises:
-            UnsupportedVersionError: another release wrote it.
-            CorruptResultError: it was not written by this package.
+            StreamFaultError: the server refuses to read the stream.
+            redis.RedisError: the server does not answer, for ``timeout_s``.
         """
+        self._core.begin()
         while (found := run(self._core.next_response(), self._perform)) is not None:
             yield found
 
     def acknowledge(self) -> None:
-        """Acknowledge every response that was handed out."""
-        self._core.mark_worked_on()
+        """Acknowledge every response that was handed out: it is handled.
+
+        Raises:
+            StreamFaultError: the server refuses it.
+            redis.RedisError: the server does not answer; the next fetch acknowledges them.
+        """
+        self._core.mark_handled()
         run(self._core.acknowledge(), self._perform)
 
     def close(self) -> None:
-        """Leave the responses that were not acknowledged to other readers, and close the connection."""
+        """Leave the responses that were not handled to other readers, and close the connection."""
         try:
             run(self._core.leave(), self._perform)
         finally:
@@ -100,8 +115,6 @@ class StreamReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._core.mark_worked_on()
         self.close()
 
     def __repr__(self) -> str:
@@ -123,6 +136,7 @@ class AsyncStreamReader:
         timeout_s: float | None = None,
         remember: int = REMEMBER,
         claim_s: float = 30.0,
+        auto_acknowledge: bool = True,
         options: Settings | None = None,
     ) -> None:
         """Check the arguments, which are :class:`StreamReader`'s; it connects with the iteration."""
@@ -131,6 +145,7 @@ class AsyncStreamReader:
             timeout_s=timeout_s,
             remember=remember,
             claim_s=claim_s,
+            auto_acknowledge=auto_acknowledge,
             options=options,
             clock=time.monotonic,
         )
@@ -139,16 +154,17 @@ class AsyncStreamReader:
 
     async def __aiter__(self) -> AsyncIterator[StreamingResponse | StreamingError]:
         """Yield responses and errors; see :meth:`StreamReader.__iter__`."""
+        self._core.begin()
         while (found := await run_async(self._core.next_response(), self._perform)) is not None:
             yield found
 
     async def acknowledge(self) -> None:
-        """Acknowledge every response that was handed out."""
-        self._core.mark_worked_on()
+        """Acknowledge every response that was handed out; see :meth:`StreamReader.acknowledge`."""
+        self._core.mark_handled()
         await run_async(self._core.acknowledge(), self._perform)
 
     async def close(self) -> None:
-        """Leave the responses that were not acknowledged to other readers, and close the connection."""
+        """Leave the responses that were not handled to other readers, and close the connection."""
         try:
             await run_async(self._core.leave(), self._perform)
         finally:
@@ -160,8 +176,6 @@ class AsyncStreamReader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._core.mark_worked_on()
         await self.close()
 
     def __repr__(self) -> str:

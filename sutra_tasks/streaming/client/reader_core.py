@@ -9,16 +9,38 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
 
 from sutra_tasks import keys, lua
-from sutra_tasks.errors import BrokerNotConfiguredError, InvalidOptionError
+from sutra_tasks.errors import (
+    BrokerNotConfiguredError,
+    CorruptResultError,
+    InvalidOptionError,
+    StreamFaultError,
+    SutraError,
+    UnsupportedVersionError,
+)
 from sutra_tasks.settings import settings
-from sutra_tasks.streaming.client.steps import NO_ANSWER, REPEAT_S, Command, RunScript, Sleep
+from sutra_tasks.streaming.client.repeats import Repeats
+from sutra_tasks.streaming.client.steps import (
+    REPEAT_S,
+    SERVER_ERRORS,
+    Command,
+    RunScript,
+    Sleep,
+    raise_if_refused,
+)
 from sutra_tasks.streaming.entries import check_stream
-from sutra_tasks.streaming.responses import StreamingError, StreamingResponse, parse_output
+from sutra_tasks.streaming.responses import (
+    StreamingError,
+    StreamingResponse,
+    parse_output,
+    readable_ids,
+)
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
@@ -31,17 +53,34 @@ FETCH: Final = 16
 BLOCK_S: Final = 1.0
 """Seconds that the server may hold back its answer until there is a response."""
 CLAIM_EVERY_S: Final = 1.0
+ABSENT_S: Final = 0.1
+"""Seconds until a stream that does not exist is looked for again."""
 REMEMBER: Final = 100_000
 
+BEGIN: Final = lua.script("streaming/lua/begin_reading", GROUP=keys.READERS_GROUP)
 ACKNOWLEDGE: Final = lua.script("streaming/lua/acknowledge_responses", GROUP=keys.READERS_GROUP)
+SET_ASIDE: Final = lua.script("streaming/lua/set_aside_responses", GROUP=keys.READERS_GROUP)
 REQUEUE: Final = lua.script("streaming/lua/requeue_responses", GROUP=keys.READERS_GROUP)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A response that the caller has and did not say to have handled.
+
+    Attributes:
+        fields: as they were fetched: the caller may have changed the vectors that it was given.
+        unreadable: why the response cannot be read; None if it can.
+    """
+
+    fields: Any
+    unreadable: str | None
 
 
 class ReaderCore:
     """The state of one reader, and the steps of its methods.
 
-    A response is first ``_fetched``, then ``_given`` to the caller, then ``_worked_on``, and then
-    acknowledged and forgotten.
+    A response is first ``_fetched``, then ``_given`` to the caller, then ``_handled``, and then
+    acknowledged and forgotten. An iteration that begins puts what is given back to what is fetched.
     """
 
     def __init__(
@@ -51,6 +90,7 @@ class ReaderCore:
         timeout_s: float | None,
         remember: int,
         claim_s: float,
+        auto_acknowledge: bool,
         options: Settings | None,
         clock: Callable[[], float],
     ) -> None:
@@ -63,55 +103,84 @@ class ReaderCore:
             raise BrokerNotConfiguredError
         self._key = keys.stream(stream, "out")
         self._timeout_s, self._claim_s, self._clock = timeout_s, claim_s, clock
+        self._auto_acknowledge = auto_acknowledge
         self._name = uuid.uuid4().hex
         self._fetched: deque[tuple[bytes, Any]] = deque()
-        self._given: list[bytes] = []
-        self._worked_on: list[bytes] = []
-        self._seen: dict[str, None] = {}
-        self._remember = remember
+        self._given: dict[bytes, _Given] = {}
+        self._handled: dict[bytes, str | None] = {}
+        self._repeats = Repeats(remember)
         self._claimed_at = -float("inf")
         self._heard_at = clock()
+
+    def begin(self) -> None:
+        """Begin an iteration: what was given and not handled comes again, before anything else."""
+        given = [(entry_id, one.fields) for entry_id, one in self._given.items()]
+        self._fetched.extendleft(reversed(given))
+        self._given = {}
+        self._repeats.put_back()
 
     def next_response(self) -> Steps[StreamingResponse | StreamingError | None]:
         """Return the next response with a new chunk or an error; None: the stream was silent too long.
 
         Raises:
-            UnsupportedVersionError: another release wrote it.
-            CorruptResultError: it was not written by this package.
+            StreamFaultError: the server refuses to read the stream.
             redis.RedisError: the server does not answer, and the timeout is over.
         """
-        self.mark_worked_on()
+        if self._auto_acknowledge:
+            self.mark_handled()
         self._heard_at = self._clock()  # while the caller worked, the stream was not silent
         while True:
             if (found := self._next_fetched()) is not None:
                 return found
-            self.mark_worked_on()  # responses with repeated chunks only
             try:
                 if not (yield from self._fetch()):
                     return None
-            except NO_ANSWER:
+            except SERVER_ERRORS as error:
+                raise_if_refused(self.stream, error)
                 if self._left_s() <= REPEAT_S:
                     raise  # the caller would think that the stream was silent
                 yield Sleep(REPEAT_S)
 
-    def mark_worked_on(self) -> None:
+    def mark_handled(self) -> None:
         """Let the responses that the caller was given be acknowledged next time."""
-        self._worked_on += self._given
-        self._given = []
+        self._handled |= {entry_id: one.unreadable for entry_id, one in self._given.items()}
+        self._given = {}
+        self._repeats.handled()
 
     def acknowledge(self) -> Steps[None]:
-        """Acknowledge the responses that are worked on."""
-        if self._worked_on:
-            yield RunScript(ACKNOWLEDGE, {"responses": self._key, "ids": self._worked_on})
-            self._worked_on = []
+        """Acknowledge the responses that are handled; those that cannot be read become dead letters.
+
+        Raises:
+            StreamFaultError: the server refuses it.
+            redis.RedisError: the server does not answer.
+        """
+        unreadable = {one: why for one, why in self._handled.items() if why is not None}
+        others = [one for one, why in self._handled.items() if why is None]
+        try:
+            if others:
+                yield RunScript(ACKNOWLEDGE, {"responses": self._key, "ids": others})
+            if unreadable:
+                values = {
+                    "responses": self._key, "dead_letters": keys.stream(self.stream, "dead"),
+                    "ids": list(unreadable), "reasons": list(unreadable.values()),
+                }  # fmt: skip
+                yield RunScript(SET_ASIDE, values)
+        except SERVER_ERRORS as error:
+            raise_if_refused(self.stream, error)
+            raise
+        self._handled = {}
 
     def leave(self) -> Steps[None]:
-        """Acknowledge the responses that are worked on, and requeue the others for other readers."""
+        """Acknowledge the responses that are handled, and requeue the others for other readers."""
         try:
-            yield from self.acknowledge()
+            with suppress(StreamFaultError):
+                yield from self.acknowledge()
             yield RunScript(REQUEUE, {"responses": self._key, "reader": self._name})
-        except (redis.RedisError, OSError):
+        except SERVER_ERRORS:
             pass  # other readers claim the responses
+        self._fetched.clear()
+        self._given = {}
+        self._repeats.put_back()
 
     def _next_fetched(self) -> StreamingResponse | StreamingError | None:
         """Return the next fetched response with a new chunk or an error, if there is one."""
@@ -119,25 +188,31 @@ class ReaderCore:
             entry_id, fields = self._fetched.popleft()
             if not fields:
                 continue  # deleted before it was claimed
-            self._given.append(entry_id)
-            found = parse_output(entry_id, fields)
-            if isinstance(found, StreamingError):
-                return found
-            if (new := self._without_repeats(found)) is not None:
-                return new
+            if entry_id in self._given or entry_id in self._handled:
+                continue  # delivered again, because it was not acknowledged for long
+            unreadable: str | None = None
+            found: StreamingResponse | StreamingError | None
+            try:
+                found = parse_output(entry_id, fields)
+            except (CorruptResultError, UnsupportedVersionError) as error:
+                unreadable = str(error)
+                found = self._error_for(entry_id, fields, error)
+            if isinstance(found, StreamingResponse):
+                found = self._repeats.without(found)
+            if found is None:
+                self._handled[entry_id] = None
+                continue
+            self._given[entry_id] = _Given(fields, unreadable)
+            return found
         return None
 
-    def _without_repeats(self, response: StreamingResponse) -> StreamingResponse | None:
-        """Return the response with the chunks that were not seen yet; None if there are none."""
-        new = []
-        for name in response.chunk_ids:
-            new.append(name not in self._seen)
-            self._seen[name] = None
-        while len(self._seen) > self._remember:
-            del self._seen[next(iter(self._seen))]
-        if all(new):
-            return response
-        return response.only(new) if any(new) else None
+    def _error_for(self, entry_id: bytes, fields: Any, error: SutraError) -> StreamingError:
+        """Return what the caller is given in place of a response that cannot be read."""
+        message = (
+            f"{str(error).rstrip('.')}. The response becomes a dead letter: `sutra stream dead-letters "
+            f"{self.stream}` shows it, and with --retry it is to be read again."
+        )
+        return StreamingError(entry_id.decode(), readable_ids(fields), type(error).__name__, message)
 
     def _fetch(self) -> Steps[bool]:
         """Acknowledge, then claim or wait for responses; return False if the timeout is over."""
@@ -152,7 +227,7 @@ class ReaderCore:
         except redis.ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
-            yield from self._create_group()
+            yield from self._create_group(left_s)
         return True
 
     def _claim(self) -> Steps[None]:
@@ -167,6 +242,8 @@ class ReaderCore:
         }  # fmt: skip
         claimed = yield Command("xautoclaim", arguments)
         self._take_in(claimed[1])
+        if len(claimed[1]) == FETCH:
+            self._claimed_at = -float("inf")  # there may be more
 
     def _read(self, most_s: float) -> Steps[None]:
         """Wait for new responses."""
@@ -181,13 +258,11 @@ class ReaderCore:
         if entries:
             self._heard_at = self._clock()
 
-    def _create_group(self) -> Steps[None]:
-        arguments = {"name": self._key, "groupname": keys.READERS_GROUP, "id": "0", "mkstream": True}
-        try:
-            yield Command("xgroup_create", arguments)
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):  # else another reader was first
-                raise
+    def _create_group(self, most_s: float) -> Steps[None]:
+        """Create the readers' group, or wait a little if there is no such stream."""
+        values = {"streams": keys.STREAMS, "responses": self._key, "name": self.stream}
+        if not (yield RunScript(BEGIN, values)):
+            yield Sleep(min(ABSENT_S, most_s))
 
     def _left_s(self) -> float:
         """Return the seconds until the stream has been silent too long; 0 or less: it has."""

@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 import redis
 import redis.asyncio
 
+from sutra_tasks.errors import StreamFaultError
+from sutra_tasks.server_errors import is_permanent, server_words
+
 if TYPE_CHECKING:
     from sutra_tasks.lua import Script
 
 __all__ = [
     "END",
-    "NO_ANSWER",
     "REPEAT_S",
+    "SERVER_ERRORS",
     "Command",
     "NextItem",
     "RunScript",
@@ -32,14 +35,15 @@ __all__ = [
     "Steps",
     "perform",
     "perform_async",
+    "raise_if_refused",
     "run",
     "run_async",
 ]
 
-NO_ANSWER: Final = (redis.ConnectionError, redis.TimeoutError, redis.OutOfMemoryError, OSError)
-"""Errors after which a step is repeated. Devices free the memory of a server that is out of it."""
+SERVER_ERRORS: Final = (redis.RedisError, OSError)
+"""Errors of the server and its connection: a step is repeated unless :func:`raise_if_refused` raises."""
 REPEAT_S: Final = 0.25
-"""Seconds until a step without an answer is repeated."""
+"""Seconds until a step without an answer is repeated. Devices free a server that is out of memory."""
 END: Final = object()
 """The answer to :class:`NextItem` when the source has no more items."""
 
@@ -77,6 +81,12 @@ class NextItem:
 Step: TypeAlias = Command | RunScript | Sleep | NextItem
 Result = TypeVar("Result")
 Steps: TypeAlias = Generator[Step, Any, Result]
+
+
+def raise_if_refused(stream: str, error: Exception) -> None:
+    """Raise :class:`StreamFaultError` if ``error`` is a refusal, which no repetition changes."""
+    if is_permanent(error):
+        raise StreamFaultError(stream, server_words(error)) from None
 
 
 def run(steps: Steps[Result], perform: Callable[[Step], Any]) -> Result:

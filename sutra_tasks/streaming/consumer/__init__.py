@@ -10,6 +10,7 @@ In the order in which work passes:
 - ``submission``: batches go to the batcher that the device's tasks use as well
 - ``commit``: the writer's thread: commits what is computed, and does the upkeep meanwhile
 - ``requeue``: items that were not computed go to other devices
+- ``faults``: what is wrong with single streams, which are left alone for a while
 - ``shared_state``: what the threads share, under one lock
 - ``upkeep``: backpressure, idle texts and reports; each stream by one device at a time
 - ``recorder``: what the device measures

@@ -7,27 +7,30 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import redis
 
 from sutra_tasks.batching.jobs import DeviceBroken, Drained, Encoded, TextError
-from sutra_tasks.errors import EncodingError
+from sutra_tasks.errors import EncodingError, StreamFaultError
+from sutra_tasks.server_errors import server_words
 from sutra_tasks.streaming.consumer import pacing
+from sutra_tasks.streaming.consumer.faults import concerns_one_stream
 from sutra_tasks.streaming.consumer.items import (
     StreamItem,
     chunk_fields,
     entry_answer,
     item_error_fields,
     response_header,
+    text_letter,
 )
 from sutra_tasks.streaming.consumer.requeue import requeue
 from sutra_tasks.vectors import finish
 
 if TYPE_CHECKING:
-    from sutra_tasks.engines.encoder import Encoder
     from sutra_tasks.streaming.consumer.recorder import Recorder
     from sutra_tasks.streaming.consumer.shared_state import SharedState, StreamBatch
     from sutra_tasks.streaming.consumer.submission import Submitter
@@ -36,18 +39,22 @@ if TYPE_CHECKING:
     from sutra_tasks.streaming.store import StreamStore
     from sutra_tasks.vectors import Floats
 
-__all__ = ["Committer", "is_retried"]
+__all__ = ["Committer"]
 
 logger = logging.getLogger(__name__)
 
 
-def is_retried(error: Exception) -> bool:
-    """Say whether a commit that failed with ``error`` is tried again, until the worker ends.
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """A batch, when it was computed, seconds of the monotonic clock, and how long it took."""
 
-    True of every error of the server, also of a refusal that will not pass. Items whose commit is not
-    tried again are left to be claimed.
-    """
-    return isinstance(error, redis.RedisError)
+    batch: StreamBatch
+    at: float
+    compute_s: float
+
+
+_Answer: TypeAlias = "tuple[StreamItem, Floats]"
+"""An item and its rows."""
 
 
 class Committer:
@@ -76,6 +83,7 @@ class Committer:
         self._store, self._submitter, self._shared = store, submitter, shared
         self._recorder, self._upkeep, self._device_id = recorder, upkeep, device_id
         self._no_upkeep_until = -float("inf")
+        self._upkeep_failures = 0
 
     def run(self) -> None:
         """Commit until the consumer has ended and everything that is computed is committed."""
@@ -95,12 +103,14 @@ class Committer:
             return
         try:
             self._upkeep.step(self._shared.streams, self._shared.taken())
+            self._upkeep_failures = 0
+            return
         except redis.RedisError as error:
-            logger.warning("no upkeep of streams for now: %s", error)
-            self._no_upkeep_until = now + pacing.SERVER_RETRY_S  # commits go on meanwhile
+            logger.warning("no upkeep of streams for now: %s", server_words(error))
         except Exception:
             logger.exception("no upkeep of streams for now")
-            self._no_upkeep_until = now + pacing.SERVER_RETRY_S
+        self._upkeep_failures += 1
+        self._no_upkeep_until = now + _server_pause_s(self._upkeep_failures)  # commits go on meanwhile
 
     def _settle(self, batch: StreamBatch, future: Future[Encoded] | None) -> None:
         """Commit a batch; if it was not computed, compute it again or requeue it."""
@@ -149,41 +159,84 @@ class Committer:
 
     def _commit(self, batch: StreamBatch, rows: Floats, compute_s: float) -> None:
         """Commit a batch: the entries of each stream in one response, texts and errors one by one."""
-        encoder, computed_at = batch.tokenizer.encoder, time.monotonic()
-        first = 0
-        entries: dict[str, list[tuple[StreamItem, Floats]]] = {}
-
-        def record(items: Sequence[StreamItem], some_rows: Floats, result: CommitResult | None) -> None:
-            self._recorder.committed(items, some_rows, batch, compute_s, result)
-
+        answers: dict[str, list[_Answer]] = {}
+        first, computed_at = 0, time.monotonic()
         for item in batch.items:
-            item_rows = rows[first : first + len(item.rows)]
+            answers.setdefault(item.stream, []).append((item, rows[first : first + len(item.rows)]))
             first += len(item.rows)
-            if item.text is None and item.error is None:
-                entries.setdefault(item.stream, []).append((item, item_rows))
-            else:
-                result = self._until_committed(partial(self._commit_one, encoder, item, item_rows))
-                if item.text is not None:
-                    self._shared.text_committed()
-                record([item], item_rows, result)
-        for stream, some in entries.items():
-            oldest = min(item.taken_at for item, _ in some)
-            header = response_header(encoder, self._device_id, computed_at - oldest)
-            answers = [entry_answer(item, item_rows) for item, item_rows in some]
-            result = self._until_committed(partial(self._store.commit, stream, header, answers))
-            record([item for item, _ in some], some[0][1], result)
+        for stream, some in answers.items():
+            self._commit_stream(stream, some, _Computed(batch, computed_at, compute_s))
 
-    def _commit_one(self, encoder: Encoder, item: StreamItem, rows: Floats) -> CommitResult:
-        if item.text is None:
-            assert item.entry is not None
+    def _commit_stream(self, stream: str, answers: Sequence[_Answer], computed: _Computed) -> None:
+        """Commit what was computed of one stream; what the server refuses does not concern others."""
+        left = dict.fromkeys(item for item, _ in answers)
+        single = [one for one in answers if one[0].text is not None or one[0].error is not None]
+        joint = [one for one in answers if one[0].text is None and one[0].error is None]
+        try:
+            for one in [[answer] for answer in single] + ([joint] if joint else []):
+                self._commit_together(one, computed)
+                for item, _ in one:
+                    del left[item]
+            self._shared.faults.clear(stream, "commit")
+        except Exception as error:
+            if not isinstance(error, redis.RedisError):
+                logger.exception("stream %s: entries were left to be claimed", stream)
+                return
+            self._shared.faults.note(stream, "commit", server_words(error), time.monotonic())
+            requeue(self._store, list(left))
+
+    def _commit_together(self, answers: Sequence[_Answer], computed: _Computed) -> None:
+        """Commit answers of one stream in one step; what is refused comes alone, and then as an error.
+
+        Raises:
+            redis.RedisError: the server refuses the error of a single item as well.
+        """
+        try:
+            result = self._until_committed(partial(self._write, answers, computed))
+        except redis.RedisError as refusal:
+            if len(answers) > 1:
+                for answer in answers:
+                    self._commit_together([answer], computed)
+                return
+            ((item, _),) = answers
+            if item.error is not None:
+                raise
+            self._until_committed(partial(self._give_up, item, refusal))
+            self._recorder.dead_lettered(item.stream)
+            return
+        (item, item_rows), *_ = answers
+        if item.text is not None:
+            self._shared.text_committed()
+        items = [one for one, _ in answers]
+        self._recorder.committed(items, item_rows, computed.batch, computed.compute_s, result)
+
+    def _write(self, answers: Sequence[_Answer], computed: _Computed) -> CommitResult:
+        """Write a response for entries of one stream, or for one open text; or the error of one item."""
+        (item, rows), *_ = answers
+        if item.error is not None and item.entry is not None:
             return self._store.commit(item.stream, item_error_fields(item), [(item.entry[0], "", b"")])
-        response: list[Any] = []
         if item.error is not None:
-            response = [*item_error_fields(item)]
-        elif item.chunks:
-            latency_s = time.monotonic() - item.taken_at
-            header = response_header(encoder, self._device_id, latency_s)
-            response = [*header, *chunk_fields(item, rows)]
+            return self._write_text(item, item_error_fields(item))
+        oldest = min(one.taken_at for one, _ in answers)
+        encoder = computed.batch.tokenizer.encoder
+        header = response_header(encoder, self._device_id, computed.at - oldest)
+        if item.text is None:
+            return self._store.commit(item.stream, header, [entry_answer(*one) for one in answers])
+        return self._write_text(item, [*header, *chunk_fields(item, rows)] if item.chunks else [])
+
+    def _give_up(self, item: StreamItem, refusal: redis.RedisError) -> CommitResult | None:
+        """Make an item a dead letter, because the server refuses its answer, and write an error."""
+        item.error = StreamFaultError(item.stream, server_words(refusal))
+        reason = ["reason", str(item.error)]
+        logger.error("stream %s, %s: %s", item.stream, item.source, item.error)
+        if item.entry is None:
+            item.letter = text_letter(item, item.error)
+            return self._write_text(item, item_error_fields(item))
+        self._store.dead_letter(item.stream, item.entry, reason, item_error_fields(item))
+        return None
+
+    def _write_text(self, item: StreamItem, response: Sequence[Any]) -> CommitResult:
+        assert item.text is not None
         return self._store.commit_text(
             item.stream,
             item.text,
@@ -192,22 +245,34 @@ class Committer:
             need=item.need,
             text_after=item.text_after,
             response=response,
+            letter=item.letter,
         )
 
-    def _until_committed(self, commit: Callable[[], CommitResult]) -> CommitResult | None:
-        """Commit, and try again as :func:`is_retried` says: a commit that was done writes nothing twice.
+    def _until_committed(self, commit: Callable[[], CommitResult | None]) -> CommitResult | None:
+        """Commit, and try again until the server answers: a commit that was done writes nothing twice.
 
         Returns None if the worker ended meanwhile.
+
+        Raises:
+            redis.RedisError: the server refuses the commit for good.
         """
+        failures = 0
         while True:
             try:
                 return commit()
-            except Exception as error:
-                if not is_retried(error):
+            except redis.RedisError as error:
+                if concerns_one_stream(error):
                     raise
-                logger.warning("vectors of a stream are kept until they can be written: %s", error)
-                if self._shared.ended.wait(pacing.SERVER_RETRY_S):
+                failures += 1
+                logger.warning(
+                    "vectors of a stream are kept until they can be written: %s", server_words(error)
+                )
+                if self._shared.ended.wait(_server_pause_s(failures)):
                     return None
+
+
+def _server_pause_s(failures: int) -> float:
+    return pacing.growing_pause_s(failures, pacing.SERVER_RETRY_S, pacing.MOST_SERVER_RETRY_S)
 
 
 def _unit_rows(encoded: Encoded) -> Floats:

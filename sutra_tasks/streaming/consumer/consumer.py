@@ -63,7 +63,8 @@ class StreamConsumer:
         self._shared = SharedState(SizeOptimizer(options.stream_batch_size, options.batch_texts))
         recorder = Recorder(batcher)
         submitter = Submitter(batcher, store, self._shared, lock)
-        upkeep = Upkeep(store, upkeep_store, recorder, options, load)
+        faults = self._shared.faults
+        upkeep = Upkeep(store, upkeep_store, recorder, options, load, faults=faults)
         intake = StreamIntake(
             store,
             submitter,

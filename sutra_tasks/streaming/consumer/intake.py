@@ -7,11 +7,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import redis
 
 from sutra_tasks.errors import PoisonMessageError
+from sutra_tasks.server_errors import server_words
 from sutra_tasks.streaming.consumer import pacing
 from sutra_tasks.streaming.consumer.batch_size import should_trigger
 from sutra_tasks.streaming.consumer.items import StreamItem, item_error_fields
@@ -19,6 +20,7 @@ from sutra_tasks.streaming.consumer.pacing import (
     delivery,
     entries_of_stream,
     entries_to_take,
+    growing_pause_s,
     next_wait,
     until_full_s,
 )
@@ -42,6 +44,8 @@ NAMES_S: Final = 0.5
 """Seconds between two looks for new streams."""
 MOST_CLAIM_PAUSE_S: Final = 1.0
 
+_Given = TypeVar("_Given")
+
 
 @dataclass(frozen=True, slots=True)
 class _Round:
@@ -51,12 +55,14 @@ class _Round:
         taken: entries and texts.
         free: entries that may still be taken.
         has_more: whether a stream has more than was taken.
+        streams: how many streams were read, or would have been.
         last_ids: of each stream without an entry, the id behind which the next one will stand.
     """
 
     taken: int
     free: int
     has_more: bool
+    streams: int
     last_ids: dict[str, bytes]
 
 
@@ -88,6 +94,7 @@ class StreamIntake:
             under_pressure: says whether a stream asks for larger batches.
         """
         self._store, self._submitter, self._shared = store, submitter, shared
+        self._faults = shared.faults
         self._recorder, self._options = recorder, options
         self._model, self._serves, self._under_pressure = model, serves, under_pressure
         self._tokenizer = StreamTokenizer(model(), options)
@@ -97,32 +104,38 @@ class StreamIntake:
 
     def run(self) -> None:
         """Take and submit until the consumer stops; then requeue what is in no batch yet."""
+        failures = 0
         while not self._shared.stopping.is_set():
             try:
                 self.step(time.monotonic())
+                failures = 0
+                continue
             except redis.RedisError as error:
-                logger.warning("streams are not read for now: %s", error)
-                self._shared.stopping.wait(pacing.SERVER_RETRY_S)
+                logger.warning("streams are not read for now: %s", server_words(error))
             except Exception:
                 logger.exception("a stream's entries were left to be claimed")
-                self._shared.stopping.wait(pacing.SERVER_RETRY_S)
+            failures += 1
+            self._shared.stopping.wait(
+                growing_pause_s(failures, pacing.SERVER_RETRY_S, pacing.MOST_SERVER_RETRY_S)
+            )
         self._requeue_forming()
 
     def step(self, now: float) -> None:
-        """Read every stream once, submit full batches, and wait if nothing was found."""
+        """Read every sound stream once, submit full batches, and wait if nothing was found."""
         self._follow_model()
         if now - self._named_at >= NAMES_S:
             self._shared.streams, self._named_at = self._store.streams(), now
+            self._faults.keep_only(self._shared.streams)
         if not self._takes_work() or not self._shared.streams:
             self._requeue_forming()
             self._shared.stopping.wait(pacing.IDLE_S)
             return
         if now - self._claimed_at >= min(MOST_CLAIM_PAUSE_S, self._options.stream_claim_s / 2):
             self._claimed_at = now
-            self._claim()
+            self._claim(now)
         size = self._shared.batch_size(now, backlog=self._backlog)
         texts_committed = self._shared.texts_committed
-        found = self._read_streams(size)
+        found = self._read_streams(size, now)
         self._backlog = found.has_more or self._under_pressure()
         self._submit_forming(size)
         if not found.taken:
@@ -137,7 +150,7 @@ class StreamIntake:
     def _takes_work(self) -> bool:
         return self._shared.may_take(time.monotonic()) and self._serves()
 
-    def _read_streams(self, size: int) -> _Round:
+    def _read_streams(self, size: int, now: float) -> _Round:
         in_flight = self._shared.rows_in_flight
         free = entries_to_take(
             size,
@@ -149,18 +162,25 @@ class StreamIntake:
         last_ids: dict[str, bytes] = {}
         # Another stream comes first each time: the first one may take all there is room for.
         first, *others = self._shared.streams
-        self._shared.streams = streams = [*others, first]
+        self._shared.streams = [*others, first]
+        # What cannot be committed is not read: each device would compute it over and over.
+        streams = [
+            stream
+            for stream in self._shared.streams
+            if self._faults.is_due(stream, "read", "commit", now=now)
+        ]
         for stream in streams:
             most = entries_of_stream(free, size, len(streams))
             if most <= 0:
                 break
-            some, last = self._take(stream, most)
-            taken, free, has_more = taken + some, free - some, has_more or some >= most
-            if last is not None:
-                last_ids[stream] = last
-        return _Round(taken, free, has_more, last_ids)
+            with self._faults.guard(stream, "read", now):
+                some, last = self._take(stream, most, now)
+                taken, free, has_more = taken + some, free - some, has_more or some >= most
+                if last is not None:
+                    last_ids[stream] = last
+        return _Round(taken, free, has_more, len(streams), last_ids)
 
-    def _take(self, stream: str, most: int) -> tuple[int, bytes | None]:
+    def _take(self, stream: str, most: int, now: float) -> tuple[int, bytes | None]:
         """Take from one stream; return how many entries and texts, and the id to wait behind."""
         read = self._store.read(
             stream,
@@ -168,31 +188,43 @@ class StreamIntake:
             first_need=self._tokenizer.first_need,
             most_unread=self._options.stream_output_size,
         )
-        now = time.monotonic()
-        self._form([self._tokenizer.entry_item(stream, raw, now) for raw in read.entries])
+        taken_at = time.monotonic()
+        self._form([self._tokenizer.entry_item(stream, raw, taken_at) for raw in read.entries])
         taken = len(read.entries)
         if read.takeable_texts:
-            texts = self._store.take_texts(
-                stream,
-                max(1, most - taken),
-                lease_s=self._options.stream_claim_s,
-                most_bytes=self._tokenizer.most_bytes,
-            )
-            for text in texts:
-                self._admit_text(stream, text, now)
-            taken += len(texts)
+            taken += self._take_texts(stream, max(1, most - taken), now)
         return taken, read.last
 
-    def _claim(self) -> None:
+    def _take_texts(self, stream: str, most: int, now: float) -> int:
+        """Take open texts of one stream, and return how many."""
+        found = self._store.take_texts(
+            stream,
+            most,
+            lease_s=self._options.stream_claim_s,
+            most_bytes=self._tokenizer.most_bytes,
+        )
+        for text in found.texts:
+            self._admit_text(stream, text, time.monotonic())
+        for key, reason in found.damaged.items():
+            self._faults.note(stream, f"open text {key}", reason, now)
+        return len(found.texts)
+
+    def _claim(self, now: float) -> None:
         """Take over from consumers that fell silent."""
         for stream in self._shared.streams:
-            while self._takes_work():
-                claimed = self._store.claim(stream, self._options.stream_claim_s)
-                if not claimed.entries:
-                    break
-                self._recorder.claimed(stream, len(claimed.entries))
-                for raw in claimed.entries:
-                    self._admit_claimed(stream, raw, claimed.deliveries)
+            while self._takes_work() and self._faults.is_due(stream, "claim", "commit", now=now):
+                with self._faults.guard(stream, "claim", now):
+                    if not self._claim_some(stream):
+                        break
+
+    def _claim_some(self, stream: str) -> int:
+        """Claim entries of one stream, and return how many."""
+        claimed = self._store.claim(stream, self._options.stream_claim_s)
+        if claimed.entries:
+            self._recorder.claimed(stream, len(claimed.entries))
+        for raw in claimed.entries:
+            self._admit_claimed(stream, raw, claimed.deliveries)
+        return len(claimed.entries)
 
     def _admit_claimed(self, stream: str, raw: RawEntry, deliveries: int) -> None:
         item = self._tokenizer.entry_item(stream, raw, time.monotonic(), deliveries)
@@ -209,20 +241,17 @@ class StreamIntake:
                 self._recorder.dead_lettered(stream)
 
     def _admit_text(self, stream: str, text: OpenText, now: float) -> None:
-        deliveries = text.attempts - 1
+        item, deliveries = self._tokenizer.text_item(stream, text, now), text.attempts - 1
         match delivery(deliveries, self._options.max_attempts):
             case "batch":
-                self._form([self._tokenizer.text_item(stream, text, now)])
+                self._form([item])
             case "alone":
-                self._submit_alone(self._tokenizer.text_item(stream, text, now))
+                self._submit_alone(item)
             case "dead letter":
                 error = PoisonMessageError(deliveries, "the workers that took this text died")
                 logger.error("stream %s: a stretch of a text was given up: %s", stream, error)
-                letter = ["key", text.key, "source", text.source, "position", text.progress.position,
-                          "text", text.buffer, "reason", str(error)]  # fmt: skip
-                self._store.dead_letter_text(stream, text, letter)
-                item = self._tokenizer.skipped_text_item(stream, text, now, error)
-                self._submitter.submit([item], self._tokenizer)
+                self._tokenizer.give_up(item, error)
+                self._submit([item])
 
     def _form(self, items: Sequence[StreamItem]) -> None:
         """Have items wait until there are enough for a batch."""
@@ -239,12 +268,28 @@ class StreamIntake:
                 max_latency_ms=self._options.stream_max_latency_ms,
             ):
                 return
-            some = [self._forming.popleft() for _ in range(min(size, len(self._forming)))]
-            self._submitter.submit(some, self._tokenizer)
+            self._submit([self._forming.popleft() for _ in range(min(size, len(self._forming)))])
+
+    def _submit(self, items: Sequence[StreamItem]) -> None:
+        self._unless_it_fails(self._submitter.submit, items)
 
     def _submit_alone(self, suspect: StreamItem) -> None:
         self._submit_forming(self._options.batch_texts, at_once=True)
-        self._submitter.submit_alone(suspect, self._tokenizer)
+        self._unless_it_fails(self._submitter.submit_alone, suspect)
+
+    def _unless_it_fails(self, submit: Callable[[_Given, StreamTokenizer], None], given: _Given) -> None:
+        """Submit; what the tokenizer fails on is left to be claimed, and the step goes on after a pause.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        try:
+            submit(given, self._tokenizer)
+        except redis.RedisError:
+            raise
+        except Exception:
+            logger.exception("a stream's entries were left to be claimed")
+            self._shared.stopping.wait(pacing.SERVER_RETRY_S)
 
     def _requeue_forming(self) -> None:
         items = list(self._forming)
@@ -259,11 +304,12 @@ class StreamIntake:
             in_flight=self._shared.rows_in_flight,
             has_texts=text_was_committed or self._shared.has_texts(),
             forming=len(self._forming),
-            streams=len(self._shared.streams),
+            streams=found.streams,
             empty_streams=len(found.last_ids),
         )
         if wait.event == "entry":
-            self._store.await_entries(found.last_ids, wait.most_s)
+            if not self._store.await_entries(found.last_ids, wait.most_s):
+                self._shared.stopping.wait(pacing.POLL_S)
             return
         age_s = time.monotonic() - self._forming[0].taken_at if self._forming else None
         timeout_s = until_full_s(age_s, self._options.stream_max_latency_ms / 1000, wait.most_s)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sutra_tasks.streaming.chunker import Chunk, TextProgress
-from sutra_tasks.streaming.responses import VERSION, EmbeddedChunk, error_fields
+from sutra_tasks.streaming.responses import VERSION, EmbeddedChunk, error_fields, hash_of
 
 if TYPE_CHECKING:
     from sutra_tasks.engines.encoder import Encoder, TokenizedText
@@ -23,6 +23,7 @@ __all__ = [
     "item_error_fields",
     "open_texts",
     "response_header",
+    "text_letter",
 ]
 
 
@@ -46,6 +47,7 @@ class StreamItem:
         chunks: empty until an entry is tokenised, or if an open text is too short for a chunk.
         rows: of each chunk, for the engine.
         error: why there are no vectors.
+        letter: names and values of the dead letter that a stretch of an open text becomes.
         deliveries: how often the entry was delivered before.
     """
 
@@ -64,6 +66,7 @@ class StreamItem:
     chunks: list[Chunk] = field(default_factory=list)
     rows: list[TokenizedText] = field(default_factory=list)
     error: SutraError | None = None
+    letter: Sequence[Any] = ()
     deliveries: int = 0
 
     def embedded(self) -> list[EmbeddedChunk]:
@@ -71,6 +74,7 @@ class StreamItem:
         key = None if self.text is None else self.text.key.decode(errors="replace")
         name = self.source if key is None else f"{key}@{self.source}"
         is_whole = self.text is None and len(self.chunks) == 1
+        entry = self.entry[0].decode() if self.entry is not None else self.text and self.text.entry
         return [
             EmbeddedChunk(
                 name if is_whole else f"{name}#{chunk.number}",
@@ -83,6 +87,8 @@ class StreamItem:
                 chunk.overlap_next,
                 chunk.flushed,
                 self.arrived_ms,
+                entry or None,
+                hash_of(chunk.text, self.prompt, chunk.start, chunk.end, chunk.overlap_next),
             )
             for chunk in self.chunks
         ]
@@ -127,6 +133,18 @@ def item_error_fields(item: StreamItem) -> list[str]:
     """Return names and values of the error of an item."""
     assert item.error is not None
     return error_fields(item.error_ids(), item.error)
+
+
+def text_letter(item: StreamItem, error: SutraError) -> list[Any]:
+    """Return names and values of the dead letter of an open text's chunks, or else of its buffer."""
+    assert item.text is not None
+    text, start = item.text, item.text.progress.position
+    stretch = text.buffer
+    if item.chunks:  # behind them there is text that is not lost
+        stretch = text.buffer.decode(errors="ignore")[: item.chunks[-1].end - start].encode()
+    return [
+        "key", text.key, "source", text.source, "position", start, "text", stretch, "reason", str(error),
+    ]  # fmt: skip
 
 
 def entry_ids(items: Sequence[StreamItem]) -> list[bytes]:

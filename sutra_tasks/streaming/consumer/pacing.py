@@ -9,7 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-__all__ = ["Wait", "delivery", "entries_of_stream", "entries_to_take", "next_wait", "until_full_s"]
+__all__ = [
+    "Wait",
+    "delivery",
+    "entries_of_stream",
+    "entries_to_take",
+    "growing_pause_s",
+    "next_wait",
+    "until_full_s",
+]
 
 AHEAD_BATCHES: Final = 2
 """Batches that wait in the batcher, so that the engine never waits; it may compute both at once."""
@@ -22,7 +30,8 @@ OPEN_TEXT_S: Final = 0.01
 POLL_S: Final = 0.02
 """Seconds between two reads while a batch forms or the engine is busy."""
 SERVER_RETRY_S: Final = 0.5
-"""Seconds after which a server that failed is asked again."""
+"""Seconds after which a server that failed is asked again; they grow with each failure in a row."""
+MOST_SERVER_RETRY_S: Final = 4.0
 SUSPECT_DELIVERIES: Final = 1
 """Deliveries without an answer from which on an entry or text may have ended its workers."""
 
@@ -45,6 +54,11 @@ def entries_to_take(size: int, *, waiting: int, in_flight: int, forming: int) ->
 def entries_of_stream(free: int, size: int, streams: int) -> int:
     """Return how many of ``free`` entries to take from the next stream: its share, or a full batch."""
     return min(free, max(size, free // streams))
+
+
+def growing_pause_s(failures: int, first_s: float, most_s: float) -> float:
+    """Return the seconds to wait after so many failures in a row, 1 or more: each time twice as long."""
+    return min(most_s, first_s * 2.0 ** min(failures - 1, 30))
 
 
 def delivery(deliveries: int, most: int) -> Literal["batch", "alone", "dead letter"]:
@@ -96,7 +110,7 @@ def next_wait(
         in_flight: rows of streams that wait, are computed, or are being committed.
         has_texts: whether this device has an open text, or committed one in this round.
         forming: entries that were taken and are in no batch yet.
-        streams: all streams.
+        streams: the streams that were read; those with a fault are not.
         empty_streams: those of them that have no entry and can be waited for.
     """
     if free <= 0 or in_flight:
@@ -104,6 +118,8 @@ def next_wait(
         return Wait("progress", POLL_S)
     if has_texts:
         return Wait("stop", OPEN_TEXT_S)
+    if not streams:
+        return Wait("stop", POLL_S if forming else IDLE_S)
     if forming or empty_streams < streams:
         # Not on the server: it checks the end of a wait only ten times a second.
         return Wait("stop", POLL_S)

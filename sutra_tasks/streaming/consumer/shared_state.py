@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sutra_tasks.streaming.consumer.faults import StreamFaults
+
 if TYPE_CHECKING:
     from sutra_tasks.batching.jobs import Encoded
     from sutra_tasks.streaming.consumer.batch_size import SizeOptimizer
@@ -51,6 +53,7 @@ class SharedState:
         ended: set when the writer is to end.
         computed: batches for the writer.
         streams: the names of all streams, as the reader last saw them.
+        faults: of single streams.
     """
 
     def __init__(self, sizes: SizeOptimizer) -> None:
@@ -60,6 +63,7 @@ class SharedState:
         self._changed = threading.Condition()
         self._sizes = sizes
         self.streams: Sequence[str] = ()
+        self.faults = StreamFaults()
         self._taken: dict[StreamItem, None] = {}  # a set that keeps the order
         self._rows_in_flight = self._texts_committed = 0
         self._broken_until = -float("inf")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from sutra_tasks.streaming.store import StreamStore
 
 __all__ = ["Submitter"]
+
+logger = logging.getLogger(__name__)
 
 
 class Submitter:
@@ -38,7 +41,7 @@ class Submitter:
         """Have items computed as one batch, together with whatever else the batcher has.
 
         Raises:
-            Exception: the tokenizer failed. The items are left to be claimed, one by one.
+            Exception: the tokenizer failed on the only item, which is left to be claimed.
         """
         self._lock.acquire_shared()  # before the tokenizer runs, because it can end the process as well
         try:
@@ -46,7 +49,7 @@ class Submitter:
         except BaseException:
             self._lock.release_shared()
             raise
-        rows = [row for item in items for row in item.rows]
+        rows = [row for item in batch.items for row in item.rows]
         if not rows:
             self._computed(batch, None)
             return
@@ -80,15 +83,34 @@ class Submitter:
 
     def _begin(self, items: Sequence[StreamItem], tokenizer: StreamTokenizer) -> StreamBatch:
         formed_at = time.monotonic()
-        try:
-            tokenizer.tokenize(items)
-        except BaseException:
-            self._shared.remove(items)
-            raise
+        items = self._tokenized(items, tokenizer)
         size = sum(max(1, len(item.rows)) for item in items)
         batch = StreamBatch(items, formed_at, tokenizer, size)
         self._shared.begin(batch)
         return batch
+
+    def _tokenized(
+        self, items: Sequence[StreamItem], tokenizer: StreamTokenizer
+    ) -> Sequence[StreamItem]:
+        """Give items their rows; of several, leave to be claimed what the tokenizer fails on."""
+        try:
+            tokenizer.tokenize(items)
+        except Exception:
+            if len(items) == 1:
+                self._shared.remove(items)
+                raise
+        else:
+            return items
+        return [item for item in items if self._can_be_tokenized(item, tokenizer)]
+
+    def _can_be_tokenized(self, item: StreamItem, tokenizer: StreamTokenizer) -> bool:
+        try:
+            tokenizer.tokenize([item])
+        except Exception:
+            logger.exception("stream %s: %s was left to be claimed", item.stream, item.source)
+            self._shared.remove([item])
+            return False
+        return True
 
     def _computed(self, batch: StreamBatch, future: Future[Encoded] | None) -> None:
         self._lock.release_shared()

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from sutra_tasks import keys
 from sutra_tasks.chunking.sizes import ChunkSizes, added_tokens
 from sutra_tasks.engines.encoder import check_options, cut_to_window
 from sutra_tasks.errors import InvalidTextError, SutraError
 from sutra_tasks.streaming.chunker import Chunk, OverlapChunker, TextProgress
-from sutra_tasks.streaming.consumer.items import StreamItem
+from sutra_tasks.streaming.consumer.items import StreamItem, text_letter
 from sutra_tasks.streaming.entries import MOST_NAME_CHARS, StreamEntry
 
 if TYPE_CHECKING:
@@ -70,51 +71,45 @@ class StreamTokenizer:
         )
         try:
             entry = StreamEntry.parse(fields, self._options.max_text_chars)
-            item.source, item.prompt, item.content = entry.id or name, entry.prompt, entry.text
+            item.source, item.prompt = str(entry.id or name), entry.prompt
+            item.content = entry.text
             check_options(self.encoder.info, entry.prompt, None)
             if entry.key is not None:
-                raise InvalidTextError(
-                    0, f"piece {entry.seq} of a text came without those before it; number them from 0"
-                )
+                raise _refused_piece(stream, entry)
         except SutraError as error:
             item.source, item.error = _valid_id(fields) or name, error
         return item
 
     def text_item(self, stream: str, text: OpenText, taken_at: float) -> StreamItem:
-        """Return the chunks that are complete in an open text, as an item with its rows."""
-        item = _text_item(stream, text, taken_at)
-        try:
-            check_options(self.encoder.info, text.prompt, None)
-            decoder = codecs.getincrementaldecoder("utf-8")()
-            # The buffer may end within a character: where a piece ends, or where a long text was cut.
-            content = decoder.decode(text.buffer, final=text.ending == "end")
-        except SutraError as error:
-            return self._skip(item, text, error)
-        except UnicodeDecodeError as error:
-            reason = f"the text is not UTF-8 at byte {error.start} behind what was embedded"
-            return self._skip(item, text, InvalidTextError(0, reason))
-        chunker, _ = self._chunker(text.prompt)
-        chunks, left = chunker.chunks(content, text.progress, text.ending)
-        done = content[: left.progress.position - text.progress.position]
-        item.done_bytes, item.progress = len(done.encode()), left.progress
-        item.need = len(text.buffer) - item.done_bytes + max(1, left.missing)
-        ended = bool(chunks) and not chunks[-1].overlap_next
-        item.text_after = "ended" if ended else "idle" if text.ending == "idle" else "open"
-        item.chunks = chunks
-        item.rows = self._rows([chunk.text for chunk in chunks], text.prompt)
-        return item
+        """Return an open text as an item without chunks yet."""
+        return StreamItem(
+            stream=stream,
+            taken_at=taken_at,
+            arrived_ms=text.arrived_ms,
+            source=text.source,
+            prompt=text.prompt,
+            text=text,
+        )
 
-    def skipped_text_item(
-        self, stream: str, text: OpenText, taken_at: float, error: SutraError
-    ) -> StreamItem:
-        """Return an item that drops the buffer of an open text unseen, and answers with ``error``."""
-        return self._skip(_text_item(stream, text, taken_at), text, error)
+    def give_up(self, item: StreamItem, error: SutraError) -> None:
+        """Have an open text's buffer become a dead letter unseen, and answer with ``error``."""
+        assert item.text is not None
+        self._skip(item, item.text, error)
+        item.letter = text_letter(item, error)
 
     def tokenize(self, items: Sequence[StreamItem]) -> None:
-        """Give entries their rows: one row if the text fits into a block, else one for each chunk."""
+        """Give items their rows: one if the text fits into a block, else one for each chunk.
+
+        Of an open text, the chunks that are complete get rows. An item that has an error, or whose text
+        cannot be read, has none.
+        """
         by_prompt: dict[str | None, list[StreamItem]] = {}
         for item in items:
-            if item.text is None and item.error is None:
+            if item.error is not None:
+                continue
+            if item.text is not None:
+                self._cut(item, item.text)
+            else:
                 by_prompt.setdefault(item.prompt, []).append(item)
         for prompt, some in by_prompt.items():
             chunker, block = self._chunker(prompt)
@@ -126,13 +121,37 @@ class StreamTokenizer:
                     item.chunks, _ = chunker.chunks(item.content, TextProgress(), "end")
                     item.rows = self._rows([chunk.text for chunk in item.chunks], prompt)
 
-    def _skip(self, item: StreamItem, text: OpenText, error: SutraError) -> StreamItem:
+    def _cut(self, item: StreamItem, text: OpenText) -> None:
+        """Give an item the chunks that are complete in its open text, and their rows."""
+        try:
+            check_options(self.encoder.info, text.prompt, None)
+            decoder = codecs.getincrementaldecoder("utf-8")()
+            # The buffer may end within a character: where a piece ends, or where a long text was cut.
+            content = decoder.decode(text.buffer, final=text.ending == "end")
+        except SutraError as error:
+            self._skip(item, text, error)
+            return
+        except UnicodeDecodeError as error:
+            reason = f"the text is not UTF-8 at byte {error.start} behind what was embedded"
+            self._skip(item, text, InvalidTextError(0, reason))
+            return
+        chunker, _ = self._chunker(text.prompt)
+        chunks, left = chunker.chunks(content, text.progress, text.ending)
+        done = content[: left.progress.position - text.progress.position]
+        item.done_bytes, item.progress = len(done.encode()), left.progress
+        item.need = len(text.buffer) - item.done_bytes + max(1, left.missing)
+        ended = bool(chunks) and not chunks[-1].overlap_next
+        item.text_after = "ended" if ended else "idle" if text.ending == "idle" else "open"
+        item.chunks = chunks
+        item.rows = self._rows([chunk.text for chunk in chunks], text.prompt)
+
+    def _skip(self, item: StreamItem, text: OpenText, error: SutraError) -> None:
+        """Have the buffer of an open text dropped, and ``error`` come in its place."""
         position = text.progress.position + len(text.buffer.decode(errors="replace"))
         item.error, item.done_bytes = error, len(text.buffer)
         item.progress = TextProgress(position, text.progress.number + 1, position)
         item.need = self.first_need
         item.text_after = "ended" if text.ending in ("end", "abandoned") else "open"
-        return item
 
     def _chunker(self, prompt: str | None) -> tuple[OverlapChunker, int]:
         """Return the chunker for texts under a prompt, and the tokens of a block with prompt and all."""
@@ -157,15 +176,14 @@ class StreamTokenizer:
         return [cut_to_window(self.encoder, row) for row in rows]
 
 
-def _text_item(stream: str, text: OpenText, taken_at: float) -> StreamItem:
-    return StreamItem(
-        stream=stream,
-        taken_at=taken_at,
-        arrived_ms=text.arrived_ms,
-        source=text.source,
-        prompt=text.prompt,
-        text=text,
-    )
+def _refused_piece(stream: str, entry: StreamEntry) -> InvalidTextError:
+    """Return why a piece did not go to its text."""
+    if entry.seq is not None:
+        reason = f"piece {entry.seq} of a text came without those before it; number them from 0"
+    else:
+        damaged = [keys.stream(stream, f"{part}:{entry.key}") for part in ("text", "pieces")]
+        reason = f"the state of its text is damaged: delete {' and '.join(damaged)}"
+    return InvalidTextError(0, reason)
 
 
 def _whole(content: str) -> Chunk:

@@ -12,6 +12,7 @@ from sutra_tasks.streaming.consumer.items import StreamItem, entry_ids, open_tex
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
+    from sutra_tasks.streaming.consumer.faults import StreamFaults
     from sutra_tasks.streaming.consumer.recorder import Recorder
     from sutra_tasks.streaming.store import StreamStore
     from sutra_tasks.streaming.upkeep_store import UpkeepStore
@@ -38,6 +39,8 @@ class Upkeep:
         recorder: Recorder,
         options: Settings,
         load: Callable[[], float],
+        *,
+        faults: StreamFaults,
     ) -> None:
         """Begin with everything due.
 
@@ -47,9 +50,10 @@ class Upkeep:
             recorder: with what this device has measured.
             options: of this deployment.
             load: returns the load of this machine, 0 to 1.
+            faults: of single streams; they are reported.
         """
         self._store, self._upkeep_store, self._recorder = store, upkeep_store, recorder
-        self._options, self._load = options, load
+        self._faults, self._options, self._load = faults, options, load
         self._refreshed_at = self._looked_at = self._reported_at = -float("inf")
         self._pressure_at: dict[str, float] = {}
         self._consumers_removed_at: dict[str, float] = {}
@@ -71,16 +75,21 @@ class Upkeep:
         refresh_s = self._options.stream_claim_s / 4
         if now - self._refreshed_at >= refresh_s:  # first, because a full server allows it
             self._refreshed_at = now
-            self._refresh([item for item in taken if now - item.taken_at >= refresh_s])
+            self._refresh([item for item in taken if now - item.taken_at >= refresh_s], now)
         if now - self._looked_at >= UPKEEP_S:
             self._looked_at = now
             load = self._load()
             self._upkeep_store.report_load(load)
             for stream in streams:
-                self._look_after(stream, load, now)
+                if self._faults.is_due(stream, "upkeep", now=now):
+                    with self._faults.guard(stream, "upkeep", now):
+                        self._look_after(stream, load, now)
         if now - self._reported_at >= REPORT_S and streams:
             self._reported_at = now
-            self._upkeep_store.report_metrics(self._recorder.report(now))
+            report = self._recorder.report(now)
+            for stream, reasons in self._faults.reasons(now).items():
+                report.setdefault(stream, {})["faults"] = reasons
+            self._upkeep_store.report_metrics(report)
 
     def leave(self) -> None:
         """Remove what this device has reported."""
@@ -109,7 +118,10 @@ class Upkeep:
         if ACTIONS[level].increase_batch_size:
             self._pressure_at[stream] = now
 
-    def _refresh(self, items: Sequence[StreamItem]) -> None:
+    def _refresh(self, items: Sequence[StreamItem], now: float) -> None:
         for stream in {item.stream for item in items}:
             some = [item for item in items if item.stream == stream]
-            self._store.refresh(stream, entry_ids(some), open_texts(some), self._options.stream_claim_s)
+            with self._faults.guard(stream, "refresh", now):
+                self._store.refresh(
+                    stream, entry_ids(some), open_texts(some), self._options.stream_claim_s
+                )

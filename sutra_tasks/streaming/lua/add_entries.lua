@@ -38,7 +38,9 @@ else
     if size >= capacity or closed then break end
     if sheds and tonumber(priority) >= LOW_PRIORITY then break end
     local count = tonumber(field_counts[i])
-    redis.call('XADD', open, '*', unpack(fields, before + 1, before + count))
+    local done = redis.pcall('XADD', open, '*', unpack(fields, before + 1, before + count))
+    if done.err and added == 0 then return done end
+    if done.err then break end -- the next batch begins with this entry, and gets the error
     size, added, before = size + 1, added + 1, before + count
   end
   redis.call('SET', last_batch, batch .. ':' .. added, 'EX', LAST_BATCH_S)

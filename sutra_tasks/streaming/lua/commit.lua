@@ -10,23 +10,25 @@
 --- @args     vectors         of each entry its rows; '' for an error
 --- @constant GROUP           the consumer group
 --- @include  streaming/lua/open_stream
+--- @include  streaming/lua/is_pending
 --- @returns  {seconds, microseconds, count}: the server's time; how many entries this call committed
 
 local stream = open_stream(entries, closed_entries)
 local committed, their_chunks, their_vectors = {}, {}, {}
 for i, id in ipairs(ids) do
-  if redis.call('XACK', stream, GROUP, id) == 1 then
+  if is_pending(stream, id) then
     local at = #committed + 1
     committed[at], their_chunks[at], their_vectors[at] = id, chunks[i], vectors[i]
   end
 end
 if #committed > 0 then
-  redis.call('XDEL', stream, unpack(committed))
   if their_vectors[1] ~= '' then
     header[#header + 1], header[#header + 2] = 'chunks', '[' .. table.concat(their_chunks, ',') .. ']'
     header[#header + 1], header[#header + 2] = 'vectors', table.concat(their_vectors)
   end
   redis.call('XADD', responses, '*', unpack(header))
+  redis.call('XACK', stream, GROUP, unpack(committed))
+  redis.call('XDEL', stream, unpack(committed))
 end
 local time = redis.call('TIME')
 return {time[1], time[2], #committed}

@@ -7,14 +7,16 @@
 --- @key      responses       stream: gets the error
 --- @arg      id              id of the entry
 --- @args     letter          names and values of the dead letter
---- @args     error           names and values of the error
+--- @args     answer          names and values of the error
 --- @constant GROUP           the consumer group
 --- @include  streaming/lua/open_stream
+--- @include  streaming/lua/is_pending
+--- @include  streaming/lua/write_answer
 --- @returns  1, or 0 if the entry was committed or given up before
 
 local stream = open_stream(entries, closed_entries)
-if redis.call('XACK', stream, GROUP, id) == 0 then return 0 end
+if not is_pending(stream, id) then return 0 end
+write_answer(responses, answer, dead_letters, letter)
+redis.call('XACK', stream, GROUP, id)
 redis.call('XDEL', stream, id)
-redis.call('XADD', dead_letters, '*', unpack(letter))
-redis.call('XADD', responses, '*', unpack(error))
 return 1

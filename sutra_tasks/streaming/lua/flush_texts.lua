@@ -21,7 +21,7 @@ local now = now_ms()
 
 local function flush(keys, ending)
   for _, key in ipairs(keys) do
-    if redis.call('EXISTS', text .. key) == 0 then
+    if redis.call('TYPE', text .. key).ok ~= 'hash' then
       redis.call('ZREM', texts, key)
     elseif ending == 'abandoned' or redis.call('HGET', text .. key, 'fresh') == '1' then
       redis.call('HSET', text .. key, 'flush', ending)

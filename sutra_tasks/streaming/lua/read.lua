@@ -1,10 +1,11 @@
 --- Take entries for one consumer, and move the pieces of open texts to their texts.
 ---
 --- A piece leaves the stream as soon as it is read, whichever consumer reads it, and goes to the end of
---- its text's list. An entry that cannot be a piece, or a piece ahead of its number, is taken as an entry.
---- A numbered piece that was there before is dropped.
+--- its text's list. An entry that cannot be a piece, a piece ahead of its number, or one of a text whose
+--- keys have a wrong type, is taken as an entry. A numbered piece that was there before is dropped.
 ---
 --- @flags    allow-oom       workers free memory: a full server must not refuse them
+--- @key      streams         set: names of all streams; one that is not in it was deleted
 --- @key      entries         stream: entries that wait, or a string while the stream is closed
 --- @key      closed_entries  stream: entries of a closed stream
 --- @key      responses       stream: what readers have not acknowledged
@@ -13,6 +14,7 @@
 --- @key      buffered        string: bytes of all open texts
 --- @family   text            hashes: text .. key is an open text; an entry names its key
 --- @family   pieces          lists: pieces .. key are the text's pieces
+--- @arg      name            name of the stream
 --- @arg      consumer        name of the consumer
 --- @arg      most            entries to take at most
 --- @arg      most_buffered   bytes of open texts from which on no entry is taken
@@ -30,6 +32,11 @@ local stream, is_closed = open_stream(entries, closed_entries)
 
 local function count_takeable()
   return redis.call('ZCOUNT', takeable, '-inf', now)
+end
+
+local function can_be(key, kind)
+  local found = redis.call('TYPE', key).ok
+  return found == kind or found == 'none'
 end
 
 local function read_entries()
@@ -58,6 +65,7 @@ local function parse_piece(entry)
   local key, id, is_last = found.key, found.id or '', found['end'] == '1' or found['end'] == 'true'
   if not key or key == '' or #key > MOST_NAME_BYTES or #id > MOST_NAME_BYTES then return nil end
   if not (found.text or is_last) then return nil end
+  if not (can_be(text .. key, 'hash') and can_be(pieces .. key, 'list')) then return nil end
   local piece = {
     entry = entry[1], key = key, id = id, is_last = is_last,
     prompt = found.prompt or '', text = found.text or '',
@@ -87,12 +95,15 @@ local function append(piece)
   if piece.is_last or bytes >= need then redis.call('ZADD', takeable, 'NX', now, key) end
 end
 
+-- A read would make the keys of a deleted stream anew, and nobody would delete them.
+if redis.call('SISMEMBER', streams, name) == 0 then return {'', {}, 0} end
+-- Every key is looked at before an entry is taken: one of a wrong type ends the script here.
+redis.call('ZCARD', texts)
+local waiting = count_takeable()
 if redis.call('XLEN', responses) >= tonumber(most_unread) then return {'', {}, 0} end
-if tonumber(redis.call('GET', buffered) or 0) >= tonumber(most_buffered) then
-  return {'', {}, count_takeable()}
-end
+if tonumber(redis.call('GET', buffered) or 0) >= tonumber(most_buffered) then return {'', {}, waiting} end
 local found = read_entries()
-if #found == 0 then return {is_closed and '' or last_delivered(), {}, count_takeable()} end
+if #found == 0 then return {is_closed and '' or last_delivered(), {}, waiting} end
 local taken, moved = {}, {}
 for _, entry in ipairs(found) do
   local piece, is_next = parse_piece(entry)

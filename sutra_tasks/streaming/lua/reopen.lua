@@ -10,5 +10,5 @@ if redis.call('TYPE', entries).ok ~= 'string' or redis.call('XLEN', closed_entri
   return 0
 end
 redis.call('DEL', entries)
-redis.call('RENAME', closed_entries, entries)
+if redis.call('EXISTS', closed_entries) == 1 then redis.call('RENAME', closed_entries, entries) end
 return 1

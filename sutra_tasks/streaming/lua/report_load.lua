@@ -1,5 +1,7 @@
 --- Report the load of a device's machine, and forget the loads of devices that stopped reporting.
 ---
+--- What another program put under the key is replaced: one key serves all streams.
+---
 --- @flags  allow-oom  workers free memory: a full server must not refuse them
 --- @key    loads      hash: incarnation -> load and when it was reported (ms)
 --- @arg    device     incarnation of the device
@@ -8,6 +10,7 @@
 --- @include streaming/lua/clock
 
 local now = now_ms()
+if redis.call('TYPE', loads).ok ~= 'hash' then redis.call('DEL', loads) end
 redis.call('HSET', loads, device, load .. ' ' .. now)
 local reported = redis.call('HGETALL', loads)
 for i = 1, #reported, 2 do

@@ -9,12 +9,14 @@
 --- @constant GROUP      the consumer group of the readers
 
 local DAY_MS = 86400000 -- silent for longer than any reader waits before it claims
-local pending = redis.pcall('XPENDING', responses, GROUP, '-', '+', 1000, reader)
-if pending.err then return end -- the stream or the group was deleted
-if #pending == 0 then
-  redis.call('XGROUP', 'DELCONSUMER', responses, GROUP, reader)
-  return
+local from = '-'
+while true do
+  local pending = redis.pcall('XPENDING', responses, GROUP, from, '+', 1000, reader)
+  if pending.err then return end -- the stream or the group was deleted
+  for _, row in ipairs(pending) do
+    redis.call('XCLAIM', responses, GROUP, reader, 0, row[1], 'IDLE', DAY_MS, 'JUSTID')
+    from = '(' .. row[1]
+  end
+  if #pending < 1000 then break end
 end
-for _, row in ipairs(pending) do
-  redis.call('XCLAIM', responses, GROUP, reader, 0, row[1], 'IDLE', DAY_MS, 'JUSTID')
-end
+if from == '-' then redis.call('XGROUP', 'DELCONSUMER', responses, GROUP, reader) end

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.redis.streams.peers import DEAD, IN, OUT, Device
+from sutra_tasks import keys
+from tests.redis.streams.peers import DEAD, IN, OUT, Device, S
 
 if TYPE_CHECKING:
     import redis
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
     """Only entries, responses and dead letters last: nothing else of any text is left by any test."""
+    client.sadd(keys.STREAMS, S)
     yield
-    client.delete(IN, OUT, DEAD)
+    client.delete(keys.STREAMS, IN, OUT, DEAD)
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def read(server: Device, most: int = 100, *, most_unread: int = 1000) -> list[Ra
 def take(
     server: Device, most: int = 100, *, lease_s: float = 60, most_bytes: int = 10**6
 ) -> list[OpenText]:
-    return server.take_texts(S, most, lease_s=lease_s, most_bytes=most_bytes)
+    return list(server.take_texts(S, most, lease_s=lease_s, most_bytes=most_bytes).texts)
 
 
 def take_one(server: Device, **options: Any) -> OpenText:
@@ -67,6 +67,7 @@ def cut(
     *,
     text_after: TextAfter | None = None,
     need: int = 1,
+    letter: Sequence[Any] = (),
 ) -> CommitResult:
     """Commit the first ``done`` bytes of a text as one chunk; all of it if nothing is said."""
     done = len(text.buffer) if done is None else done
@@ -78,7 +79,14 @@ def cut(
     response = ["key", text.key, "source", text.source, "number", number, "text", words]
     progress = TextProgress(at, number + 1, at)
     return server.commit_text(
-        S, text, done_bytes=done, progress=progress, need=need, text_after=text_after, response=response
+        S,
+        text,
+        done_bytes=done,
+        progress=progress,
+        need=need,
+        text_after=text_after,
+        response=response,
+        letter=letter,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import cycle
@@ -93,6 +93,7 @@ class StreamMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.client.flushdb()
+        self.client.sadd(keys.STREAMS, S)
         self.names = self.batches = self.contents = 0
         self.devices = [self.new_device() for _ in range(DEVICES)]
         self.writers = {key: Writer(key) for key in WRITTEN}
@@ -191,7 +192,7 @@ class StreamMachine(RuleBasedStateMachine):
         for entry in [*device.claim(S, 30).entries, *found]:
             assert b"key" not in entry[1]
             self.entries.append((device, entry))
-        for text in device.take_texts(S, most, lease_s=60, most_bytes=most_bytes):
+        for text in device.take_texts(S, most, lease_s=60, most_bytes=most_bytes).texts:
             self.texts.append((device, text))
         fate = cycle(fates)
         self.settle_entries(device, [(one, next(fate)) for who, one in self.entries if who is device])
@@ -230,15 +231,15 @@ class StreamMachine(RuleBasedStateMachine):
         if fate == "keep":
             return
         self.texts.remove((device, text))
-        if fate == "dead letter":
-            letters = self.client.xlen(DEAD)
-            device.dead_letter_text(S, text, ["text", text.buffer])
-            self.given_up[text.buffer] += self.client.xlen(DEAD) - letters
         is_all = fate in ("error", "dead letter") or done % 2
-        size = len(text.buffer)
-        self.cut(device, text, size if is_all else done % (size + 1), need)
+        size, letters = len(text.buffer), self.client.xlen(DEAD)
+        letter = ["text", text.buffer] if fate == "dead letter" else []
+        self.cut(device, text, size if is_all else done % (size + 1), need, letter)
+        self.given_up[text.buffer] += self.client.xlen(DEAD) - letters
 
-    def cut(self, device: Device, text: OpenText, done: int, need: int = 1) -> None:
+    def cut(
+        self, device: Device, text: OpenText, done: int, need: int = 1, letter: Sequence[Any] = ()
+    ) -> None:
         at = text.progress.position + done
         ended = AFTER[text.ending] == "ended"
         self.done(
@@ -251,6 +252,7 @@ class StreamMachine(RuleBasedStateMachine):
                 need=need,
                 text_after="open" if ended and done < len(text.buffer) else AFTER[text.ending],
                 response=["source", text.source, "text", text.buffer[:done]] if done else [],
+                letter=letter,
             )
         )
 
@@ -370,7 +372,7 @@ class StreamMachine(RuleBasedStateMachine):
             found += claimed
         for entry in found:
             device.commit(S, RESPONSE, [answer_of(entry)])
-        for text in device.take_texts(S, 100, lease_s=60, most_bytes=10**6):
+        for text in device.take_texts(S, 100, lease_s=60, most_bytes=10**6).texts:
             self.cut(device, text, len(text.buffer))
         device.enforce_hard_limit(S, StreamState(0, True, 0, Level.NORMAL, {}), 100)
 

@@ -88,8 +88,7 @@ def test_devices_free_memory_on_a_full_server(client: redis.Redis, a: Device, b:
         assert len(texts) == 2
         a.refresh(S, ids, texts, 60)
         a.requeue(S, ids[:1], texts[1:], 0)
-        a.dead_letter_text(S, texts[0], ["key", "k"])
-        assert cut(a, texts[0]).entries == 1
+        assert cut(a, texts[0], letter=["key", "k"]).entries == 1
         assert [one for one, _ in b.claim(S, 30).entries] == ids[:1]
         a.dead_letter(S, found[1], ["reason", "died"], ERROR)
         assert commit(a, *found[2:]) == 2
@@ -102,11 +101,11 @@ def test_devices_free_memory_on_a_full_server(client: redis.Redis, a: Device, b:
     assert client.xlen(OUT) == 4
 
 
-def test_every_stream_is_listed(client: redis.Redis, a: Device) -> None:
-    assert a.streams() == []
-    client.sadd(keys.STREAMS, "b", "a")
-    assert a.streams() == ["a", "b"]
+def test_every_stream_is_listed_and_nothing_that_cannot_be_one(client: redis.Redis, a: Device) -> None:
     client.delete(keys.STREAMS)
+    assert a.streams() == []
+    client.sadd(keys.STREAMS, "b", "a", "no name", b"\xff", "a:b", "")
+    assert a.streams() == ["a", "b"]
 
 
 def test_silent_consumers_are_removed_unless_they_have_pending_entries(
