@@ -32,8 +32,10 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
     runs on, and if something forks without telling Python, as uWSGI does, at the child's first call.
     """
 
-    _process = os.getpid()
     _backend_cache: Any
+    _process = os.getpid()
+    _first_use = threading.RLock()
+    """Held while connections are made: threads that call first must not make them twice."""
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
@@ -49,19 +51,22 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
     def backend(self) -> Any:
         """The result backend of this process."""
         self.leave_parent()
-        return super().backend
+        with self._first_use:
+            return super().backend
 
     @property
     def pool(self) -> Any:
         """The connections to the broker of this process."""
         self.leave_parent()
-        return super().pool
+        with self._first_use:
+            return super().pool
 
     @property
     def producer_pool(self) -> Any:
         """The producers of this process."""
         self.leave_parent()
-        return super().producer_pool
+        with self._first_use:
+            return super().producer_pool
 
     def leave_parent(self) -> None:
         """Drop what belongs to the parent, if this process was forked and has not done so."""
@@ -72,7 +77,7 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
         """Celery's hook in a forked child: close the parent's sockets here, and forget its locks."""
         self._process = os.getpid()
         # A thread of the parent may have held any lock, and does not exist in this process.
-        self._finalize_mutex = threading.RLock()
+        self._finalize_mutex, self._first_use = threading.RLock(), threading.RLock()
         self.clock.mutex = threading.Lock()
         _renew_locks_of_properties()
         transport = sys.modules.get("sutra_tasks.client.transport")

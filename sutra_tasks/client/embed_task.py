@@ -110,6 +110,8 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         limits, given = settings(), kwargs or {}
         if self._goes_on_from_a_worker(options):
             return self._send_on(args or (), given, options, strategy)
+        if isinstance(args, str | bytes) or not isinstance(given, Mapping):
+            raise InvalidInputError("apply_async takes tuple and dict: apply_async((texts,), {...})")
         call = Call.of(args or (), given, limits)
         if strategy is not None:
             check_strategy(strategy)

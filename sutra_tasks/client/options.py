@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sutra_tasks.settings import Settings
 
-__all__ = ["check_callbacks", "check_options", "refuse_mapped"]
+__all__ = ["check_callbacks", "check_message", "check_options", "refuse_mapped"]
 
 COMPRESSIONS: Final = ("gzip", "zlib", "bzip2", "bzip", "lzma", "xz")
 """Methods that every Python can undo; workers may lack the packages of the others."""
@@ -36,7 +36,7 @@ _CELERYS_HEADERS: Final = ("id", "task", "lang")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Check Celery's options of one call.
+    """Check Celery's options of a call of ``embed``.
 
     Raises:
         InvalidOptionError: it names the option, and says what to write instead.
@@ -46,6 +46,21 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise InvalidOptionError(
                 name, "...", f"it among the arguments: apply_async((texts,), {{'{name}': ...}})"
             )
+    for name in ("queue", "routing_key"):
+        value = options.get(name)
+        if value is not None and not _is_our_queue(value):
+            raise InvalidOptionError(
+                name, _shown(value), "none: routers take calls from the fleet's own queue only"
+            )
+    check_message(options)
+
+
+def check_message(options: Mapping[str, Any]) -> None:
+    """Check those of Celery's options that mean the same for every task of this package.
+
+    Raises:
+        InvalidOptionError: it names the option, and says what to write instead.
+    """
     for name, (accepts, expected) in _CHECKS.items():
         value = options.get(name)
         if value is not None and not accepts(value):
@@ -152,8 +167,6 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "countdown": (_is_seconds, "a number of seconds"),
     "eta": (_is_moment, "a datetime"),
     "expires": (lambda value: _is_seconds(value) or _is_moment(value), "seconds or a datetime"),
-    "queue": (_is_our_queue, "none: routers take calls from the fleet's own queue only"),
-    "routing_key": (_is_our_queue, "none: routers take calls from the fleet's own queue only"),
     "exchange": (
         lambda value: getattr(value, "name", value) == "",
         "none: it has no queue of the fleet",

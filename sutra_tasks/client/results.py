@@ -191,6 +191,8 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
                 raise (error.__cause__ or error.__context__) from None
             raise
 
+    wait = get  # Celery's older name; its own would be the base class's
+
     def expires_in_s(self) -> float | None:
         """Return the seconds for which the server still keeps the result; None if it has none."""
         left_ms: Any = self.backend.client.pttl(self.backend.get_key_for_task(self.id))

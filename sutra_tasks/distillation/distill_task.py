@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
+from sutra_tasks.client.options import check_callbacks, check_message
 from sutra_tasks.distillation.config import DistillationConfig
 from sutra_tasks.errors import (
     BrokerNotConfiguredError,
@@ -73,13 +74,20 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> EmbedResult:
-        """Send a recipe with Celery's options; see :meth:`delay`."""
+        """Send a recipe with Celery's options; see :meth:`delay`.
+
+        Raises:
+            InvalidOptionError: an option of Celery's cannot work.
+            CallbackQueueError: a callback of another Celery app names no queue.
+        """
         if len(args) != 1 or kwargs:
             raise InvalidInputError("distill() takes one argument, a DistillationConfig")
         (given,) = args
         config = given if isinstance(given, DistillationConfig) else DistillationConfig.from_json(given)
         if settings().broker_url is None and not self.app.conf.task_always_eager:
             raise BrokerNotConfiguredError
+        check_message({**self._get_exec_options(), **options})
+        check_callbacks(options, settings())
         options["argsrepr"] = f"(<{config.student} student of {config.teacher}>,)"
         options.setdefault("queue", keys.DISTILL_QUEUE)
         try:

@@ -33,6 +33,7 @@ def child(name, fork=os.fork, beside_threads=False):
     try:
         if fork is os.fork and not beside_threads:  # a thread may be about to connect
             assert not sockets(), "the parent's"
+        at_once()
         check(name, 20)
         for result in before:
             assert result.get(timeout=20).shape == (384,)
@@ -46,6 +47,25 @@ def child(name, fork=os.fork, beside_threads=False):
 def reap(pids):
     for pid in pids:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+def at_once():
+    # Threads make the first calls of a process together.
+    barrier = threading.Barrier(8)
+    failures = []
+
+    def first(n):
+        barrier.wait()
+        try:
+            check(f"first {n}", 5)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=first, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures, failures
 
 before = []
 reap([child("before the first call")])

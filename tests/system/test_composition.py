@@ -5,6 +5,7 @@ import sys
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import ChordError
@@ -16,6 +17,7 @@ from sutra_tasks import (
     embed,
     embed_many,
 )
+from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.host.processes import spawn, stop
 from tests.conftest import disconnect
 
@@ -186,6 +188,21 @@ def test_fifty_thousand_texts_leave_the_server_flat(start_fleet, client):
         assert max(sizes) < 80e6  # 50,000 stored vectors are 102 MB; this is connections' buffers
         assert max(sizes[5:]) <= 1.5 * max(sizes[:5])
         assert not list(client.scan_iter("celery-task-meta-*"))
+
+
+def test_a_slow_caller_gets_what_expired_meanwhile(start_fleet, client, wait_until):
+    def kept():
+        return list(client.scan_iter("celery-task-meta-*"))
+
+    with start_fleet(result_ttl_s=1):
+        texts = [f"text {n}" for n in range(40)]
+        vectors = embed_many(texts, batch=4, in_flight=8)
+        rows = [next(vectors)]
+        wait_until(lambda: len(kept()) == 7)
+        client.client_kill_filter(_type="pubsub")  # what the caller was sent and has not read is lost
+        wait_until(lambda: not kept())
+        rows += vectors
+    assert np.allclose(rows, vectors_of(texts, 384), atol=1e-6)
 
 
 GUEST = """

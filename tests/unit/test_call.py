@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import settings as laws
@@ -45,6 +46,9 @@ def call(*args: Any, **kwargs: Any) -> Call:
         (("a", "a"), ("a", "a"), False, 2),
         (["x" * 10], ("x" * 10,), False, 10),
         (["a"] * 4, ("a",) * 4, False, 4),
+        (np.array(["a", "b"]), ("a", "b"), False, 2),
+        (np.array(["a", "b"], dtype=object), ("a", "b"), False, 2),
+        (np.str_("a"), ("a",), True, 1),
     ],
 )
 def test_text_and_lists_of_text_are_taken_as_they_are(
@@ -66,6 +70,8 @@ def test_text_and_lists_of_text_are_taken_as_they_are(
         (["a", None], 1, "None"),
         (["a", "b", b"c"], 2, "bytes"),
         ([["a"]], 0, "list"),
+        (np.array([["a"]]), 0, "list"),
+        (np.array([1.5]), 0, "float"),
         ("ab\ud800", 0, "character 2"),
         (["a", "\udfff"], 1, "character 0"),
     ],
