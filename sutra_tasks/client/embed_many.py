@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import time
 from collections import deque
 from contextlib import suppress
@@ -131,6 +132,7 @@ def _vectors(
     ttl_s: float,
 ) -> Iterator[Vectors]:
     window: deque[Message] = deque()
+    process = os.getpid()
     is_ttl_known = False  # workers may keep results for another time than is set here
     try:
         while _send_more(window, source, in_flight, timeout_s, options):
@@ -150,11 +152,16 @@ def _vectors(
                 continue
             window.popleft()
             yield from answer.vectors
+            if os.getpid() != process:  # a forked child sends for itself: the parent fetches its own
+                process = os.getpid()
+                for message in window:
+                    message.result = None
             _drop_expired(window, ttl_s)
     finally:
         # The caller stopped early, or a call failed: the calls that wait need not be computed.
-        for message in window:
-            _withdraw(message)
+        if os.getpid() == process:
+            for message in window:
+                _withdraw(message)
 
 
 def _send_more(

@@ -16,6 +16,7 @@ In the order in which a call passes:
 - ``dividing``: which rows make a part;
 - ``messages``: the messages of the parts and of the body;
 - ``documents``: what happens to a document: begun, a part joined, failed;
+- ``values``: a document as it is begun, and what is read of it;
 - ``store``: the document on the results server, with its scripts (``*.lua``);
 - ``sender``: parts and body on their way to queues;
 - ``tasks``: the Celery tasks of a part and of the body;

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -302,6 +304,27 @@ def test_producers_do_not_take_each_others_batches_for_their_own(
         for number in range(2):
             open_producer().send(f"{number}")
     assert waiting(client) == ["0", "1", "0", "1"]
+
+
+FORKED = """
+import os, sys
+from sutra_tasks import Settings, StreamProducer
+
+with StreamProducer("s", options=Settings(broker_url=sys.argv[1])) as producer:
+    sent = producer.send_many(["before"])
+    pid = os.fork()
+    ids = {producer.send("after"), producer.send("after")}
+    if not pid:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+def test_what_a_forked_child_sends_is_not_taken_for_its_parents(client: redis.Redis, url: str) -> None:
+    subprocess.run([sys.executable, "-c", FORKED, url], check=True, timeout=60)
+    assert waiting(client) == ["before", *["after"] * 4]
+    entries: Any = client.xrange(IN)
+    assert len({fields[b"id"] for _, fields in entries}) == 5
 
 
 def lose_answers(producer: Producer, count: int, error: Exception) -> None:

@@ -78,6 +78,21 @@ assert before[0].get(timeout=20).shape == (384,)
 reap(children)
 check("parent after them", 3)
 
+texts = [f"one of many {n}" for n in range(200)]
+vectors = embed_many(texts, batch=10)
+rows = [next(vectors) for _ in range(15)]
+for goes_on in (False, True):
+    pid = os.fork()
+    if pid == 0:
+        if goes_on:
+            rows += vectors
+            assert np.allclose(rows, vectors_of(texts, 384), atol=1e-6)
+        vectors.close()
+        os._exit(0)
+    reap([pid])
+rows += vectors
+assert np.allclose(rows, vectors_of(texts, 384), atol=1e-6)
+
 stop = threading.Event()
 failures = []
 

@@ -6,6 +6,7 @@ never exceeds its capacity, and it answers how full the stream is.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -114,7 +115,7 @@ class ProducerCore:
         self.throttle_rate = 1.0
         self._wait, self._batch, self._clock = wait, batch, clock
         self._timeout_s = self.options.stream_timeout_s if timeout_s is None else timeout_s
-        self._name = uuid.uuid4().hex
+        self._process, self._name = os.getpid(), uuid.uuid4().hex
         self._batches = self._entries = 0
         self._work_began: tuple[float, _TimeInProducers] | None = (clock(), _time_in_producers.get())
 
@@ -179,6 +180,11 @@ class ProducerCore:
             unsent.source, unsent.error = None, error
         unsent.batch, unsent.batch_began = batch, self._clock()
 
+    def _leave_parent(self) -> None:
+        """Take another name in a forked child, or the server takes its batches for the parent's."""
+        if os.getpid() != self._process:
+            self._process, self._name = os.getpid(), uuid.uuid4().hex
+
     def _entry(self, given: str | StreamEntry, position: int | None = None) -> StreamEntry:
         """Return a valid entry with an id.
 
@@ -186,6 +192,7 @@ class ProducerCore:
             given: by the caller.
             position: among the entries of the call; None: it is the only one.
         """
+        self._leave_parent()
         entry = given if isinstance(given, StreamEntry) else StreamEntry(given)
         try:
             entry = entry.checked(self.options.max_text_chars)
@@ -232,6 +239,7 @@ class ProducerCore:
 
     def _request(self, entries: Sequence[StreamEntry]) -> RunScript:
         """Return the step that adds a batch; the server knows a repeated step by the batch's number."""
+        self._leave_parent()
         self._batches += 1
         fields = [entry.fields() for entry in entries]
         return RunScript(
