@@ -24,14 +24,16 @@ PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
 def celery_settings(options: Settings) -> dict[str, Any]:
     """Return Celery's lower-case settings, of clients and workers alike."""
     transport = socket_options(options.socket_timeout_s)
+    namespaced = {"global_keyprefix": f"{options.namespace}:"} if options.namespace else {}
     conf: dict[str, Any] = {
         "broker_url": options.broker_url,
         "broker_transport": "sutra_tasks.client.transport:Transport",
-        "broker_transport_options": transport,
+        "broker_transport_options": transport | namespaced,
         "broker_connection_retry_on_startup": True,
         # A server without memory answers with an error, which would end a worker without this.
         "broker_channel_error_retry": True,
         "result_backend": options.results,
+        "result_backend_transport_options": namespaced,
         "result_expires": options.result_ttl_s,
         "result_backend_thread_safe": True,
         **{f"redis_{name}": value for name, value in transport.items()},

@@ -24,6 +24,7 @@ __all__ = [
     "async_broker_client",
     "broker_client",
     "no_retries",
+    "pool_client",
     "results_client",
     "socket_options",
 ]
@@ -69,6 +70,11 @@ def results_client(
 ) -> redis.Redis:
     """Return a client of the server with the results; otherwise as :func:`broker_client`."""
     return _client(options.results, timeout_s or options.socket_timeout_s, retries=retries)
+
+
+def pool_client(pool: redis.ConnectionPool) -> redis.Redis:
+    """Return a client of a pool that somebody else made, with its options."""
+    return redis.Redis(connection_pool=pool)
 
 
 def async_broker_client(options: Settings) -> redis.asyncio.Redis:

@@ -8,11 +8,14 @@
     │   ├── TooLargeError
     │   ├── InvalidOptionError
     │   ├── TooLittleTextError
-    │   └── CallbackQueueError
+    │   ├── CallbackQueueError
+    │   └── InvalidMessageError     a message on a queue is not one that a worker can run
     ├── ServerUnavailableError      a server does not answer; nothing was sent (ConnectionError)
     ├── UnsupportedVersionError     written by another version of this package
+    ├── ResultRefusedError          the results server takes the result neither now nor later
     ├── CorruptResultError          stored vectors do not decode
     ├── CorruptMessageError         a message between workers does not decode
+    ├── DeviceNameTakenError        another live worker has the name of this device
     ├── NoHealthyWorkersError       no device to send work to
     ├── FleetSaturated              more work waits than the fleet can do in time; nothing was sent
     ├── BackpressureSignal          a stream is full, or sheds low priorities; the entry was not accepted
@@ -40,17 +43,20 @@ __all__ = [
     "CallbackQueueError",
     "CorruptMessageError",
     "CorruptResultError",
+    "DeviceNameTakenError",
     "DistillationUnderWayError",
     "EncodingError",
     "FleetSaturated",
     "IncompleteDocumentError",
     "InvalidInputError",
+    "InvalidMessageError",
     "InvalidOptionError",
     "InvalidTextError",
     "ModelError",
     "NoHealthyWorkersError",
     "PoisonMessageError",
     "PromotionRefusedError",
+    "ResultRefusedError",
     "ServerUnavailableError",
     "SettingsError",
     "SpaceUnavailableError",
@@ -178,6 +184,17 @@ class CallbackQueueError(InvalidInputError):
         )
 
 
+class InvalidMessageError(InvalidInputError):
+    """A message on a queue is not one that a worker can run; ``field`` is the first one at fault."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason
+
+    def __str__(self) -> str:
+        return f"{self.field} of the task's message: {self.reason}. docs/messages.md has the format"
+
+
 class ServerUnavailableError(SutraError, ConnectionError):
     """The broker or the results server does not answer; nothing was sent."""
 
@@ -206,6 +223,17 @@ class UnsupportedVersionError(SutraError):
         )
 
 
+class ResultRefusedError(SutraError):
+    """The results server takes a task's result neither now nor later; ``reason`` is its own words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the results server does not take the result of this task: {self.reason}"
+
+
 class CorruptResultError(SutraError):
     """Stored vectors do not decode: this package did not write the record."""
 
@@ -226,6 +254,21 @@ class CorruptMessageError(SutraError):
 
     def __str__(self) -> str:
         return f"{self.what} does not decode. Do all workers run the same release and model?"
+
+
+class DeviceNameTakenError(SutraError):
+    """Another worker that lives has the name of this device."""
+
+    def __init__(self, device_id: str) -> None:
+        super().__init__(device_id)
+        self.device_id = device_id
+
+    def __str__(self) -> str:
+        return (
+            f"a live worker has the name {self.device_id} already, and each device needs its own. Stop "
+            "that worker, or set SUTRA_DEVICE_ID to another name; fleets that should not see each other "
+            "on one server need a SUTRA_NAMESPACE each"
+        )
 
 
 class NoHealthyWorkersError(SutraError):

@@ -9,7 +9,8 @@ key                             type    lifetime
 ``sutra.control``               list    a Celery queue: periodic tasks, run by a router
 ``sutra:in-flight:<inc.>``      list    messages that the worker of this incarnation has taken and not
                                         acknowledged, the newest first; never expires (it is work)
-``sutra:worker:<name>``         string  the newest incarnation of a worker, :data:`REMEMBER_S`
+``sutra:worker:<id>``           string  incarnation of the worker that has the name of a device,
+                                        :data:`REMEMBER_S`
 ``sutra:fleet``                 zset    device id -> time of its last heartbeat (server clock);
                                         members leave on drain, else after :data:`FORGET_AFTER_S`
 ``sutra:queues``                zset    device id -> time of its last heartbeat; members leave once
@@ -43,7 +44,7 @@ key                             type    lifetime
 ``sutra:sample:<period>``       zset    text -> its place in the draw: a sample of real traffic,
                                         ``SUTRA_SAMPLE_RETENTION_S``
 ``sutra:device:<id>``           string  JSON record of one device, :data:`FORGET_AFTER_S`
-``sutra:router:<name>``         string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
+``sutra:router:<incarnation>``  string  JSON record of one router, ``SUTRA_DEVICE_TTL_S``
 ``celery-task-meta-<task>``     string  Celery's own: a result, ``SUTRA_RESULT_TTL_S``; of a
                                         distillation, and its progress, :data:`DISTILLED_S`
 ``sutra:streams``               set     names of the streams that devices read; members leave with
@@ -74,6 +75,9 @@ key                             type    lifetime
 ``sutra:stream-consumer:<i>``   string  JSON: what one device has measured, :data:`STATE_S`
 ==============================  ======  =====================================================
 
+With ``SUTRA_NAMESPACE=acme`` each of them begins with ``acme:``, and so do the keys of Celery and kombu.
+Names of queues stay as they are for Celery; only their lists are named so.
+
 kombu appends ``\x06\x16<priority>`` to a queue's name for its lanes 3, 6 and 9.
 """
 
@@ -81,12 +85,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from sutra_tasks.settings import settings
+
 __all__ = [
-    "BACKLOG",
     "BACKLOG_S",
     "COMBINE_TASK",
     "CONTROL_QUEUE",
-    "DEAD_LETTERS",
     "DEVICES_GROUP",
     "DEVICE_QUEUE_PREFIX",
     "DISTILLED_S",
@@ -94,40 +98,45 @@ __all__ = [
     "DISTILL_DUE_TASK",
     "DISTILL_QUEUE",
     "DISTILL_TASK",
-    "DOCUMENTS",
     "DOCUMENT_S",
     "EMBED_QUEUE",
     "EMBED_TASK",
-    "FLEET",
     "FORGET_AFTER_S",
-    "GOLDEN",
     "HEALTH_TASK",
-    "LEASES",
     "MEMORY_TASK",
     "OWN_TASK_PREFIX",
     "PART_TASK",
-    "PROMOTION",
     "PROMOTION_S",
-    "QUEUES",
     "READERS_GROUP",
     "REAPED_S",
+    "REFUSED_TASK",
     "REMEMBER_S",
     "STATE_S",
-    "STREAMS",
-    "STREAM_LOADS",
+    "backlog",
     "cancelled",
+    "dead_letters",
     "device",
     "device_queue",
     "distilling",
     "document",
+    "documents",
+    "fleet",
+    "golden",
     "in_flight",
+    "leases",
     "load",
+    "named",
+    "prefix",
+    "promotion",
+    "queues",
     "reaped",
     "result",
     "router",
     "sample",
     "stream",
     "stream_consumer",
+    "stream_loads",
+    "streams",
     "suspect",
     "worker",
 ]
@@ -144,17 +153,9 @@ DISTILL_TASK: Final = "sutra.distill"
 DISTILL_DUE_TASK: Final = "sutra.distill_due"
 HEALTH_TASK: Final = "sutra.health"
 MEMORY_TASK: Final = "sutra.memory"
+REFUSED_TASK: Final = "sutra.refused"
+"""Stands for the task of a message that is refused, inside the worker that took it."""
 
-FLEET: Final = "sutra:fleet"
-QUEUES: Final = "sutra:queues"
-LEASES: Final = "sutra:leases"
-PROMOTION: Final = "sutra:promotion"
-GOLDEN: Final = "sutra:golden"
-BACKLOG: Final = "sutra:backlog"
-DEAD_LETTERS: Final = "sutra:dead-letters"
-DOCUMENTS: Final = "sutra:documents"
-STREAMS: Final = "sutra:streams"
-STREAM_LOADS: Final = "sutra:stream-loads"
 DEVICES_GROUP: Final = "sutra"
 """Consumer group of a stream's entries: its consumers are devices."""
 READERS_GROUP: Final = "readers"
@@ -185,7 +186,68 @@ BACKLOG_S: Final = 5
 """Seconds for which clients use the backlog that a router published."""
 
 REMEMBER_S: Final = 30 * 24 * 3600
-"""Seconds within which a worker that starts again reaps the last process of its name."""
+"""Seconds for which the worker that has the name of a device is remembered."""
+
+
+def prefix() -> str:
+    """Beginning of every key: ``SUTRA_NAMESPACE`` and a colon; empty without a namespace."""
+    namespace = settings().namespace
+    return f"{namespace}:" if namespace else ""
+
+
+def named(name: str) -> str:
+    """Key of this name in the namespace; of a Celery queue, its list of the highest priority."""
+    return prefix() + name
+
+
+def fleet() -> str:
+    """Devices, by the time of their last heartbeat."""
+    return named("sutra:fleet")
+
+
+def queues() -> str:
+    """Devices whose queue may have messages, by the time of their last heartbeat."""
+    return named("sutra:queues")
+
+
+def leases() -> str:
+    """Heartbeats so far, by incarnation."""
+    return named("sutra:leases")
+
+
+def promotion() -> str:
+    """The version of a model that is being promoted."""
+    return named("sutra:promotion")
+
+
+def golden() -> str:
+    """The fleet's golden vectors."""
+    return named("sutra:golden")
+
+
+def backlog() -> str:
+    """What waits in the fleet, for clients."""
+    return named("sutra:backlog")
+
+
+def dead_letters() -> str:
+    """Messages that were given up."""
+    return named("sutra:dead-letters")
+
+
+def documents() -> str:
+    """Long texts that are fanned out, by when their missing parts are overdue."""
+    return named("sutra:documents")
+
+
+def streams() -> str:
+    """Names of the streams."""
+    return named("sutra:streams")
+
+
+def stream_loads() -> str:
+    """Loads of the devices' machines, for producers of streams."""
+    return named("sutra:stream-loads")
 
 
 def device_queue(device_id: str) -> str:
@@ -195,69 +257,69 @@ def device_queue(device_id: str) -> str:
 
 def in_flight(incarnation: str) -> str:
     """Messages that one worker process has taken and not acknowledged."""
-    return f"sutra:in-flight:{incarnation}"
+    return named(f"sutra:in-flight:{incarnation}")
 
 
-def worker(name: str) -> str:
-    """Newest incarnation of the worker of this name."""
-    return f"sutra:worker:{name}"
+def worker(device_id: str) -> str:
+    """Incarnation of the worker that has the name of a device."""
+    return named(f"sutra:worker:{device_id}")
 
 
 def device(device_id: str) -> str:
     """Record of one device."""
-    return f"sutra:device:{device_id}"
+    return named(f"sutra:device:{device_id}")
 
 
-def router(name: str) -> str:
+def router(incarnation: str) -> str:
     """Record of one router."""
-    return f"sutra:router:{name}"
+    return named(f"sutra:router:{incarnation}")
 
 
 def load(device_id: str) -> str:
     """Tokens dispatched to a device and completed by it."""
-    return f"sutra:load:{device_id}"
+    return named(f"sutra:load:{device_id}")
 
 
 def document(task_id: str) -> str:
     """Parts of a long text, and their vectors."""
-    return f"sutra:document:{task_id}"
+    return named(f"sutra:document:{task_id}")
 
 
 def result(task_id: str) -> str:
     """Celery's key of a result."""
-    return f"celery-task-meta-{task_id}"
+    return named(f"celery-task-meta-{task_id}")
 
 
 def reaped(incarnation: str) -> str:
     """Mark that the lease of one worker process has ended."""
-    return f"sutra:reaped:{incarnation}"
+    return named(f"sutra:reaped:{incarnation}")
 
 
 def suspect(incarnation: str) -> str:
     """Name of the task that one worker process runs alone."""
-    return f"sutra:suspect:{incarnation}"
+    return named(f"sutra:suspect:{incarnation}")
 
 
 def stream(name: str, part: str) -> str:
     """One of the keys of a stream, as the table above names them."""
-    return f"sutra:stream:{name}:{part}"
+    return named(f"sutra:stream:{name}:{part}")
 
 
 def stream_consumer(incarnation: str) -> str:
     """Measurements of the streams by one worker process."""
-    return f"sutra:stream-consumer:{incarnation}"
+    return named(f"sutra:stream-consumer:{incarnation}")
 
 
 def distilling(name: str) -> str:
     """Who makes the next version of a model."""
-    return f"sutra:distilling:{name}"
+    return named(f"sutra:distilling:{name}")
 
 
 def cancelled(task_id: str) -> str:
     """Mark that a distillation is not wanted any more."""
-    return f"sutra:cancelled:{task_id}"
+    return named(f"sutra:cancelled:{task_id}")
 
 
 def sample(period: int) -> str:
     """Sample of the texts of one period."""
-    return f"sutra:sample:{period}"
+    return named(f"sutra:sample:{period}")

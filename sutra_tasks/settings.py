@@ -27,6 +27,7 @@ CHUNKINGS: Final = ("plain", "late")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("auto", "eager", "sdpa", "flash_attention_2")
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 def _option(
@@ -49,6 +50,9 @@ class Settings:
     result_url: str | None = _option(None, "Redis or Valkey with the results; the broker if not set")
     result_ttl_s: int = _option(
         600, "seconds a result is kept for its caller; of a distillation 7 days at the least", least=1
+    )
+    namespace: str | None = _option(
+        None, "beginning of every key on both servers, for fleets that share them; none if not set"
     )
     socket_timeout_s: float = _option(30.0, "seconds without an answer from the server", least=1)
 
@@ -220,6 +224,9 @@ class Settings:
                 raise _refused(name, _scheme(url), "must be a redis:// or rediss:// address")
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
             raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
+        if self.namespace is not None and not _NAMESPACE.fullmatch(self.namespace):
+            reason = "letters, digits, '.', '-' and '_', 64 at most"
+            raise _refused("namespace", self.namespace, reason)
         if self.device_ttl_s < 2 * self.heartbeat_s:
             raise _refused("device_ttl_s", self.device_ttl_s, "must be at least twice SUTRA_HEARTBEAT_S")
         if self.distill_every_s and not self.distill_config:

@@ -4,7 +4,12 @@ import sys
 import time
 
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
-from sutra_tasks.host.local_fleet import local_devices, run_workers, stop_on_signals
+from sutra_tasks.host.local_fleet import (
+    free_fleet_number,
+    local_devices,
+    run_workers,
+    stop_on_signals,
+)
 from sutra_tasks.host.supervisor import worker_specs
 from sutra_tasks.settings import settings
 
@@ -16,7 +21,8 @@ def main(count: int | None) -> None:
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
-    devices = [spec for spec in worker_specs(options, local_devices(options, count)) if spec.device_id]
+    chosen = local_devices(options, count, number=free_fleet_number(options, count))
+    devices = [spec for spec in worker_specs(options, chosen) if spec.device_id]
     with stop_on_signals(), run_workers(options, devices, report=print) as supervisor:
         while True:
             time.sleep(supervisor.step(time.monotonic()))

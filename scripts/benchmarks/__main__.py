@@ -6,7 +6,17 @@ import argparse
 import json
 from pathlib import Path
 
-from scripts.benchmarks import balancing, chaos, distill, embed, long_text, overhead, scaling, streaming
+from scripts.benchmarks import (
+    balancing,
+    chaos,
+    distill,
+    embed,
+    fuzz,
+    long_text,
+    overhead,
+    scaling,
+    streaming,
+)
 from scripts.benchmarks.report import document, show
 
 BENCHMARKS = {
@@ -18,6 +28,7 @@ BENCHMARKS = {
     "long_text": long_text.run,
     "streaming": streaming.run,
     "distill": distill.run,
+    "fuzz": fuzz.run,
 }
 PLOTS = {"balancing": balancing.plot, "scaling": scaling.plot, "streaming": streaming.plot}
 

@@ -94,7 +94,7 @@ def _flood(fleet: BenchFleet, streams: Sequence[str], count: int) -> tuple[float
         assert not sink.errors, sink.errors
     with redis.Redis.from_url(fleet.options.broker_url or "") as client:
         for stream in streams:
-            client.srem(keys.STREAMS, stream)  # else devices would read streams of earlier rounds
+            client.srem(keys.streams(), stream)  # else devices would read streams of earlier rounds
     first, last = min(sink.first_ms for sink in sinks), max(sink.last_ms for sink in sinks)
     delivered = sum(len(sink.rows) for sink in sinks)
     return 1000 * delivered / (last - first), count * len(sinks) - delivered

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sutra_tasks import keys
+from sutra_tasks.broker.message_check import is_id
+from sutra_tasks.server_errors import is_permanent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,9 +33,10 @@ def answering_result(headers: Mapping[str, Any]) -> str | None:
 
     A header ``group`` does not tell a chord, which may not be counted yet, from a group.
     """
-    if headers.get("task") not in ENDED_BY_A_SUCCESS or headers.get("group"):
+    task_id = headers.get("id")
+    if headers.get("task") not in ENDED_BY_A_SUCCESS or headers.get("group") or not is_id(task_id):
         return None
-    return keys.result(str(headers.get("id")))
+    return keys.result(str(task_id))
 
 
 def stored_successes(results: redis.Redis, names: Sequence[str]) -> set[str]:
@@ -42,6 +45,9 @@ def stored_successes(results: redis.Redis, names: Sequence[str]) -> set[str]:
     Args:
         results: the results server.
         names: keys of results.
+
+    Raises:
+        redis.RedisError: the server does not answer now.
     """
     found: set[str] = set()
     for at in range(0, len(names), RESULTS_PER_CALL):
@@ -49,6 +55,10 @@ def stored_successes(results: redis.Redis, names: Sequence[str]) -> set[str]:
         with results.pipeline(transaction=False) as pipe:
             for name in some:
                 pipe.getrange(name, 0, len(SUCCESS) - 1)
-            beginnings = pipe.execute()
-        found.update(name for name, one in zip(some, beginnings, strict=True) if one == SUCCESS)
+            beginnings = pipe.execute(raise_on_error=False)
+        for name, one in zip(some, beginnings, strict=True):
+            if isinstance(one, Exception) and not is_permanent(one):
+                raise one
+            if one == SUCCESS:  # a key of another type is no success, and stays so
+                found.add(name)
     return found

@@ -12,23 +12,29 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import cached_property
+from itertools import count
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from celery.utils.log import get_logger
 from kombu.transport import redis as stock
 from kombu.transport import virtual
-from kombu.utils.json import loads
 
-from sutra_tasks.broker.deliveries import TAKEN, Message, QoS
+from sutra_tasks import keys
+from sutra_tasks.broker.deliveries import DECODED, TAKEN, Message, QoS
 from sutra_tasks.broker.in_flight import in_flight_of
 from sutra_tasks.broker.load import MOST_CREDIT, tokens_of, weight_of
+from sutra_tasks.broker.message_check import check_message, decode_body, parse
 from sutra_tasks.broker.queues import requeue_target
+from sutra_tasks.broker.refused import refused_payload
+from sutra_tasks.broker.requeue import NOT_ROUTED
 from sutra_tasks.broker.take_protocol import TakeProtocol
 from sutra_tasks.client import transport
-from sutra_tasks.connections import no_retries
+from sutra_tasks.connections import no_retries, pool_client
+from sutra_tasks.errors import InvalidMessageError
+from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.broker.in_flight import InFlightMessages
@@ -37,6 +43,36 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 logger = get_logger(__name__)
+
+FAILED_PAUSE_S: Final = 1.0
+"""Seconds after which a message that this worker failed to handle is requeued."""
+
+
+def _checked(raw: bytes, queue: str, *, most_bytes: int) -> tuple[dict[str, Any], int]:
+    """Return a message as kombu and Celery can handle it, and the tokens it has in a device's load.
+
+    What no worker can run is replaced by a message of the task ``sutra.refused``.
+
+    kombu would decode and decompress each body, however large it becomes. Here it is done once, with a
+    limit, and not at all for a message that is only forwarded.
+    """
+    parsed: Any = None
+    try:
+        parsed = parse(raw)
+        check_message(parsed, queue, most_bytes=most_bytes)
+        runs_here = queue.startswith(keys.DEVICE_QUEUE_PREFIX) or queue in NOT_ROUTED
+        decoded = decode_body(parsed, most_bytes=most_bytes) if runs_here else None
+    except InvalidMessageError as error:
+        return refused_payload(parsed, error), weight_of(parsed)
+    properties = {**parsed["properties"]}
+    properties["delivery_info"] = {**(properties.get("delivery_info") or {})}
+    payload = {**parsed, "properties": properties}
+    if runs_here or queue == keys.EMBED_QUEUE:
+        properties["body_encoding"] = None
+        payload["headers"] = {k: v for k, v in parsed["headers"].items() if k != "compression"}
+    if decoded is not None:
+        payload["body"], payload[DECODED] = decoded
+    return payload, weight_of(parsed)
 
 
 def _nothing() -> None:
@@ -60,6 +96,7 @@ class Channel(transport.Channel):
         self._unclaimed_target = ""
         self._has_unclaimed = False
         self._identified_socket: Any = None
+        self._tags = count(1)
         self._connection_id: int | None = None
         super().__init__(*args, **kwargs)
 
@@ -68,13 +105,18 @@ class Channel(transport.Channel):
         """What this process has in flight; None for a channel that only sends."""
         return in_flight_of(self.incarnation) if self.incarnation else None
 
+    @property
+    def scripts(self) -> redis.Redis:
+        """The client of our own keys, which carry the namespace; ``commands`` puts it before kombu's."""
+        return pool_client(self.pool)
+
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         """Start consuming; requeue first what a lost connection of this process left in flight."""
         acknowledges = not no_ack and queue not in self._fanout_queues
         if acknowledges and self._protocol is None and self.in_flight is not None:
             self._protocol = TakeProtocol(self.in_flight)
             self._unclaimed_target = requeue_target(queue)
-            if moved := self.in_flight.requeue_unclaimed(self.commands, self._unclaimed_target):
+            if moved := self.in_flight.requeue_unclaimed(self.scripts, self._unclaimed_target):
                 logger.warning("%d messages of the lost connection were requeued", moved)
         return super().basic_consume(queue, no_ack, *args, **kwargs)
 
@@ -100,7 +142,7 @@ class Channel(transport.Channel):
             target = requeue_target(message.sutra_queue)
             try:
                 self.in_flight.requeue(
-                    self.commands, message.sutra_raw, target, failed=message.sutra_failed
+                    self.scripts, message.sutra_raw, target, failed=message.sutra_failed
                 )
             except (OSError, redis.RedisError) as error:
                 # Many threads at once may run out of connections.
@@ -128,7 +170,7 @@ class Channel(transport.Channel):
                 else:
                     self.in_flight.consumer_gone(message.sutra_raw)
             if self._protocol is not None:
-                self.in_flight.requeue_unclaimed(self.commands, self._unclaimed_target)
+                self.in_flight.requeue_unclaimed(self.scripts, self._unclaimed_target)
         except (OSError, redis.RedisError) as error:
             logger.warning("messages in flight are requeued on reconnecting: %s", error)
 
@@ -180,7 +222,7 @@ class Channel(transport.Channel):
         assert self.in_flight is not None
         self._has_unclaimed = False  # first, because another thread may set it meanwhile
         try:
-            self.in_flight.requeue_unclaimed(self.commands, self._unclaimed_target)
+            self.in_flight.requeue_unclaimed(self.scripts, self._unclaimed_target)
         except BaseException:
             self._has_unclaimed = True
             raise
@@ -226,24 +268,51 @@ class Channel(transport.Channel):
         for one in taken:
             try:
                 self._deliver(one)
-            except Exception as error:  # noqa: BLE001 - raised below
+            except self.connection_errors as error:
                 failed = failed or error
+            except Exception:
+                # Whatever a message does to this worker's code, it ends no worker and delays no other.
+                logger.exception("a message could not be handled; it counts an attempt")
+                self._requeue_failed(one)
         if failed is not None:
             raise failed
+
+    def _requeue_failed(self, taken: Taken) -> None:
+        """Requeue a message that this worker could not handle, after a pause of its own."""
+        in_flight = self.in_flight
+        assert in_flight is not None
+
+        def requeue_it() -> None:
+            try:
+                in_flight.requeue(self.scripts, taken.raw, requeue_target(taken.queue), failed=True)
+            except (OSError, redis.RedisError) as error:
+                logger.warning("a message is requeued a little later: %s", error)
+                self._has_unclaimed = True
+
+        loop = self._loop
+        if loop is None:
+            requeue_it()
+        else:
+            loop.call_later(FAILED_PAUSE_S, requeue_it)
+
+    def _receive_one(self, c: Any) -> Any:
+        # What was published to the channels of Celery's remote control; anybody can.
+        try:
+            return super()._receive_one(c)
+        except (Empty, *self.connection_errors):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever was published
+            logger.warning("ignored what was published and is no message: %r", error)
+            raise Empty from None
 
     def _deliver(self, taken: Taken) -> None:
         assert self.in_flight is not None
         queue, raw = taken.queue, taken.raw
         self._queue_cycle.rotate(queue)
-        try:
-            payload = loads(raw)
-            payload["properties"]["delivery_tag"]
-            weight = weight_of(payload)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            logger.error("dropped %d bytes in %s that are no message", len(raw), queue)  # noqa: TRY400
-            self.in_flight.acknowledge(raw)
-            return
+        payload, weight = _checked(raw, queue, most_bytes=settings().max_message_bytes)
         payload[TAKEN] = (raw, queue, weight)
+        # Senders are trusted to give each message a tag of its own only in kombu itself.
+        payload["properties"]["delivery_tag"] = f"sutra-{next(self._tags)}"
         tokens = weight or tokens_of(payload)
         self.in_flight.delivered(raw, requeue_target(queue), tokens=tokens, weight=weight)
         self.connection._deliver(payload, queue)  # noqa: SLF001 - as kombu's own channel does
@@ -282,4 +351,4 @@ class Channel(transport.Channel):
         if waits and self._connection_id is not None:
             # If it has ended by itself, the server does nothing; if this fails, it will end soon.
             with suppress(redis.RedisError, OSError):
-                self.commands.client_unblock(self._connection_id)
+                self.scripts.client_unblock(self._connection_id)

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sutra_tasks import keys, lua
 from sutra_tasks.broker.attempts import ATTEMPTS
-from sutra_tasks.broker.queues import lane
+from sutra_tasks.broker.queues import lane, priority_of
 
 if TYPE_CHECKING:
     import redis
-
-    from sutra_tasks.errors import PoisonMessageError
 
 __all__ = ["DeadLetter", "add_dead_letter", "dead_letters", "drop", "retry"]
 
@@ -43,24 +41,25 @@ class DeadLetter:
 
 
 def add_dead_letter(
-    client: redis.Redis, task_id: str, raw: bytes, error: PoisonMessageError, *, now: float
+    client: redis.Redis, task_id: str, raw: bytes, *, reason: str, attempts: int, now: float
 ) -> None:
     """Keep a message that is given up; a second time replaces the first.
 
     Args:
         client: the server with the queues.
-        task_id: its task.
-        raw: the message, as it was taken.
-        error: why it is given up.
+        task_id: its task, or a name for a message without one.
+        raw: the message, as it was taken; bytes that are not UTF-8 come back unchanged.
+        reason: why it is given up.
+        attempts: workers that died or failed with it.
         now: Unix time in seconds.
     """
-    letter = DeadLetter(task_id, error.reason, error.attempts, now, raw.decode())
-    client.hset(keys.DEAD_LETTERS, task_id, json.dumps({"v": VERSION, **asdict(letter)}))
+    letter = DeadLetter(task_id, reason, attempts, now, raw.decode("utf-8", "surrogateescape"))
+    client.hset(keys.dead_letters(), task_id, json.dumps({"v": VERSION, **asdict(letter)}))
 
 
 def dead_letters(client: redis.Redis) -> list[DeadLetter]:
     """Return all dead letters, the oldest first; those of another version are left out."""
-    found: Any = client.hgetall(keys.DEAD_LETTERS)
+    found: Any = client.hgetall(keys.dead_letters())
     values = [json.loads(text) for text in found.values()]
     letters = [
         DeadLetter(**{name: value[name] for name in DeadLetter.__slots__})
@@ -71,23 +70,35 @@ def dead_letters(client: redis.Redis) -> list[DeadLetter]:
 
 
 def retry(client: redis.Redis, letters: Sequence[DeadLetter]) -> int:
-    """Send messages again, without their attempts; return how many were still there."""
+    """Send messages again, without their attempts; return how many were still there.
+
+    One that is no message is refused again, and becomes the same dead letter.
+    """
     sent = 0
     for letter in letters:
-        message: dict[str, Any] = json.loads(letter.message)
-        message["headers"].pop(ATTEMPTS, None)
-        queue = lane(keys.EMBED_QUEUE, int(message["properties"].get("priority") or 0))
+        message, priority = _without_attempts(letter.message)
+        queue = lane(keys.EMBED_QUEUE, priority)
         sent += RETRY_DEAD_LETTER(
             client,
-            dead_letters=keys.DEAD_LETTERS,
+            dead_letters=keys.dead_letters(),
             target=queue,
             task_id=letter.task_id,
-            message=json.dumps(message),
+            message=message,
         )
     return sent
+
+
+def _without_attempts(text: str) -> tuple[bytes, int]:
+    """Return a message as it is sent again, and its priority."""
+    try:
+        message: dict[str, Any] = json.loads(text)
+        message["headers"].pop(ATTEMPTS, None)
+        return json.dumps(message).encode(), priority_of(message["properties"])
+    except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return text.encode("utf-8", "surrogateescape"), 0
 
 
 def drop(client: redis.Redis, letters: Sequence[DeadLetter]) -> int:
     """Delete dead letters for good; return how many were still there."""
     names = [letter.task_id for letter in letters]
-    return int(client.hdel(keys.DEAD_LETTERS, *names)) if names else 0
+    return int(client.hdel(keys.dead_letters(), *names)) if names else 0

@@ -10,7 +10,10 @@ from kombu.transport import virtual
 __all__ = ["TAKEN", "Message", "QoS"]
 
 TAKEN: Final = "sutra_taken"
-"""Field of a decoded message on its way through kombu: its bytes, its queue and its weight."""
+"""Field of a parsed message on its way through kombu: its bytes, its queue and its weight."""
+
+DECODED: Final = "sutra_decoded"
+"""Field of a parsed message on its way through kombu: what its body says, if the body is decoded."""
 
 
 class Message(virtual.Message):  # type: ignore[misc]  # kombu is half typed
@@ -26,7 +29,10 @@ class Message(virtual.Message):  # type: ignore[misc]  # kombu is half typed
     def __init__(self, payload: dict[str, Any], channel: Any = None, **kwargs: Any) -> None:
         self.sutra_raw, self.sutra_queue, self.sutra_weight = payload.pop(TAKEN, (None, None, 0))
         self.sutra_failed = False
+        decoded = payload.pop(DECODED, None)
         super().__init__(payload, channel=channel, **kwargs)
+        if decoded is not None:
+            self._decoded_cache = decoded
 
 
 class QoS(stock.QoS):  # type: ignore[misc]  # kombu is half typed

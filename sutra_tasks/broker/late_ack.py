@@ -1,22 +1,33 @@
 """Late acknowledgement for workers with a pool of threads.
 
-The thread that finishes a task acknowledges its message, and requeues it if an error escapes Celery.
+The thread that finishes a task acknowledges its message, and requeues it if an error escapes Celery. A
+message whose result cannot be stored now is requeued after a pause, which grows while the server goes on
+to refuse; one whose result can never be stored becomes a dead letter.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
+import redis
 from celery.concurrency.thread import ApplyResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 from celery.utils.log import get_logger
 from celery.worker.request import Request as CelerysRequest
 from celery.worker.strategy import default as default_strategy
+
+from sutra_tasks.broker.dead_letters import add_dead_letter
+from sutra_tasks.broker.refused import growing_pause_s
+from sutra_tasks.broker.result_backend import RequeueMessage
+from sutra_tasks.connections import broker_client
+from sutra_tasks.errors import ResultRefusedError
+from sutra_tasks.settings import settings
 
 __all__ = ["LateAckPool", "Request", "strategy"]
 
@@ -50,6 +61,11 @@ class Request(CelerysRequest):  # type: ignore[misc]  # Celery is untyped
 class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     """Celery's thread pool, for workers that handle messages by :func:`strategy`."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._stopping = threading.Event()
+        self._refusals = 0  # results in a row that the server did not store
+
     def on_apply(
         self,
         target: Callable[..., Any],
@@ -61,7 +77,7 @@ class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     ) -> ApplyResult:
         """Run one task on a thread."""
         request = callback.__self__  # a method of Celery's request, which has the message
-        task = partial(_run_task, target, args or (), kwargs or {}, callback, accept_callback)
+        task = partial(self._run_task, target, args or (), kwargs or {}, callback, accept_callback)
         return ApplyResult(self.submit(request, task))
 
     def submit(self, request: Any, task: Callable[[], None]) -> Future[None]:
@@ -70,20 +86,42 @@ class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
 
     def on_stop(self) -> None:
         """Cancel the tasks that have not begun, and wait for those that have."""
+        self._stopping.set()
         self.executor.shutdown(cancel_futures=True)
         self._state = self.TERMINATE
 
+    def _run_task(
+        self, target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any
+    ) -> None:
+        """Run one task on this thread as Celery's pools do; an error that escapes requeues it."""
+        request = callback.__self__
+        try:
+            accept_callback(os.getpid(), time.monotonic())
+            callback(target(*args, **kwargs))
+            self._refusals = 0
+        except ResultRefusedError as refused:
+            _give_up(request, refused)
+        except BaseException as error:
+            # Nobody reads the future of this thread's work: without this, a message whose result cannot
+            # be stored is never acknowledged, and after enough of them the worker takes no more.
+            logger.error("task %s is requeued: %r", request.id, error)  # noqa: TRY400
+            if isinstance(error, RequeueMessage):
+                self._refusals += 1
+                self._stopping.wait(growing_pause_s(self._refusals))
+            request.reject(requeue=True)
+            if not isinstance(error, Exception):
+                raise
 
-def _run_task(target: Any, args: Any, kwargs: Any, callback: Any, accept_callback: Any) -> None:
-    """Run one task on this thread as Celery's pools do, and requeue its message if an error escapes."""
-    request = callback.__self__
+
+def _give_up(request: Any, refused: ResultRefusedError) -> None:
+    """Keep a message whose result can never be stored as a dead letter, and acknowledge it."""
+    logger.error("task %s becomes a dead letter: %s", request.id, refused)
+    raw, reason = request.message.sutra_raw, str(refused)
     try:
-        accept_callback(os.getpid(), time.monotonic())
-        callback(target(*args, **kwargs))
-    except BaseException as error:
-        # Nobody reads the future of this thread's work: without this, a message whose result cannot be
-        # stored is never acknowledged, and after enough of them the worker takes no more.
-        logger.error("task %s is requeued: %r", request.id, error)  # noqa: TRY400
+        with broker_client(settings()) as client:
+            add_dead_letter(client, request.id, raw, reason=reason, attempts=0, now=time.time())
+    except redis.RedisError:
+        logger.exception("task %s is requeued: it cannot be kept as a dead letter", request.id)
         request.reject(requeue=True)
-        if not isinstance(error, Exception):
-            raise
+    else:
+        request.acknowledge()

@@ -26,20 +26,24 @@ LOAD_CONSTANTS: Final = {"MOST_CREDIT": MOST_CREDIT, "LOAD_TTL_S": keys.FORGET_A
 
 def tokens_of(payload: Mapping[str, Any]) -> int:
     """Return the estimated tokens of a message, given its JSON as it stands in a queue."""
-    size = len(payload.get("body") or "")
+    body, headers = payload.get("body"), payload.get("headers")
+    size = len(body) if isinstance(body, str) else 0
     try:
-        return demand_of((payload.get("headers") or {}).get(HEADER), size).tokens
+        return demand_of(headers.get(HEADER) if isinstance(headers, dict) else None, size).tokens
     except SutraError:
         return estimated_tokens(1, size)
 
 
-def weight_of(payload: Mapping[str, Any]) -> int:
+def weight_of(payload: Any) -> int:
     """Return the tokens that a message adds to its device's load: 0 if no router forwarded it there.
 
     Depends on nothing but the message, so whoever adds it and whoever removes it agree.
     """
-    routing_key = payload["properties"]["delivery_info"].get("routing_key") or ""
-    return 0 if routing_key.startswith(keys.DEVICE_QUEUE_PREFIX) else tokens_of(payload)
+    try:
+        routing_key = (payload["properties"].get("delivery_info") or {}).get("routing_key") or ""
+    except (TypeError, KeyError, AttributeError):
+        return 0  # routers forward no such message
+    return 0 if str(routing_key).startswith(keys.DEVICE_QUEUE_PREFIX) else tokens_of(payload)
 
 
 def load_key(incarnation: str) -> str:

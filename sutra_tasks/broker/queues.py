@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from bisect import bisect_right
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kombu.transport.redis import PRIORITY_STEPS
 from kombu.transport.redis import Channel as StockChannel
@@ -13,7 +13,7 @@ from kombu.transport.redis import Channel as StockChannel
 from sutra_tasks import keys
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import redis
 
@@ -23,6 +23,7 @@ __all__ = [
     "lane",
     "lanes",
     "new_incarnation",
+    "priority_of",
     "queue_lengths",
     "queue_of",
     "requeue_target",
@@ -46,7 +47,8 @@ def device_of(incarnation: str) -> str | None:
 @cache
 def lanes(queue: str) -> tuple[str, ...]:
     """Return the Redis lists of ``queue``, one for each priority of kombu's, the first served first."""
-    return tuple(f"{queue}{StockChannel.sep}{step}" if step else queue for step in PRIORITY_STEPS)
+    name = keys.named(queue)
+    return tuple(f"{name}{StockChannel.sep}{step}" if step else name for step in PRIORITY_STEPS)
 
 
 def lane(queue: str, priority: int) -> str:
@@ -54,9 +56,15 @@ def lane(queue: str, priority: int) -> str:
     return lanes(queue)[bisect_right(PRIORITY_STEPS, max(0, min(priority, 9))) - 1]
 
 
+def priority_of(properties: Mapping[str, Any]) -> int:
+    """Return the priority that a message's properties name; 0, which goes first, for anything odd."""
+    priority = properties.get("priority")
+    return priority if type(priority) is int else 0
+
+
 def queue_of(lane_name: str) -> str:
     """Return the queue that a Redis list belongs to."""
-    return lane_name.partition(StockChannel.sep)[0]
+    return lane_name.removeprefix(keys.prefix()).partition(StockChannel.sep)[0]
 
 
 def requeue_target(queue: str) -> str:

@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from celery.utils.log import get_logger
-
 from sutra_tasks import keys, lua
 from sutra_tasks.broker.answered import answering_result, stored_successes
 from sutra_tasks.broker.attempts import count_death
 from sutra_tasks.broker.load import LOAD_CONSTANTS, load_key, weight_of
-from sutra_tasks.broker.queues import device_of, lane, lanes
+from sutra_tasks.broker.queues import device_of, lane, lanes, priority_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,8 +19,6 @@ if TYPE_CHECKING:
     import redis
 
 __all__ = ["requeue", "requeue_device_queue", "requeue_in_flight"]
-
-logger = get_logger(__name__)
 
 REQUEUE: Final = lua.script("broker/requeue", **LOAD_CONSTANTS)
 
@@ -52,8 +48,8 @@ class _Requeued:
     result: str | None
 
 
-_PlannedMove = tuple[bytes, str, _Requeued | None]
-"""A message as it stands in its list, the queue it goes to, and its requeued form; None: no message."""
+_PlannedMove = tuple[bytes, str, _Requeued]
+"""A message as it stands in its list, the queue it goes to, and its requeued form."""
 
 
 def requeue(
@@ -104,8 +100,7 @@ def requeue_in_flight(
     for raw in messages:
         if raw not in keep:
             found = _requeued(raw, died=died and device is not None, suspect_id=suspect_id)
-            sent_to = found.queue if found is not None else keys.EMBED_QUEUE
-            moves.append((raw, queues.get(raw) or queue or sent_to, found))
+            moves.append((raw, queues.get(raw) or queue or found.queue, found))
     if results is not None:
         moves = _without_answered(results, moves)
     return _move(client, source, load_key(incarnation), moves)
@@ -123,8 +118,8 @@ def requeue_device_queue(client: redis.Redis, device_id: str) -> int:
 
 def _requeued(
     raw: bytes, *, redelivered: bool = True, died: bool = False, suspect_id: str = ""
-) -> _Requeued | None:
-    """Return a message as it is requeued; None for bytes that are no Celery message.
+) -> _Requeued:
+    """Return a message as it is requeued; bytes that are no message stay as they are, to be refused.
 
     Args:
         raw: the message as it stands in a list.
@@ -138,19 +133,15 @@ def _requeued(
         properties["delivery_info"]["redelivered"] = True
         headers = message["headers"] = {**(message.get("headers") or {}), "redelivered": True}
         weight = weight_of(message)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return _Requeued(raw, keys.EMBED_QUEUE, 0, 0, None)
     if died and suspect_id in ("", headers.get("id")):
         count_death(headers, alone=suspect_id != "")
-    try:
-        priority = int(properties.get("priority") or 0)
-    except (TypeError, ValueError):
-        priority = 0
     sent_to = properties["delivery_info"].get("routing_key")
     return _Requeued(
         message=json.dumps(message) if redelivered else raw,
         queue=sent_to if sent_to in NOT_ROUTED else keys.EMBED_QUEUE,
-        priority=priority,
+        priority=priority_of(properties),
         weight=weight,
         result=answering_result(headers),
     )
@@ -158,36 +149,26 @@ def _requeued(
 
 def _without_answered(results: redis.Redis, moves: Sequence[_PlannedMove]) -> list[_PlannedMove]:
     """Return the same moves, but with nothing to send for each message that has its answer."""
-    names = [one.result for _, _, one in moves if one is not None and one.result is not None]
+    names = [one.result for _, _, one in moves if one.result is not None]
     answered = stored_successes(results, names)
     return [
-        (raw, queue, replace(one, message="") if one is not None and one.result in answered else one)
+        (raw, queue, replace(one, message="") if one.result in answered else one)
         for raw, queue, one in moves
     ]
 
 
 def _move(client: redis.Redis, source: str, load: str, moves: Sequence[_PlannedMove]) -> int:
-    """Move messages from a list to the queues beside them; return how many moved.
-
-    Bytes that are no message are dropped, because no worker could ever handle them.
-    """
+    """Move messages from a list to the queues beside them; return how many moved."""
     moved = 0
     for at in range(0, len(moves), MESSAGES_PER_CALL):
-        found: list[tuple[bytes, str, _Requeued]] = []
-        for raw, queue, one in moves[at : at + MESSAGES_PER_CALL]:
-            if one is not None:
-                found.append((raw, lane(queue, one.priority), one))
-            else:
-                logger.error("dropped %d bytes that are no message", len(raw))
-                client.lrem(source, 1, raw)  # type: ignore[arg-type]  # bytes are fine
-        if found:
-            moved += REQUEUE(
-                client,
-                source=source,
-                load=load,
-                targets=[target for _, target, _ in found],
-                messages=[raw for raw, _, _ in found],
-                requeued=[one.message for _, _, one in found],
-                weights=[one.weight for _, _, one in found],
-            )
+        found = moves[at : at + MESSAGES_PER_CALL]
+        moved += REQUEUE(
+            client,
+            source=source,
+            load=load,
+            targets=[lane(queue, one.priority) for _, queue, one in found],
+            messages=[raw for raw, _, _ in found],
+            requeued=[one.message for _, _, one in found],
+            weights=[one.weight for _, _, one in found],
+        )
     return moved

@@ -19,6 +19,8 @@ from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from sutra_tasks import keys, lua
+from sutra_tasks.errors import ResultRefusedError
+from sutra_tasks.server_errors import is_permanent, server_words
 
 __all__ = ["LeaseEnded", "RequeueMessage", "ResultBackend", "requeue_if_server_fails"]
 
@@ -64,6 +66,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         Raises:
             RequeueMessage: the error is the server's and not the task's, or the server did not store it.
             LeaseEnded: other workers do this process's work; nothing was stored.
+            ResultRefusedError: the server does not store it, now or later.
         """
         # Also where the result is ignored: the task's chord and its callbacks hear of the error.
         if isinstance(exc, SERVER_ERRORS):
@@ -75,13 +78,18 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, **options: Any
     ) -> None:
-        """Store a success and tell the task's chord.
+        """Store a success and tell the task's chord; where it is refused for good, store that.
 
         Raises:
             RequeueMessage: the server did not store it.
+            ResultRefusedError: the server stores neither the result nor that it was refused.
         """
-        super().mark_as_done(task_id, result, request, store_result, **options)
-        self.on_outcome_stored(task_id, request)
+        try:
+            super().mark_as_done(task_id, result, request, store_result, **options)
+        except ResultRefusedError as refused:
+            self.mark_as_failure(task_id, refused, request=request, store_result=store_result)
+        else:
+            self.on_outcome_stored(task_id, request)
 
     def mark_as_revoked(
         self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True,
@@ -92,6 +100,7 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
         Raises:
             RequeueMessage: the server did not store it.
             LeaseEnded: other workers do this process's work; nothing was stored.
+            ResultRefusedError: the server does not store it, now or later.
         """
         self._check_lease()
         super().mark_as_revoked(task_id, reason, request, store_result, **options)
@@ -136,8 +145,15 @@ class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
 
 @contextmanager
 def requeue_if_server_fails() -> Iterator[None]:
-    """Raise errors of the server as :class:`RequeueMessage`."""
+    """Raise errors of the server as :class:`RequeueMessage`.
+
+    Raises:
+        RequeueMessage: the server did not do it, and may do so later.
+        ResultRefusedError: it never will, for a missing right or the wrong type of a key, say.
+    """
     try:
         yield
     except (*SERVER_ERRORS, OSError) as error:
+        if isinstance(error, redis.RedisError) and is_permanent(error):
+            raise ResultRefusedError(server_words(error)) from error
         raise RequeueMessage(error) from error

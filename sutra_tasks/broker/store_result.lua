@@ -12,7 +12,8 @@
 
 if state ~= 'SUCCESS' then
   if redis.call('EXISTS', lease_ended) == 1 then return -1 end
-  local stored = redis.call('GET', result)
+  local is_record = redis.call('TYPE', result).ok == 'string'  -- anything else there is overwritten
+  local stored = is_record and redis.call('GET', result)
   if stored and string.find(stored, '"status": "SUCCESS"', 1, true) then return 0 end
 end
 redis.call('SETEX', result, ttl_s, record)

@@ -46,6 +46,6 @@ class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
         for channel in self.channels:
             if channel and channel.in_flight is not None and TAKEN in raw_message:
                 raw, queue, _ = raw_message[TAKEN]
-                channel.in_flight.requeue(channel.commands, raw, requeue_target(queue))
+                channel.in_flight.requeue(channel.scripts, raw, requeue_target(queue))
                 return
         super()._reject_inbound_message(raw_message)

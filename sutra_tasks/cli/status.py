@@ -90,7 +90,7 @@ def read(client: redis.Redis, ttl_s: float) -> FleetStatus:
         ),
         routers=tuple(json.loads(text) for text in routers if text is not None),
         queued=queues[keys.EMBED_QUEUE],
-        dead_letters=client.hlen(keys.DEAD_LETTERS),
+        dead_letters=client.hlen(keys.dead_letters()),
     )
 
 

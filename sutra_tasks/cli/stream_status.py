@@ -207,7 +207,7 @@ def run_delete(options: Settings, stream: str, *, force: bool) -> None:
                 f"unread, {one.open_texts} texts are open, {one.dead} are dead letters. --force deletes "
                 "them as well"
             )
-        client.srem(keys.STREAMS, stream)
+        client.srem(keys.streams(), stream)
         if names := list(client.scan_iter(keys.stream(stream, "*"), count=1000)):
             client.delete(*names)
     Console().print(f"deleted {stream}")

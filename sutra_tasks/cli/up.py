@@ -18,7 +18,13 @@ from sutra_tasks.cli.status import read, table
 from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import SettingsError, SutraError
 from sutra_tasks.host.embedded_server import embedded_server, is_free
-from sutra_tasks.host.local_fleet import await_devices, local_devices, run_workers, stop_on_signals
+from sutra_tasks.host.local_fleet import (
+    await_devices,
+    free_fleet_number,
+    local_devices,
+    run_workers,
+    stop_on_signals,
+)
 from sutra_tasks.host.supervisor import WorkerSpec, worker_specs
 
 if TYPE_CHECKING:
@@ -50,9 +56,14 @@ def run(
             if port is None and is_free(DEFAULT_PORT):
                 port = DEFAULT_PORT
             options = replace(options, broker_url=stack.enter_context(embedded_server(port)))
+        number = 1 if starts_server else free_fleet_number(options, devices, replicas)
+        if number > 1:
+            chosen = local_devices(options, devices, replicas, number)
+            console.print(f"fleet {number} of this machine: live workers have the names of the first")
         began = time.monotonic()
         events = ["-E"] if flower else []
-        specs = worker_specs(options, chosen, worker_options=["--loglevel", log_level, *events])
+        worker_options = ["--loglevel", log_level, *events]
+        specs = worker_specs(options, chosen, number=number, worker_options=worker_options)
         schedule = Path(stack.enter_context(TemporaryDirectory(prefix="sutra-beat-"))) / "schedule"
         specs.append(_beat(options, schedule, log_level))
         if flower:

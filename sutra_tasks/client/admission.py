@@ -41,7 +41,7 @@ class Backlog:
     tokens_per_s: float
 
     def to_json(self) -> str:
-        """Return the JSON that is stored under ``keys.BACKLOG``."""
+        """Return the JSON that is stored under ``keys.backlog()``."""
         return json.dumps({"v": VERSION, **asdict(self)})
 
     @classmethod
@@ -100,6 +100,6 @@ class Admission:
         self._read_at = self._clock()
         self._sent = 0
         try:
-            self._backlog = Backlog.from_json(self._client.get(keys.BACKLOG))
+            self._backlog = Backlog.from_json(self._client.get(keys.backlog()))
         except (redis.RedisError, OSError):
             self._backlog = None  # sending fails as well, and its error tells why

@@ -32,6 +32,7 @@ __all__ = [
 VERSION: Final = 1
 HEADER: Final = "sutra"
 LATEST: Final = 1e11  # the year 5138
+LARGEST: Final = 10**9
 BYTES_PER_TOKEN: Final = 4
 """UTF-8 bytes in one token of English prose under WordPiece. Code and other scripts differ from it, but
 on every device alike, so loads and speeds still compare."""
@@ -218,7 +219,8 @@ def check_strategy(name: str) -> str:
 
 
 def _number(value: object, otherwise: int) -> int:
-    return value if type(value) is int and value >= 0 else otherwise
+    # A larger number would not fit the server's counters.
+    return min(value, LARGEST) if type(value) is int and value >= 0 else otherwise
 
 
 def _moment(value: object) -> float | None:

@@ -200,14 +200,14 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
     # The caller's mistakes: the worker logs no traceback.
     throws=(InvalidInputError, UnsupportedVersionError),
 )
-def _embed(self: EmbedTask, texts: str | list[str], **options: Any) -> Vectors | Embeddings:
+def _embed(self: EmbedTask, /, *args: Any, **options: Any) -> Vectors | Embeddings:
     if _server is None:
         raise SutraError(
             "embed runs on a device worker. Call embed.delay(texts).get(), or use "
             "sutra_tasks.testing.local_fleet() where there is none."
         )
     demand_of(self.request.get(HEADER), 0)  # raises if another version of this package wrote the header
-    return _server(Call.of((texts,), options, settings()))
+    return _server(Call.of(args, options, settings()))
 
 
 embed = cast("EmbedTask", _embed)

@@ -27,6 +27,7 @@ from sutra_tasks.health.monitor import Monitor
 from sutra_tasks.health.states import DeviceState
 from sutra_tasks.health.statistics import Statistics
 from sutra_tasks.membership.heartbeat import Heartbeat
+from sutra_tasks.membership.names import release
 from sutra_tasks.membership.reaper import end_if_replaced, requeue_waiting
 from sutra_tasks.models.loaded.freeing import freeze_loaded_objects
 from sutra_tasks.models.loaded.model_cache import ModelCache
@@ -155,6 +156,10 @@ class DeviceRuntime:
         if self._streams is not None:
             self._streams.stop(self._options.drain_s)
         self.batcher.close(self._options.drain_s)
+        try:
+            release(self._client, self._device_id, self._incarnation)
+        except redis.RedisError as error:
+            logger.warning("the name of this device is free once its lease has ended: %s", error)
 
     # The model that serves by default.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -70,7 +70,7 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
 
     def apply_async(
         self,
-        args: tuple[DistillationConfig | Mapping[str, Any]],
+        args: Sequence[Any],
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> EmbedResult:
@@ -80,9 +80,7 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
             InvalidOptionError: an option of Celery's cannot work.
             CallbackQueueError: a callback of another Celery app names no queue.
         """
-        if len(args) != 1 or kwargs:
-            raise InvalidInputError("distill() takes one argument, a DistillationConfig")
-        (given,) = args
+        given = _only_argument(args, kwargs)
         config = given if isinstance(given, DistillationConfig) else DistillationConfig.from_json(given)
         if settings().broker_url is None and not self.app.conf.task_always_eager:
             raise BrokerNotConfiguredError
@@ -95,6 +93,12 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
         except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
             raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
         return sent
+
+
+def _only_argument(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:
+    if len(args) != 1 or kwargs:
+        raise InvalidInputError("distill() takes one argument, a DistillationConfig")
+    return args[0]
 
 
 def _required_run() -> Run:
@@ -113,8 +117,8 @@ def _required_run() -> Run:
     acks_late=True,
     throws=(DistillationUnderWayError, InvalidInputError, UnsupportedVersionError),
 )
-def _distill(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _required_run()(DistillationConfig.from_json(config))
+def _distill(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    return _required_run()(DistillationConfig.from_json(_only_argument(args, kwargs)))
 
 
 @app.task(name=keys.DISTILL_DUE_TASK, shared=False, acks_late=True)  # type: ignore[untyped-decorator]

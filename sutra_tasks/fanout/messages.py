@@ -19,7 +19,7 @@ from sutra_tasks.broker.attempts import ATTEMPTS, DEATHS_NEARBY
 from sutra_tasks.client.call import BYTES_PER_TOKEN, HEADER, TOKENS_PER_TEXT, Demand
 from sutra_tasks.client.call import VERSION as HEADER_VERSION
 
-__all__ = ["BODY", "BODY_DEMAND", "body_message", "part_demand", "part_message", "priority_of"]
+__all__ = ["BODY", "BODY_DEMAND", "body_message", "part_demand", "part_message"]
 
 BODY: Final = "sutra_body"
 """Header of a part: the message of the body, to tell the caller if the document is lost."""
@@ -32,11 +32,6 @@ def part_demand(rows: int, tokens: int, strategy: str | None = None) -> Demand:
     """Return the demand of a part: with as many bytes as are estimated to be its tokens."""
     size = BYTES_PER_TOKEN * max(0, tokens - TOKENS_PER_TEXT * rows)
     return Demand(rows, size, sent_at=None, strategy=strategy)
-
-
-def priority_of(message: Mapping[str, Any]) -> int:
-    """Return a message's priority; 0 goes first."""
-    return int(message["properties"].get("priority") or 0)
 
 
 def body_message(message: bytes, payload: Sequence[Any]) -> str:

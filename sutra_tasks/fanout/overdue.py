@@ -26,7 +26,7 @@ DOCUMENTS_AT_ONCE: Final = 100
 
 def resend_overdue(documents: Documents) -> None:
     """Send again what is missing of documents without progress, or give them up."""
-    backlog: Any = documents.sender.client.get(keys.BACKLOG)
+    backlog: Any = documents.sender.client.get(keys.backlog())
     usual_s = documents.store.overdue_s
     late_s = overdue_after_s(Backlog.from_json(backlog), usual_s) - usual_s
     for task_id, resends in documents.store.take_overdue(late_s=late_s, most=DOCUMENTS_AT_ONCE):

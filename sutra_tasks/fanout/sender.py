@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from sutra_tasks import keys, lua
 from sutra_tasks.broker.load import LOAD_CONSTANTS
-from sutra_tasks.broker.queues import NO_DEVICE, lane
-from sutra_tasks.fanout.messages import BODY_DEMAND, part_demand, part_message, priority_of
+from sutra_tasks.broker.queues import NO_DEVICE, lane, priority_of
+from sutra_tasks.fanout.messages import BODY_DEMAND, part_demand, part_message
 
 if TYPE_CHECKING:
     import redis
@@ -48,7 +48,7 @@ class Sender:
             parts: the number of each part to send, and its device; None: the router chooses it.
         """
         template = json.loads(body)
-        priority = priority_of(template)
+        priority = priority_of(template["properties"])
         for start in range(0, len(parts), PARTS_AT_ONCE):
             some = parts[start : start + PARTS_AT_ONCE]
             messages, weights = [], []
@@ -70,7 +70,7 @@ class Sender:
         device = self._device_id
         SEND(
             self.client,
-            queues=[_queue(device, priority_of(json.loads(body)))],
+            queues=[_queue(device, priority_of(json.loads(body)["properties"]))],
             loads=[keys.load(device or NO_DEVICE)],
             push="RPUSH",
             messages=[body],

@@ -218,7 +218,7 @@ class DocumentStore:
         """
         found = TAKE_OVERDUE(
             self._client,
-            documents=keys.DOCUMENTS,
+            documents=keys.documents(),
             document=keys.document(""),
             most=most,
             overdue_s=self.overdue_s,
@@ -257,7 +257,7 @@ def _names(task_id: str) -> dict[str, str]:
     """Return the keys of a document, by their names in the scripts."""
     return {
         "document": keys.document(task_id),
-        "documents": keys.DOCUMENTS,
+        "documents": keys.documents(),
         "result": keys.result(task_id),
     }
 

@@ -49,14 +49,14 @@ class FleetGolden:
     def renew(self, golden: GoldenVectors) -> None:
         """Keep the fleet's vectors from expiring, or replace them after a change of the model."""
         if self._published is not golden:  # devices that join from now on need the new model
-            self._client.set(keys.GOLDEN, golden.to_json(), ex=self._keep_s)
+            self._client.set(keys.golden(), golden.to_json(), ex=self._keep_s)
             self._published = golden
-        elif not self._client.expire(keys.GOLDEN, self._keep_s):
+        elif not self._client.expire(keys.golden(), self._keep_s):
             self._publish_first(golden)
 
     def _publish_first(self, golden: GoldenVectors) -> bytes | None:
         """Publish vectors unless the fleet has some; return what it had."""
         fleets: bytes | None = PUBLISH_GOLDEN(
-            self._client, golden=keys.GOLDEN, golden_json=golden.to_json(), keep_s=self._keep_s
+            self._client, golden=keys.golden(), golden_json=golden.to_json(), keep_s=self._keep_s
         )
         return fleets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -11,7 +12,9 @@ from typing import Final
 
 from sutra_tasks.errors import SettingsError
 
-__all__ = ["DeviceSpec", "count_cores", "count_gpus", "plan_devices", "visible_gpus"]
+__all__ = ["DeviceSpec", "count_cores", "count_gpus", "host_name", "plan_devices", "visible_gpus"]
+
+MOST_HOST_CHARS: Final = 40
 
 MOST_CPU_WORKERS: Final = 8
 """Each CPU worker has a copy of the model in memory; further cores become threads of the workers."""
@@ -40,6 +43,18 @@ def visible_gpus(count: int, cuda_visible_devices: str | None) -> tuple[str, ...
     return tuple(name.strip() for name in cuda_visible_devices.split(",") if name.strip())[:count]
 
 
+def host_name(name: str) -> str:
+    """Return the name of a machine as the names of devices have it; other names give other results.
+
+    Names of pods are long and differ in their last characters: what is cut is told by a hash.
+    """
+    cleaned = re.sub(r"[^A-Za-z0-9-]+", "-", name).strip("-")
+    if cleaned and len(cleaned) <= MOST_HOST_CHARS:
+        return cleaned
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{cleaned[: MOST_HOST_CHARS - 9].strip('-') or 'host'}-{digest}"
+
+
 def plan_devices(
     *,
     host: str,
@@ -48,6 +63,7 @@ def plan_devices(
     cores: int,
     count: int | None,
     replicas: int = 1,
+    number: int = 1,
 ) -> tuple[DeviceSpec, ...]:
     """Decide the device workers of one machine: for each GPU, else for each group of cores.
 
@@ -59,11 +75,12 @@ def plan_devices(
         count: how many devices; None: all of them.
         replicas: workers on each device, named ``gpu0-1``, ``gpu0-2`` and so on; they share its memory,
             or its cores, evenly.
+        number: of the fleet on this machine; the names of a second one say so.
 
     Raises:
         SettingsError: ``count`` is more than there are GPUs, or one of the numbers is less than 1.
     """
-    host = re.sub(r"[^A-Za-z0-9-]+", "-", host).strip("-")[:40] or "host"
+    host = host_name(host) + (f"-{number}" if number > 1 else "")
     for option, value in (("--devices", count), ("--replicas-per-device", replicas)):
         if value is not None and value < 1:
             raise SettingsError(option, str(value), "must be 1 or more")

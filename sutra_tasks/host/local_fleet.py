@@ -15,12 +15,14 @@ from sutra_tasks.errors import SutraError
 from sutra_tasks.host.hardware import count_cores, count_gpus, plan_devices, visible_gpus
 from sutra_tasks.host.supervisor import Supervisor, WorkerSpec
 from sutra_tasks.membership.fleet import fleet_members
+from sutra_tasks.membership.names import Patience, holders, living
+from sutra_tasks.membership.reaper import reap
 
 if TYPE_CHECKING:
     from sutra_tasks.host.hardware import DeviceSpec
     from sutra_tasks.settings import Settings
 
-__all__ = ["await_devices", "local_devices", "run_workers", "stop_on_signals"]
+__all__ = ["await_devices", "free_fleet_number", "local_devices", "run_workers", "stop_on_signals"]
 
 START_TIMEOUT_S: Final = 300.0
 
@@ -100,7 +102,31 @@ def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[D
             time.sleep(supervisor.step(time.monotonic()))
 
 
-def local_devices(options: Settings, count: int | None, replicas: int = 1) -> tuple[DeviceSpec, ...]:
+def free_fleet_number(options: Settings, count: int | None, replicas: int = 1) -> int:
+    """Return the number of a new fleet on this machine: the least whose names no live worker has.
+
+    Reaps workers of that number that have ended, so that their successors need not wait for it.
+
+    Raises:
+        redis.RedisError: the server does not answer.
+    """
+    patience = Patience(silent_s=options.device_ttl_s, unborn_s=options.lease_s)
+    with broker_client(options) as client, results_client(options) as results:
+        number = 1
+        while True:
+            devices = local_devices(options, count, replicas, number)
+            ended = holders(client, [device.id for device in devices])
+            if not living(client, ended, patience=patience):
+                break
+            number += 1
+        for incarnation in ended:
+            reap(client, results, incarnation)
+    return number
+
+
+def local_devices(
+    options: Settings, count: int | None, replicas: int = 1, number: int = 1
+) -> tuple[DeviceSpec, ...]:
     """Decide the device workers of this machine; see :func:`~sutra_tasks.host.hardware.plan_devices`."""
     return plan_devices(
         host=platform.node(),
@@ -109,4 +135,5 @@ def local_devices(options: Settings, count: int | None, replicas: int = 1) -> tu
         cores=count_cores(),
         count=count,
         replicas=replicas,
+        number=number,
     )

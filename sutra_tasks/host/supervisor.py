@@ -65,12 +65,27 @@ def restart_delay_s(crashes: int, lived_s: float) -> float:
 
 
 def worker_specs(
-    options: Settings, devices: Sequence[DeviceSpec], *, worker_options: Sequence[str] = ()
+    options: Settings,
+    devices: Sequence[DeviceSpec],
+    *,
+    number: int = 1,
+    worker_options: Sequence[str] = (),
 ) -> list[WorkerSpec]:
-    """Return the router, the devices, and a distill worker if there are folders for it."""
+    """Return the router, the devices, and a distill worker if there are folders for it.
+
+    Args:
+        options: of all workers.
+        devices: to start.
+        number: of the fleet on this machine.
+        worker_options: of ``celery worker``.
+    """
     shared = options.as_env()
     module = [sys.executable, "-m", "sutra_tasks.roles"]
-    router = WorkerSpec("router", [*module, "router", *worker_options], shared)
+
+    def without_device(role: str) -> WorkerSpec:
+        named = ["--hostname", f"{role}-{number}@%h"] if number > 1 else []
+        return WorkerSpec(role, [*module, role, *named, *worker_options], shared)
+
     devices_to_start = [
         WorkerSpec(
             device.id,
@@ -80,9 +95,8 @@ def worker_specs(
         )
         for device in devices
     ]
-    distiller = WorkerSpec("distill", [*module, "distill", *worker_options], shared)
-    distillers = [distiller] if options.data_dir and options.models_dir else []
-    return [router, *devices_to_start, *distillers]
+    distillers = [without_device("distill")] if options.data_dir and options.models_dir else []
+    return [without_device("router"), *devices_to_start, *distillers]
 
 
 class Supervisor:

@@ -4,6 +4,7 @@ Modules, in the order in which a device uses them:
 
 - ``device_record``: what a device says of itself, as a value and as JSON
 - ``fleet``: writes heartbeats and records to the server, and reads all of them in one round trip
+- ``names``: one live worker has the name of a device (``claim_name.lua``)
 - ``heartbeat``: the thread by which a device registers, keeps its lease and leaves
 - ``leases``: decides, from counters of heartbeats, which lease has ended
 - ``reaper``: ends the leases of dead workers and requeues their messages

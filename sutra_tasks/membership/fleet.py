@@ -66,9 +66,9 @@ def beat(client: redis.Redis, record: DeviceRecord) -> int:
     """
     beats: int = BEAT(
         client,
-        fleet=keys.FLEET,
-        queues=keys.QUEUES,
-        leases=keys.LEASES,
+        fleet=keys.fleet(),
+        queues=keys.queues(),
+        leases=keys.leases(),
         record=keys.device(record.id),
         load=keys.load(record.id),
         in_flight=keys.in_flight(record.incarnation),
@@ -83,7 +83,7 @@ def beat(client: redis.Redis, record: DeviceRecord) -> int:
 
 def keep_lease(client: redis.Redis, incarnation: str) -> int:
     """Count a heartbeat of a process that is no device of the fleet; return its heartbeats so far."""
-    beats: int = KEEP_LEASE(client, leases=keys.LEASES, incarnation=incarnation)
+    beats: int = KEEP_LEASE(client, leases=keys.leases(), incarnation=incarnation)
     return beats
 
 
@@ -91,7 +91,7 @@ def leave(client: redis.Redis, device_id: str, incarnation: str) -> None:
     """Take a device out of the fleet, unless another incarnation has registered it since."""
     LEAVE(
         client,
-        fleet=keys.FLEET,
+        fleet=keys.fleet(),
         record=keys.device(device_id),
         device_id=device_id,
         incarnation=f'"{incarnation}"',
@@ -102,7 +102,7 @@ def fleet_members(client: redis.Redis) -> list[FleetMember]:
     """Return every device that is not forgotten yet, in order of their ids, in one round trip."""
     found = FLEET_MEMBERS(
         client,
-        fleet=keys.FLEET,
+        fleet=keys.fleet(),
         records=keys.device(""),
         loads=keys.load(""),
         forget_s=keys.FORGET_AFTER_S,

@@ -60,7 +60,7 @@ def reap(client: redis.Redis, results: redis.Redis, incarnation: str, *, died: b
         requeued = requeue_waiting(client, device_id)
     requeued += requeue_in_flight(client, incarnation, died=died, results=results)
     client.delete(keys.suspect(incarnation))
-    client.hdel(keys.LEASES, incarnation)
+    client.hdel(keys.leases(), incarnation)
     return requeued
 
 
@@ -97,7 +97,7 @@ def requeue_absent_devices(client: redis.Redis, ttl_s: float) -> int:
     Returns:
         How many messages were requeued.
     """
-    registered: Any = client.zrange(keys.QUEUES, 0, -1)
+    registered: Any = client.zrange(keys.queues(), 0, -1)
     present = {one.id for one in fleet_members(client) if one.is_live(ttl_s) and one.takes_work}
     absent = sorted({name.decode() for name in registered} - present)
     waiting = queue_lengths(client, [keys.device_queue(name) for name in absent])
@@ -106,7 +106,7 @@ def requeue_absent_devices(client: redis.Redis, ttl_s: float) -> int:
         if waiting[keys.device_queue(name)]:
             requeued += requeue_device_queue(client, name)
         else:
-            FORGET_QUEUE(client, queues=keys.QUEUES, device_id=name, forget_s=keys.FORGET_AFTER_S)
+            FORGET_QUEUE(client, queues=keys.queues(), device_id=name, forget_s=keys.FORGET_AFTER_S)
     return requeued
 
 
@@ -150,7 +150,7 @@ class Reaper:
         if self._own_lease.is_lost:
             end_if_replaced(self._results, self._incarnation)
             self._own_lease.is_lost = False
-        raw: Any = self._client.hgetall(keys.LEASES)
+        raw: Any = self._client.hgetall(keys.leases())
         beats = {name.decode(): int(count) for name, count in raw.items()}
         # The clock is read after the answer: a silent server counts no heartbeats.
         before, self._observed = self._observed, self._observed.after(beats, self._clock())

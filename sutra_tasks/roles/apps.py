@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -19,10 +20,10 @@ from sutra_tasks.broker.queues import new_incarnation
 from sutra_tasks.client.embed_task import embed
 from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.distill_task import distill, distill_due
-from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError
+from sutra_tasks.errors import BrokerNotConfiguredError, DeviceNameTakenError, SettingsError
 from sutra_tasks.fanout import tasks as parts
-from sutra_tasks.membership.reaper import reap
-from sutra_tasks.roles import control as _control  # noqa: F401 - registers tasks and commands
+from sutra_tasks.membership.names import Patience, claim
+from sutra_tasks.roles import control
 from sutra_tasks.roles.bootsteps import ReaperStep, RouterStep
 from sutra_tasks.settings import settings
 
@@ -54,6 +55,7 @@ def router_app() -> Celery:
         },
     )
     _handle_with("sutra_tasks.routing.router:strategy", embed, parts.part, parts.combine)
+    _handle_with("sutra_tasks.broker.late_ack:strategy", control.check_health, control.check_memory)
     app.steps["consumer"].add(RouterStep)
     app.steps["worker"].add(ReaperStep)
     return app
@@ -131,7 +133,7 @@ def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None
     if options.broker_url is None:
         raise BrokerNotConfiguredError
     incarnation = options.incarnation or new_incarnation(device_id)
-    celeryd_after_setup.connect(_take_over, weak=False)
+    celeryd_after_setup.connect(_begin_lease if device_id is None else _claim_device, weak=False)
     app.conf.update(
         role,
         broker_transport=TRANSPORT,
@@ -146,22 +148,31 @@ def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None
     )
 
 
-def _take_over(sender: str, instance: Any, **_: Any) -> None:  # noqa: ARG001 - a Celery signal
-    """Begin a lease, and reap the last process of the same worker, if there was one.
+def _begin_lease(**_: Any) -> None:
+    """Begin the lease of a worker without a device: two of one name do not disturb each other."""
+    with broker_client(settings()) as client:
+        try:
+            client.hsetnx(keys.leases(), _incarnation(), 0)
+        except redis.RedisError as error:
+            logger.warning("the lease begins with the first heartbeat: %s", error)
 
-    A supervisor reaps its workers itself; this is for workers that are started by something else.
-    """
+
+def _claim_device(**_: Any) -> None:
+    """Take the name of this worker's device, or end the process where another worker has it."""
     options = settings()
-    incarnation = app.conf.broker_transport_options["incarnation"]
-    newest = keys.worker(options.device_id or sender)
+    assert options.device_id is not None
+    patience = Patience(silent_s=options.device_ttl_s, unborn_s=options.lease_s)
     with broker_client(options) as client, results_client(options) as results:
         try:
-            client.hsetnx(keys.LEASES, incarnation, 0)
-            last: Any = client.set(newest, incarnation, ex=keys.REMEMBER_S, get=True)
-            if last is not None and last.decode() != incarnation:
-                reap(client, results, last.decode())
+            claim(client, results, options.device_id, _incarnation(), patience=patience)
+        except DeviceNameTakenError as error:
+            sys.exit(f"sutra device: {error}")
         except redis.RedisError as error:
-            logger.warning("could not requeue what the last %s had: %s", newest, error)
+            logger.warning("whether another worker is %s is not known: %s", options.device_id, error)
+
+
+def _incarnation() -> str:
+    return str(app.conf.broker_transport_options["incarnation"])
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:

@@ -31,7 +31,7 @@ class RouterStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery is un
         super().__init__(consumer, **kwargs)
         worker, options = consumer.controller, settings()
         client = broker_client(options, retries=False)  # the router runs on Celery's event loop
-        name = str(worker.hostname).partition("@")[0]
+        name = str(worker.hostname)
         incarnation = worker.app.conf.broker_transport_options["incarnation"]
         self._router = worker.sutra_router = Router(
             options, client, name, incarnation=incarnation, first_ticket=secrets.randbelow(2**32)

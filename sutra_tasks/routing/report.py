@@ -24,7 +24,7 @@ class RouterRecord:
     """What a router says of itself.
 
     Attributes:
-        name: of its worker.
+        name: of its worker, and its host: ``router@host``.
         pid: its process.
         incarnation: this start of it.
         routed: messages forwarded since the start.
@@ -56,7 +56,7 @@ def backlog_of(fleet: Fleet, queued: int, mean_tokens: float) -> Backlog:
 def publish(client: redis.Redis, backlog: Backlog, record: RouterRecord, ttl_s: float) -> None:
     """Write both in one round trip; the record expires after ``ttl_s`` seconds."""
     with client.pipeline(transaction=False) as pipe:
-        pipe.set(keys.BACKLOG, backlog.to_json(), ex=keys.BACKLOG_S)
+        pipe.set(keys.backlog(), backlog.to_json(), ex=keys.BACKLOG_S)
         record_json = json.dumps({"v": VERSION, **asdict(record)})
-        pipe.set(keys.router(record.name), record_json, px=int(1000 * ttl_s))
+        pipe.set(keys.router(record.incarnation), record_json, px=int(1000 * ttl_s))
         pipe.execute()

@@ -20,13 +20,14 @@ from sutra_tasks import keys
 from sutra_tasks.broker.attempts import attempts_of
 from sutra_tasks.broker.dead_letters import add_dead_letter
 from sutra_tasks.broker.queues import queue_lengths
+from sutra_tasks.broker.refused import growing_pause_s
 from sutra_tasks.broker.result_backend import RequeueMessage
+from sutra_tasks.broker.task_failure import fail_task, is_revoked, revoke_task
 from sutra_tasks.client.call import HEADER, demand_of
 from sutra_tasks.errors import PoisonMessageError, SutraError
 from sutra_tasks.routing.decision import decide
 from sutra_tasks.routing.fleet_view import FleetView
 from sutra_tasks.routing.report import RouterRecord, backlog_of, publish
-from sutra_tasks.routing.task_failure import fail_task, revoke_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,12 +46,23 @@ RECENT_MESSAGES: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class _Arrival:
-    """A message of this router, in flight until it is forwarded or its task ends."""
+    """A message of this router, in flight until it is forwarded or its task ends.
+
+    Attributes:
+        message: as Celery delivered it.
+        seen_at: Unix seconds when this router took it.
+        has_waited: whether it was handled before.
+        tries: times in a row that a server, or this code, failed with it.
+        errors: times that this code failed with it.
+        due_at: monotonic seconds before which it is not handled again.
+    """
 
     message: Any
-    task: Any
     seen_at: float
     has_waited: bool = False
+    tries: int = 0
+    errors: int = 0
+    due_at: float = 0.0
 
 
 class Router:
@@ -94,9 +106,9 @@ class Router:
         self._consumer = consumer
         self._waiting.clear()
 
-    def route(self, message: Any, task: Any) -> None:
+    def route(self, message: Any) -> None:
         """Forward a message, keep it until a device is live, or end its task."""
-        self._handle(_Arrival(message, task, self._now()))
+        self._handle(_Arrival(message, self._now()))
 
     def may_take(self, queue: str) -> bool:
         """Say whether to take more messages from ``queue``.
@@ -110,8 +122,9 @@ class Router:
             fleet = self._view.read()
         except redis.RedisError:
             return True  # they wait here until the fleet can be read
-        # Messages that wait here go first.
-        return not fleet.devices or (fleet.has_credit and not self._waiting)
+        # Messages that wait here for a device go first; one that waits for a server delays no other.
+        first = any(not one.tries for one in self._waiting)
+        return not fleet.devices or (fleet.has_credit and not first)
 
     def tick(self) -> None:
         """Handle the waiting messages again, and report; called a few times a second."""
@@ -125,33 +138,40 @@ class Router:
             return
         waiting, self._waiting = self._waiting, []
         for arrival in waiting:
-            self._handle(arrival)
+            if arrival.due_at <= self._monotonic():
+                self._handle(arrival)
+            else:
+                self._waiting.append(arrival)
 
     def _handle(self, arrival: _Arrival) -> None:
+        tries, errors = arrival.tries + 1, arrival.errors
         try:
-            is_done = self._forward_or_end(arrival)
+            if self._forward_or_end(arrival):
+                return
+            tries = 0
         except (RequeueMessage, redis.RedisError) as error:
-            is_done = False
-            if not arrival.has_waited:
-                task_id = arrival.message.headers.get("id")
+            if tries == 1:
+                task_id = arrival.message.headers["id"]
                 logger.warning("task %s waits for the server: %s", task_id, error)
         except Exception:
-            # The message stays in flight: its error must end no worker and delay no other message.
-            logger.exception("a message could not be handled, trying again")
-            is_done = False
-        if not is_done:
-            self._waiting.append(replace(arrival, has_waited=True))
+            # Its error must end no worker and delay no other message; it counts like a worker's death.
+            logger.exception("a message could not be handled; it counts an attempt")
+            errors += 1
+        due_at = self._monotonic() + (growing_pause_s(tries) if tries else 0.0)
+        self._waiting.append(
+            replace(arrival, has_waited=True, tries=tries, errors=errors, due_at=due_at)
+        )
 
     def _forward_or_end(self, arrival: _Arrival) -> bool:
         """Forward a message, or end its task; return False if it has to wait."""
-        message, task, now = arrival.message, arrival.task, self._now()
-        attempts = attempts_of(message.headers)
+        message, now = arrival.message, self._now()
+        attempts = attempts_of(message.headers) + arrival.errors
         if attempts >= self._options.max_attempts:
-            poison = PoisonMessageError(attempts, "workers died or failed with it")
-            add_dead_letter(self._client, message.headers.get("id"), message.sutra_raw, poison, now=now)
-            fail_task(message, task, self._consumer, poison)
+            self._give_up(message, attempts, now)
             return True
-        if revoke_task(message, task, self._consumer, now):
+        revoked, expired = is_revoked(message.headers, now)
+        if revoked:
+            revoke_task(message, self._consumer, expired=expired)
             return True
         try:
             demand = demand_of(message.headers.get(HEADER), len(message.body or ""))
@@ -167,7 +187,7 @@ class Router:
                 options=self._options,
             )
         except SutraError as error:
-            fail_task(message, task, self._consumer, error)
+            fail_task(message, message.headers["id"], self._consumer, error, self._client, now=now)
             return True
         if device is None:
             if not (fleet.devices or arrival.has_waited or self._waiting):
@@ -180,6 +200,15 @@ class Router:
         message.channel.forward(message, device.id)
         self._count(device, demand.tokens)
         return True
+
+    def _give_up(self, message: Any, attempts: int, now: float) -> None:
+        """Keep a message as a dead letter, and tell its caller."""
+        task_id = message.headers["id"]
+        poison = PoisonMessageError(attempts, "workers died or failed with it")
+        add_dead_letter(
+            self._client, task_id, message.sutra_raw, reason=poison.reason, attempts=attempts, now=now
+        )
+        fail_task(message, task_id, self._consumer, poison, self._client, now=now)
 
     def _count(self, device: Device, tokens: int) -> None:
         self._ticket += 1
@@ -206,6 +235,6 @@ def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., None]:  # noqa
     router: Router = consumer.controller.sutra_router
 
     def handler(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:  # noqa: ARG001
-        router.route(message, task)
+        router.route(message)
 
     return handler

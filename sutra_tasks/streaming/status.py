@@ -98,7 +98,7 @@ def stream_status(client: redis.Redis, only: str | None = None) -> list[StreamSt
         client: of the server with the queues; its answers are bytes.
         only: a stream's name; the list is empty if there is no such stream.
     """
-    listed: Any = client.smembers(keys.STREAMS)
+    listed: Any = client.smembers(keys.streams())
     names = sorted(name.decode(errors="replace") for name in listed)
     if only is not None:
         names = [name for name in names if name == only]
@@ -110,7 +110,7 @@ def _reports(client: redis.Redis) -> list[dict[str, Any]]:
     """Return what devices reported, without what is no report."""
     devices: Any = []
     with suppress(redis.ResponseError):  # another program uses the key; a device replaces it
-        devices = client.hkeys(keys.STREAM_LOADS)
+        devices = client.hkeys(keys.stream_loads())
     names = [keys.stream_consumer(one.decode(errors="replace")) for one in devices]
     stored: Any = client.mget(names) if names else []
     found = []
@@ -169,7 +169,7 @@ def _status(client: redis.Redis, name: str, reports: Sequence[dict[str, Any]]) -
 def _faults_of_keys(name: str, found_types: Mapping[str, Any]) -> Iterable[str]:
     """Yield what is wrong with the name and the keys of a stream."""
     if not is_stream(name):
-        yield f"no device reads a stream of this name: expected {NAME_OF_STREAM}; SREM {keys.STREAMS}"
+        yield f"no device reads a stream of this name: expected {NAME_OF_STREAM}; SREM {keys.streams()}"
         return
     for part, found in found_types.items():
         if isinstance(found, Exception):

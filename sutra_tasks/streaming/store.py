@@ -58,7 +58,7 @@ class StreamStore:
 
     def streams(self) -> list[str]:
         """Return the names of all streams, in order; what cannot be a stream's name is left out."""
-        found: Any = self._client.smembers(keys.STREAMS)
+        found: Any = self._client.smembers(keys.streams())
         return sorted(filter(is_stream, (name.decode(errors="replace") for name in found)))
 
     def read(self, stream: str, most: int, *, first_need: int, most_unread: int) -> ReadEntries:
@@ -73,7 +73,7 @@ class StreamStore:
         last, entries, takeable_texts = READ(
             self._client,
             **_entries(stream),
-            streams=keys.STREAMS,
+            streams=keys.streams(),
             name=stream,
             responses=keys.stream(stream, "out"),
             texts=keys.stream(stream, "texts"),

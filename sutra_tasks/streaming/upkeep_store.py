@@ -83,7 +83,7 @@ class UpkeepStore:
             for part in ("in", "closed", "out"):
                 pipe.xlen(keys.stream(stream, part))
             pipe.hget(keys.stream(stream, "state"), "level")
-            pipe.hgetall(keys.STREAM_LOADS)
+            pipe.hgetall(keys.stream_loads())
             leased, kind, size, closed, unread, level, loads = pipe.execute(raise_on_error=False)
         is_closed = kind == b"string"
         # While a stream is closed, `in` is no stream, and XLEN fails.
@@ -101,7 +101,7 @@ class UpkeepStore:
         """Report the load of this machine, and forget loads that were reported long ago."""
         REPORT_LOAD(
             self._client,
-            loads=keys.STREAM_LOADS,
+            loads=keys.stream_loads(),
             device=self._incarnation,
             load=f"{load:.3f}",
             forget_s=keys.STATE_S,
@@ -114,7 +114,7 @@ class UpkeepStore:
     def remove_reports(self) -> None:
         """Remove what this device has reported."""
         with self._client.pipeline(transaction=False) as pipe:
-            pipe.hdel(keys.STREAM_LOADS, self._incarnation)
+            pipe.hdel(keys.stream_loads(), self._incarnation)
             pipe.delete(keys.stream_consumer(self._incarnation))
             pipe.execute()
 

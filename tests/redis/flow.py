@@ -30,7 +30,9 @@ def message(
     call = Call.of([["x" * size] * texts], {}, Settings())
     return json.dumps(
         {
-            "body": "[]",
+            "body": "[[], {}, {}]",
+            "content-type": "application/json",
+            "content-encoding": "utf-8",
             "headers": {
                 "id": str(number),
                 "task": keys.EMBED_TASK,
@@ -90,7 +92,7 @@ class Worker:
         self.in_flight = InFlightMessages(self.incarnation)
         self.queue = keys.EMBED_QUEUE if device is None else keys.device_queue(device)
         self.has: list[bytes] = []
-        client.hset(keys.LEASES, self.incarnation, 1)
+        client.hset(keys.leases(), self.incarnation, 1)
 
     def take(self, most_messages: int = 1000) -> list[bytes]:
         """Send what is pending, and take so many messages."""
@@ -133,7 +135,7 @@ def given(client: redis.Redis, device: str, messages: Sequence[bytes]) -> None:
     for raw in router.take():
         router.forward(raw, device)
     router.send_pending()
-    client.hdel(keys.LEASES, router.incarnation)
+    client.hdel(keys.leases(), router.incarnation)
 
 
 def load(client: redis.Redis, device: str) -> dict[str, int]:

@@ -45,7 +45,7 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 
 def say(client: redis.Redis, tokens: int, tokens_per_s: float = 100.0) -> None:
     """Publish a backlog, as a router does."""
-    client.set(keys.BACKLOG, Backlog(tokens, tokens_per_s).to_json(), ex=keys.BACKLOG_S)
+    client.set(keys.backlog(), Backlog(tokens, tokens_per_s).to_json(), ex=keys.BACKLOG_S)
 
 
 def reads(client: redis.Redis) -> int:
@@ -150,7 +150,7 @@ def test_without_a_router_that_says_anything_work_waits_for_one(
     clock.now += READ_EVERY_S
     with pytest.raises(FleetSaturated):
         admit(1)
-    client.delete(keys.BACKLOG)  # it ended, and its word with it
+    client.delete(keys.backlog())  # it ended, and its word with it
     clock.now += READ_EVERY_S
     admit(1)
 
@@ -158,7 +158,7 @@ def test_without_a_router_that_says_anything_work_waits_for_one(
 def test_a_router_of_another_version_refuses_nothing(
     client: redis.Redis, admit: Callable[[int], None]
 ) -> None:
-    client.set(keys.BACKLOG, '{"v": 2, "tokens": 1000000000}', ex=60)
+    client.set(keys.backlog(), '{"v": 2, "tokens": 1000000000}', ex=60)
     admit(1)
 
 

@@ -34,7 +34,8 @@ def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]
 def given_up(client: redis.Redis, *messages: bytes) -> list[DeadLetter]:
     """Give messages up, one a second."""
     for at, raw in enumerate(messages):
-        add_dead_letter(client, json.loads(raw)["headers"]["id"], raw, ERROR, now=1000.0 + at)
+        task_id = json.loads(raw)["headers"]["id"]
+        add_dead_letter(client, task_id, raw, reason=ERROR.reason, attempts=3, now=1000.0 + at)
     return dead_letters(client)
 
 
@@ -50,7 +51,7 @@ def test_what_was_given_up_is_listed_the_oldest_first(client: redis.Redis) -> No
         DeadLetter(str(number), ERROR.reason, 3, 1000.0 + at, raw.decode())
         for at, (number, raw) in enumerate(zip((5, 3, 4), messages, strict=True))
     ]
-    assert client.ttl(keys.DEAD_LETTERS) == -1
+    assert client.ttl(keys.dead_letters()) == -1
 
 
 def test_a_letter_shows_no_text(client: redis.Redis) -> None:
@@ -66,11 +67,11 @@ def test_a_message_given_up_twice_is_one_letter(client: redis.Redis) -> None:
 
 
 def test_a_letter_of_another_version_is_left_alone(client: redis.Redis) -> None:
-    client.hset(keys.DEAD_LETTERS, "later", json.dumps({"v": 2, "task_id": "later"}))
+    client.hset(keys.dead_letters(), "later", json.dumps({"v": 2, "task_id": "later"}))
     [letter] = given_up(client, message(0))
     assert letter.task_id == "0"
     assert drop(client, dead_letters(client)) == 1
-    assert client.hexists(keys.DEAD_LETTERS, "later")
+    assert client.hexists(keys.dead_letters(), "later")
 
 
 def test_a_message_sent_again_is_the_same_but_for_its_attempts(client: redis.Redis) -> None:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _beaten(leaves: set[str]) -> None:
     """What any heartbeat leaves behind."""
-    leaves.update({keys.FLEET, keys.QUEUES, keys.LEASES})
+    leaves.update({keys.fleet(), keys.queues(), keys.leases()})
 
 
 def seen_ago(client: redis.Redis, device_id: str, seconds: float) -> None:
     """Move a device's last heartbeat into the past."""
     now, micros = client.time()
-    client.zadd(keys.FLEET, {device_id: now + micros / 1e6 - seconds})
+    client.zadd(keys.fleet(), {device_id: now + micros / 1e6 - seconds})
 
 
 def ages(client: redis.Redis) -> dict[str, float]:
@@ -68,8 +68,8 @@ def test_a_device_dies_without_heartbeats_and_lives_with_the_next(client: redis.
 def test_beats_are_counted_for_each_start_of_a_worker(client: redis.Redis) -> None:
     other = replace(RECORD, incarnation="gpu0.87654321")
     assert [beat(client, one) for one in (RECORD, RECORD, other, RECORD)] == [1, 2, 1, 3]
-    assert client.hgetall(keys.LEASES) == {b"gpu0.12345678": b"3", b"gpu0.87654321": b"1"}
-    client.hdel(keys.LEASES, RECORD.incarnation)
+    assert client.hgetall(keys.leases()) == {b"gpu0.12345678": b"3", b"gpu0.87654321": b"1"}
+    client.hdel(keys.leases(), RECORD.incarnation)
     assert beat(client, RECORD) == 1
 
 
@@ -89,16 +89,16 @@ def test_ages_count_from_the_last_heartbeat_and_are_no_whole_seconds(client: red
     fractions = set()
     for _ in range(3):
         beat(client, replace(RECORD, id="gpu1"))
-        fractions.add((client.zscore(keys.FLEET, "gpu1") or 0.0) % 1)
+        fractions.add((client.zscore(keys.fleet(), "gpu1") or 0.0) % 1)
     assert len(fractions) == 3
 
 
 def test_a_dead_device_is_forgotten_after_an_hour(client: redis.Redis, leaves: set[str]) -> None:
-    leaves.intersection_update({keys.FLEET})
+    leaves.intersection_update({keys.fleet()})
     seen_ago(client, "gpu0", keys.FORGET_AFTER_S + 1)
     seen_ago(client, "gpu1", keys.FORGET_AFTER_S - 60)
     assert set(ages(client)) == {"gpu1"}
-    assert client.zcard(keys.FLEET) == 1
+    assert client.zcard(keys.fleet()) == 1
 
 
 def test_a_record_lasts_as_long_as_its_device_is_remembered(client: redis.Redis) -> None:
@@ -147,7 +147,7 @@ def test_who_leaves_takes_no_other_start_of_its_device_along(client: redis.Redis
 
 
 def test_a_device_whose_record_is_gone_can_leave(client: redis.Redis, leaves: set[str]) -> None:
-    leaves.discard(keys.FLEET)
+    leaves.discard(keys.fleet())
     beat(client, RECORD)
     client.delete(keys.device("gpu0"))
     leave(client, "gpu0", RECORD.incarnation)
@@ -242,7 +242,7 @@ def test_a_full_server_still_hears_heartbeats(client: redis.Redis, leaves: set[s
         assert fleet_of(fleet_members(client), 6.0).devices
         leave(client, "gpu0", RECORD.incarnation)
         assert fleet_members(client) == []
-    leaves.discard(keys.FLEET)
+    leaves.discard(keys.fleet())
 
 
 def test_waiting_messages_are_counted_over_all_lanes(client: redis.Redis, leaves: set[str]) -> None:

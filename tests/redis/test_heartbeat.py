@@ -79,7 +79,7 @@ def start(_swept: None, client: redis.Redis) -> Iterator[Start]:
 
 
 def beats(client: redis.Redis, incarnation: str = RECORD.incarnation) -> int:
-    counted: Any = client.hget(keys.LEASES, incarnation)
+    counted: Any = client.hget(keys.leases(), incarnation)
     return int(counted or 0)
 
 
@@ -205,7 +205,7 @@ def test_a_heartbeat_outlives_an_absent_server(start: Start) -> None:
 
 
 def test_a_first_beat_is_no_lost_lease(client: redis.Redis, start: Start) -> None:
-    client.hset(keys.LEASES, RECORD.incarnation, 0)  # as a worker does before it loads its model
+    client.hset(keys.leases(), RECORD.incarnation, 0)  # as a worker does before it loads its model
     lost: list[int] = []
     start(interval_s=OFTEN_S, on_lost=lambda: lost.append(1))
     wait_until(lambda: beats(client) >= 3)
@@ -216,7 +216,7 @@ def test_a_lease_that_was_taken_is_noticed_once(client: redis.Redis, start: Star
     lost: list[int] = []
     start(interval_s=OFTEN_S, on_lost=lambda: lost.append(1))
     wait_until(lambda: beats(client) >= 3)
-    client.hdel(keys.LEASES, RECORD.incarnation)
+    client.hdel(keys.leases(), RECORD.incarnation)
     wait_until(lambda: lost)
     wait_until(lambda: beats(client) >= 3)
     assert lost == [1]
@@ -229,7 +229,7 @@ def test_a_lease_that_was_taken_from_one_who_leaves_is_noticed(
     heartbeat = start(interval_s=OFTEN_S, on_lost=lambda: lost.append(1))
     wait_until(lambda: beats(client) >= 3)
     heartbeat.leave()
-    client.hdel(keys.LEASES, RECORD.incarnation)
+    client.hdel(keys.leases(), RECORD.incarnation)
     wait_until(lambda: lost == [1])
 
 
@@ -244,7 +244,7 @@ def test_a_lost_lease_is_told_until_somebody_could_hear_it(client: redis.Redis, 
 
     start(interval_s=OFTEN_S, on_lost=on_lost)
     wait_until(lambda: beats(client) >= 3)
-    client.hdel(keys.LEASES, RECORD.incarnation)
+    client.hdel(keys.leases(), RECORD.incarnation)
     wait_until(lambda: len(told) == 3)
     now = beats(client)
     wait_until(lambda: beats(client) > now + 2)
@@ -276,7 +276,7 @@ def test_a_lost_lease_is_noticed_if_the_answer_that_told_it_was_lost(
             heartbeat.hasten()
         wait_until(lambda: own.heard == 4)
         own.unheard = 1
-        client.hdel(keys.LEASES, RECORD.incarnation)
+        client.hdel(keys.leases(), RECORD.incarnation)
         heartbeat.hasten()
         wait_until(lambda: not own.unheard)
         heartbeat.hasten()

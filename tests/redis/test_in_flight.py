@@ -395,15 +395,16 @@ def test_what_a_dead_process_had_in_flight_goes_to_the_router(
 
 
 @pytest.mark.parametrize("poison", [b"not json", b"{}", b'{"properties": {}}', b"[]", b"\xff"])
-def test_what_is_no_message_is_dropped_and_does_not_keep_others_from_being_requeued(
+def test_what_is_no_message_is_requeued_as_it_is_among_others(
     take_all: TakeAll, in_flight: InFlightMessages, client: redis.Redis, leaves: set[str], poison: bytes
 ) -> None:
     take_all("text")
     client.lpush(in_flight.key, poison)
     client.rpush(in_flight.key, poison)
-    assert requeue_in_flight(client, in_flight.incarnation, "q") == 1
+    assert requeue_in_flight(client, in_flight.incarnation, "q") == 3
     leaves.add("q")
-    assert client.llen("q") == 1
+    first, _, last = waiting(client, "q")
+    assert (first, last) == (poison, poison)
     assert not client.exists(in_flight.key)
 
 

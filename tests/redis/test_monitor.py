@@ -139,9 +139,9 @@ def test_the_first_device_says_what_its_fleet_computes(
     device = start()
     assert device.monitor.takes_work
     assert device.monitor.verdict.state is DeviceState.HEALTHY
-    stored: Any = client.get(keys.GOLDEN)
+    stored: Any = client.get(keys.golden())
     assert GoldenVectors.from_json(stored).disagreement(GOLDEN) is None
-    assert LEASE_S - 5 < client.ttl(keys.GOLDEN) <= LEASE_S
+    assert LEASE_S - 5 < client.ttl(keys.golden()) <= LEASE_S
 
 
 def test_who_computes_the_same_joins(start: Callable[..., Device]) -> None:
@@ -160,12 +160,12 @@ def test_who_computes_something_else_is_refused_and_says_why(
     client: redis.Redis, start: Callable[..., Device], golden: GoldenVectors, expected: str
 ) -> None:
     start()
-    before = client.get(keys.GOLDEN)
+    before = client.get(keys.golden())
     refused = start(golden)
     assert refused.steps(100) is DeviceState.REFUSED
     assert not refused.monitor.takes_work
     assert refused.reason.startswith(expected)
-    assert client.get(keys.GOLDEN) == before
+    assert client.get(keys.golden()) == before
     assert not refused.evaluated
     assert not refused.exercised
 
@@ -179,14 +179,14 @@ def test_who_computes_no_directions_is_refused_even_alone(
     refused = start(GoldenVectors(GOLDEN.space, vectors))
     assert refused.monitor.verdict.state is DeviceState.REFUSED
     assert refused.reason == "its vectors are no directions: not a number, infinite or zero"
-    assert not client.exists(keys.GOLDEN)
+    assert not client.exists(keys.golden())
 
 
 @pytest.mark.parametrize("stored", ['{"v": 2}', "not json"])
 def test_who_cannot_read_what_its_fleet_computes_is_refused(
     client: redis.Redis, start: Callable[..., Device], stored: str
 ) -> None:
-    client.set(keys.GOLDEN, stored, ex=60)
+    client.set(keys.golden(), stored, ex=60)
     refused = start()
     assert refused.monitor.verdict.state is DeviceState.REFUSED
     assert "golden vectors" in refused.reason
@@ -197,21 +197,21 @@ def test_who_was_refused_joins_once_nobody_serves_the_other_vectors(
 ) -> None:
     start()
     refused = start(OTHER)
-    client.pexpire(keys.GOLDEN, 1)  # the time of those that agreed ran out
-    wait_until(lambda: not client.exists(keys.GOLDEN))
+    client.pexpire(keys.golden(), 1)  # the time of those that agreed ran out
+    wait_until(lambda: not client.exists(keys.golden()))
     assert refused.step() is DeviceState.HEALTHY
     assert refused.reason == ""
-    stored: Any = client.get(keys.GOLDEN)
+    stored: Any = client.get(keys.golden())
     assert GoldenVectors.from_json(stored).space == OTHER.space
 
 
 def test_who_was_refused_joins_once_its_fleet_computes_the_same_again(
     client: redis.Redis, start: Callable[..., Device]
 ) -> None:
-    client.set(keys.GOLDEN, OTHER.to_json(), ex=60)
+    client.set(keys.golden(), OTHER.to_json(), ex=60)
     refused = start()
     assert refused.step() is DeviceState.REFUSED
-    client.set(keys.GOLDEN, GOLDEN.to_json(), ex=60)
+    client.set(keys.golden(), GOLDEN.to_json(), ex=60)
     assert refused.step() is DeviceState.HEALTHY
 
 
@@ -219,19 +219,19 @@ def test_only_who_serves_keeps_alive_what_the_fleet_computes(
     client: redis.Redis, start: Callable[..., Device]
 ) -> None:
     serves, refused = start(), start(OTHER)
-    client.expire(keys.GOLDEN, 5)
+    client.expire(keys.golden(), 5)
     refused.step()
-    assert client.ttl(keys.GOLDEN) <= 5
+    assert client.ttl(keys.golden()) <= 5
     serves.step()
-    assert client.ttl(keys.GOLDEN) > 5
+    assert client.ttl(keys.golden()) > 5
 
 
 def test_who_serves_says_again_what_a_server_forgot(client: redis.Redis, device: Device) -> None:
-    client.delete(keys.GOLDEN)
+    client.delete(keys.golden())
     device.step()
-    stored: Any = client.get(keys.GOLDEN)
+    stored: Any = client.get(keys.golden())
     assert GoldenVectors.from_json(stored).disagreement(GOLDEN) is None
-    assert 0 < client.ttl(keys.GOLDEN) <= LEASE_S
+    assert 0 < client.ttl(keys.golden()) <= LEASE_S
 
 
 def test_a_full_server_keeps_nobody_from_joining_and_staying(
@@ -240,9 +240,9 @@ def test_a_full_server_keeps_nobody_from_joining_and_staying(
     with full_memory(client):
         one, two = start(), start()
         assert (one.step(), two.step()) == (DeviceState.HEALTHY, DeviceState.HEALTHY)
-        client.delete(keys.GOLDEN)
+        client.delete(keys.golden())
         assert one.step() is DeviceState.HEALTHY
-        assert client.exists(keys.GOLDEN)
+        assert client.exists(keys.golden())
 
 
 # --- evaluations ---------------------------------------------------------------------------------

@@ -200,7 +200,7 @@ class Moves(RuleBasedStateMachine):
         for device in DEVICES:
             assert loads.pop(keys.load(device), NOTHING) == true_load(lists, device)
         assert loads == {}
-        assert lasting <= lists.keys() | {keys.FLEET, keys.QUEUES, keys.LEASES}
+        assert lasting <= lists.keys() | {keys.fleet(), keys.queues(), keys.leases()}
 
     def teardown(self) -> None:
         """Work off what is left: nothing is in a load then, and no list is left."""

@@ -180,7 +180,7 @@ def test_nothing_of_a_worker_stays_but_the_mark_that_its_lease_ended(
     assert fleet_members(client) == []
     assert {name.decode() for name in client.scan_iter()} == {
         keys.EMBED_QUEUE,
-        keys.QUEUES,  # until its queue is known to be empty for good
+        keys.queues(),  # until its queue is known to be empty for good
         keys.load("gpu0"),  # until its heartbeat or its end of time
     }
     assert load(client, "gpu0")["messages"] == load(client, "gpu0")["credit"] == 0
@@ -256,13 +256,13 @@ def test_a_reap_is_taken_up_wherever_another_died_in_it(
             except KeyboardInterrupt:
                 died += 1
                 # Whoever looks next finds that there is something to do.
-                assert client.hexists(keys.LEASES, dead.incarnation)
+                assert client.hexists(keys.leases(), dead.incarnation)
                 continue
             break
     assert died >= 6
     assert rest(client) == {keys.EMBED_QUEUE: list(range(10))}
     assert attempts(client) == {n: int(n < 4) for n in range(10)}
-    assert not client.hexists(keys.LEASES, dead.incarnation)
+    assert not client.hexists(keys.leases(), dead.incarnation)
 
 
 @pytest.mark.parametrize("survived", range(12))
@@ -398,7 +398,7 @@ def test_nothing_goes_back_before_the_worker_is_kept_from_storing_errors(
     with pytest.raises(redis.ConnectionError):
         reap(client, Away(), dead.incarnation)
     assert rest(client) == before
-    assert client.hexists(keys.LEASES, dead.incarnation)
+    assert client.hexists(keys.leases(), dead.incarnation)
 
 
 # --- a successor ---------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_a_successor_that_serves_keeps_its_place_its_queue_and_its_work(
         successor.in_flight.key: [2, 3],
     }
     assert [one.record for one in fleet_members(client)] == [said]
-    assert client.hexists(keys.LEASES, successor.incarnation)
+    assert client.hexists(keys.leases(), successor.incarnation)
     assert load(client, "gpu0")["messages"] == 4
 
 
@@ -438,7 +438,7 @@ def test_other_devices_are_left_alone(client: redis.Redis, results: redis.Redis)
     dead = at_work(client, "gpu0", messages=2, taken=1)
     other = at_work(client, "gpu1", messages=2, taken=1)
     silent = keys.device_queue("gpu2")
-    client.zadd(keys.QUEUES, {"gpu2": 0})
+    client.zadd(keys.queues(), {"gpu2": 0})
     send(client, message(7), queue=silent)
     reap(client, results, dead.incarnation)
     assert rest(client) == {
@@ -504,7 +504,7 @@ def silent_for(client: redis.Redis, said: DeviceRecord, seconds: float) -> None:
     """Let a device have been heard of so long ago."""
     beat(client, said)
     now, micros = client.time()
-    for registered in (keys.FLEET, keys.QUEUES):
+    for registered in (keys.fleet(), keys.queues()):
         client.zadd(registered, {said.id: now + micros / 1e6 - seconds})
 
 
@@ -558,7 +558,7 @@ def test_a_device_alone_is_served_by_whoever_registered_it_however_long_ago(
     given(client, "gpu0", [message(0)])
     silent_for(client, record("gpu0"), 1000)
     assert requeue_waiting(client, "gpu0") == 0
-    client.zrem(keys.FLEET, "gpu0")
+    client.zrem(keys.fleet(), "gpu0")
     assert requeue_waiting(client, "gpu0") == 1
 
 
@@ -568,7 +568,7 @@ def test_a_queue_is_looked_after_until_its_device_is_forgotten(
 ) -> None:
     silent_for(client, record("gpu0"), silent_s)
     assert requeue_absent_devices(client, TTL_S) == 0
-    assert (client.zscore(keys.QUEUES, "gpu0") is not None) == kept
+    assert (client.zscore(keys.queues(), "gpu0") is not None) == kept
 
 
 def test_a_queue_with_messages_is_not_forgotten(client: redis.Redis) -> None:
@@ -577,9 +577,9 @@ def test_a_queue_with_messages_is_not_forgotten(client: redis.Redis) -> None:
     send(client, message(0), queue=keys.device_queue("gpu0"))
     assert requeue_absent_devices(client, TTL_S) == 1
     assert rest(client) == {keys.EMBED_QUEUE: [0]}
-    assert client.zscore(keys.QUEUES, "gpu0") is not None
+    assert client.zscore(keys.queues(), "gpu0") is not None
     assert requeue_absent_devices(client, TTL_S) == 0
-    assert client.zscore(keys.QUEUES, "gpu0") is None
+    assert client.zscore(keys.queues(), "gpu0") is None
 
 
 # --- the reaper ----------------------------------------------------------------------------------
@@ -638,10 +638,10 @@ def test_a_lease_ends_once_it_stands_still_for_long_enough(
     reaper = make_reaper()
     reaper.step()
     look(reaper, clock, for_s=LEASE_S - 1)
-    assert client.hexists(keys.LEASES, dead.incarnation)
+    assert client.hexists(keys.leases(), dead.incarnation)
     assert rest(client) == {dead.in_flight.key: [0, 1, 2, 3], dead.queue: [4, 5, 6, 7, 8, 9]}
     look(reaper, clock, for_s=1)
-    assert not client.hexists(keys.LEASES, dead.incarnation)
+    assert not client.hexists(keys.leases(), dead.incarnation)
     assert rest(client) == {keys.EMBED_QUEUE: list(range(10))}
     assert attempts(client) == {n: int(n < 4) for n in range(10)}
 
@@ -652,8 +652,8 @@ def test_who_beats_keeps_its_lease(client: redis.Redis, clock: Time, make_reaper
     reaper.step()
     for _ in range(4):
         look(reaper, clock, for_s=LEASE_S - 1)
-        client.hincrby(keys.LEASES, lives.incarnation, 1)
-    assert client.hexists(keys.LEASES, lives.incarnation)
+        client.hincrby(keys.leases(), lives.incarnation, 1)
+    assert client.hexists(keys.leases(), lives.incarnation)
     assert client.llen(lives.in_flight.key) == 4
 
 
@@ -667,9 +667,9 @@ def test_a_reaper_that_could_not_look_begins_anew(
         look(reaper, clock, for_s=LEASE_S - 1)
         clock.now += INTERRUPTED_S + 0.1
         reaper.step()
-        assert client.hexists(keys.LEASES, worker.incarnation)
+        assert client.hexists(keys.leases(), worker.incarnation)
     look(reaper, clock, for_s=LEASE_S)
-    assert not client.hexists(keys.LEASES, worker.incarnation)
+    assert not client.hexists(keys.leases(), worker.incarnation)
 
 
 class Slow(redis.Redis):
@@ -696,7 +696,7 @@ def test_a_server_that_pauses_ends_nobodys_lease(
         look(reaper, clock, for_s=LEASE_S - 2)
         slow.seconds = 3 * LEASE_S
         look(reaper, clock, for_s=2)
-    assert client.hexists(keys.LEASES, worker.incarnation)
+    assert client.hexists(keys.leases(), worker.incarnation)
 
 
 def test_a_reaper_keeps_the_lease_of_its_own_process(
@@ -704,7 +704,7 @@ def test_a_reaper_keeps_the_lease_of_its_own_process(
 ) -> None:
     reaper = make_reaper()
     look(reaper, clock, for_s=3 * LEASE_S)
-    assert client.hgetall(keys.LEASES) == {b"~.1": b"36"}
+    assert client.hgetall(keys.leases()) == {b"~.1": b"36"}
 
 
 def test_a_full_server_ends_no_routers_lease(
@@ -714,7 +714,7 @@ def test_a_full_server_ends_no_routers_lease(
     reaper.step()
     with full_memory(client):
         look(reaper, clock, for_s=3 * LEASE_S)
-    assert client.hgetall(keys.LEASES) == {b"~.1": b"37"}
+    assert client.hgetall(keys.leases()) == {b"~.1": b"37"}
 
 
 def test_reapers_end_the_leases_of_each_other(
@@ -728,7 +728,7 @@ def test_reapers_end_the_leases_of_each_other(
     two.step()
     look(two, clock, for_s=LEASE_S)
     assert rest(client) == {keys.EMBED_QUEUE: [0]}
-    assert set(client.hgetall(keys.LEASES)) == {b"~.2"}
+    assert set(client.hgetall(keys.leases())) == {b"~.2"}
     assert results.exists(keys.reaped("~.1"), keys.reaped(silent.incarnation)) == 2
 
 
@@ -762,7 +762,7 @@ def test_a_reap_that_failed_is_repeated_at_the_next_look(
             look(reaper, clock, for_s=1)
         own.left = 1000
         look(reaper, clock, for_s=1)
-    assert not client.hexists(keys.LEASES, dead.incarnation)
+    assert not client.hexists(keys.leases(), dead.incarnation)
     assert rest(client) == {keys.EMBED_QUEUE: list(range(10))}
 
 

@@ -42,8 +42,8 @@ def test_an_example_adds_an_entry(
     subprocess.run(
         command, env={**os.environ, "SUTRA_BROKER_URL": url}, check=True, timeout=60, capture_output=True
     )
-    leaves |= {keys.STREAMS, keys.stream("docs", "in")}
-    assert client.smembers(keys.STREAMS) == {b"docs"}
+    leaves |= {keys.streams(), keys.stream("docs", "in")}
+    assert client.smembers(keys.streams()) == {b"docs"}
     found: Any = client.xrange(keys.stream("docs", "in"))
     ((_, fields),) = found
     flat: list[bytes] = [word for pair in fields.items() for word in pair]

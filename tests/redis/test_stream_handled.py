@@ -28,7 +28,7 @@ NAMES = [(name,) for name in "abcde"]
 @pytest.fixture(autouse=True)
 def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
     yield
-    client.delete(OUT, DEAD, keys.STREAMS)
+    client.delete(OUT, DEAD, keys.streams())
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ UNREADABLE: list[tuple[dict[str, Any], str]] = [
 def test_a_response_that_cannot_be_read_is_told_kept_aside_and_passed(
     client: redis.Redis, open_reader: Any, options: Settings, fields: dict[str, Any], error: str
 ) -> None:
-    client.sadd(keys.STREAMS, S)
+    client.sadd(keys.streams(), S)
     respond(client, "a")
     bad = corrupt(client, **fields)
     respond(client, "b")
@@ -250,10 +250,10 @@ def test_an_output_of_another_type_is_named_and_its_reader_goes_on_when_it_is_go
 def test_a_reader_makes_no_key_of_a_stream_that_was_deleted(
     client: redis.Redis, open_reader: Any
 ) -> None:
-    client.sadd(keys.STREAMS, S)
+    client.sadd(keys.streams(), S)
     with open_reader() as reader:
         assert handle(reader) == []
         assert client.exists(OUT) == 1
-        client.delete(keys.STREAMS, OUT)
+        client.delete(keys.streams(), OUT)
         assert handle(reader) == []
         assert client.exists(OUT) == 0

@@ -40,7 +40,7 @@ CAPACITY = 10
 def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
     """Only what was sent lasts, and that there is a stream."""
     yield
-    client.delete(IN, CLOSED, keys.STREAMS)
+    client.delete(IN, CLOSED, keys.streams())
 
 
 class Time:
@@ -145,7 +145,7 @@ def test_texts_come_in_the_order_they_were_sent_with_all_their_fields(
     assert waiting(client)[1:] == named(1, 2, 3, 4, 5)
     ids = [fields[b"id"] for _, fields in found]
     assert len(set(ids)) == 6
-    assert client.smembers(keys.STREAMS) == {S.encode()}
+    assert client.smembers(keys.streams()) == {S.encode()}
     assert totals(client) == {"accepted": 6}
     assert client.ttl(TOTALS) > 0
 

@@ -173,7 +173,7 @@ def streamed(client: redis.Redis) -> Iterator[Stream]:
     try:
         yield one
     finally:
-        client.delete(keys.STREAMS, *(one.key(part) for part in ("in", "closed", "out", "dead")))
+        client.delete(keys.streams(), *(one.key(part) for part in ("in", "closed", "out", "dead")))
 
 
 @pytest.fixture

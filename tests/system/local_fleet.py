@@ -60,7 +60,7 @@ class LocalFleet:
         """Return whether all routers and devices serve; one that was just killed may still count."""
         status = self.status()
         serving = {d.id for d in status.devices if d.live and d.state is DeviceState.HEALTHY}
-        routing = {router["name"] for router in status.routers}
+        routing = {router["name"].removesuffix("@test") for router in status.routers}
         return serving >= set(self.device_ids) and routing >= set(self.router_names)
 
     def await_replacement(self, name: str, pid: int) -> None:
@@ -78,13 +78,17 @@ class LocalFleet:
 
     def await_lease_end(self, incarnation: str) -> None:
         """Return once the lease has ended and the worker's messages have been requeued."""
-        wait_until(lambda: not self.client.hexists(keys.LEASES, incarnation))
+        wait_until(lambda: not self.client.hexists(keys.leases(), incarnation))
 
     def _record(self, name: str) -> dict[str, Any]:
         """Return the newest record of the worker of this name."""
-        key = keys.router(name) if name in self.router_names else keys.device(name)
-        record: Any = self.client.get(key)
-        return json.loads(record) if record is not None else {}
+        if name in self.device_ids:
+            record: Any = self.client.get(keys.device(name))
+            return json.loads(record) if record is not None else {}
+        stored = sorted(self.client.scan_iter(keys.router("*")), key=self.client.pttl)
+        texts: Any = self.client.mget(stored) if stored else []
+        routers = [json.loads(text) for text in texts if text is not None]
+        return next((one for one in reversed(routers) if one["name"] == f"{name}@test"), {})
 
     def is_empty(self) -> bool:
         """Return whether no message waits or is in flight anywhere in the fleet."""

@@ -40,7 +40,7 @@ class Stream:
     def xadd(self, *entries: Mapping[str, str | bytes]) -> None:
         """Add as any producer can."""
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.sadd(keys.STREAMS, self.name)
+            pipe.sadd(keys.streams(), self.name)
             for fields in entries:
                 pipe.xadd(self.key("in"), dict[Any, Any](fields))
             pipe.execute()

@@ -126,7 +126,7 @@ def test_a_run_waits_for_a_saturated_fleet_and_ends_when_it_is_revoked(
         wait_until(lambda: is_training(result), within_s=WITHIN_S)
 
         def saturated() -> bool:  # routers say that nothing waits, once a second
-            client.set(keys.BACKLOG, Backlog(10**6, 1000.0).to_json(), ex=5)
+            client.set(keys.backlog(), Backlog(10**6, 1000.0).to_json(), ex=5)
             return isinstance(result.info, dict) and result.info.get("phase") == "paused"
 
         wait_until(saturated, within_s=WITHIN_S)
@@ -138,7 +138,7 @@ def test_a_run_waits_for_a_saturated_fleet_and_ends_when_it_is_revoked(
         # The worker is free again.
         with pytest.raises(InvalidOptionError):
             distill.delay(recipe(options, texts=("none.txt",))).get(timeout=WITHIN_S)
-    client.delete(keys.BACKLOG)
+    client.delete(keys.backlog())
 
 
 def test_two_schedulers_make_one_version_of_the_same_texts_and_another_of_more(

@@ -92,7 +92,7 @@ def await_rest(fleet, client):
     """Wait until the fleet has no message and no document."""
     wait_until(fleet.is_empty)
     wait_until(lambda: not list(client.scan_iter(f"{keys.document('')}*")))
-    assert not client.exists(keys.DOCUMENTS)
+    assert not client.exists(keys.documents())
 
 
 def await_progress(result, done=1):

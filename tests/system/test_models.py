@@ -151,9 +151,9 @@ def test_while_the_registry_is_away_what_is_in_memory_serves(
         assert seen.record is not None
         started, beats = (
             seen.record.incarnation,
-            int(client.hget(keys.LEASES, seen.record.incarnation) or 0),
+            int(client.hget(keys.leases(), seen.record.incarnation) or 0),
         )
-        wait_until(lambda: int(client.hget(keys.LEASES, started) or 0) > beats + 1)
+        wait_until(lambda: int(client.hget(keys.leases(), started) or 0) > beats + 1)
         for model, reference in ((None, "search@1"), ("search", "search@1"), ("search@2", "search@2")):
             assert asked("a text", model=model).model == reference
         (tmp_path / "away").rename(tmp_path / "models")

@@ -63,12 +63,12 @@ def test_a_stream_that_holds_work_is_deleted_by_force_only(stream, client):
     assert stream.size() == 1
     assert run("delete", stream.name, "--force")[0] == 0
     assert list(client.scan_iter(keys.stream(stream.name, "*"))) == []
-    assert client.smembers(keys.STREAMS) == set()
+    assert client.smembers(keys.streams()) == set()
     assert run("delete", stream.name)[0] == 1
 
 
 def test_dead_letters_are_shown_without_their_text_and_sent_again(stream, client):
-    client.sadd(keys.STREAMS, stream.name)
+    client.sadd(keys.streams(), stream.name)
     client.xadd(
         stream.key("dead"), {"text": "secret", "id": "7", "reason": "they died", "deliveries": 3}
     )

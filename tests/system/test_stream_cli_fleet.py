@@ -30,7 +30,7 @@ def fleet_client(server, tmp_path_factory):
     with clean(redis.Redis.from_url(server)) as client:
         with local_fleet(options, client, folder):
             yield client
-        client.delete(keys.STREAMS, *client.scan_iter(keys.stream("*", "*")))
+        client.delete(keys.streams(), *client.scan_iter(keys.stream("*", "*")))
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_bulk_gets_its_turn_in_a_permanent_stream_of_interactive_work(start_flee
 
 def test_a_fleet_with_too_much_to_do_refuses_calls(start_fleet, client, server, wait_until):
     with start_fleet(1, **SLOW):
-        wait_until(lambda: json.loads(client.get(keys.BACKLOG))["tokens_per_s"])
+        wait_until(lambda: json.loads(client.get(keys.backlog()))["tokens_per_s"])
         with environment(SUTRA_BROKER_URL=server, SUTRA_MAX_QUEUE_S="1"):
             accepted = Work(client)
             with pytest.raises(FleetSaturated) as refused:

@@ -22,7 +22,7 @@ class Server:
         self.announced: Promotion | None = None
 
     def get(self, key: str) -> str | None:
-        assert key == keys.PROMOTION
+        assert key == keys.promotion()
         return None if self.announced is None else self.announced.to_json()
 
 

@@ -65,7 +65,7 @@ class Watched:
 
     def saturate(self, looks: int) -> None:
         """Have the fleet saturated for so many looks."""
-        self.values[keys.BACKLOG] = SATURATED
+        self.values[keys.backlog()] = SATURATED
         end: Callable[[], None] = self.values.clear
         self.waits = [lambda: None] * (looks - 1) + [end]
 

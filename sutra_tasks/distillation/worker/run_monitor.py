@@ -131,7 +131,7 @@ class RunMonitor:
 
     def _backlog(self) -> Backlog | None:
         try:
-            return Backlog.from_json(self._client.get(keys.BACKLOG))
+            return Backlog.from_json(self._client.get(keys.backlog()))
         except redis.RedisError:
             return None
 

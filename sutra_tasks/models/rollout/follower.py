@@ -110,7 +110,7 @@ class Follower:
     def step(self) -> None:
         """Read the registry and the announcement once, and do what they ask for."""
         self._models.serving.refresh()
-        announced = Promotion.from_json(self._client.get(keys.PROMOTION))
+        announced = Promotion.from_json(self._client.get(keys.promotion()))
         if announced != self._announced:
             self.candidate_state = ""  # before the id: this state is about the previous promotion
             self._announced = announced

@@ -126,7 +126,7 @@ def promote(
     manifest = registry.manifest(name, version)
     promotion = Promotion(uuid.uuid4().hex, name, version)
     announcement = promotion.to_json()
-    if not client.set(keys.PROMOTION, announcement, nx=True, ex=keys.PROMOTION_S):
+    if not client.set(keys.promotion(), announcement, nx=True, ex=keys.PROMOTION_S):
         raise PromotionRefusedError(name, version, "another promotion is under way")
     try:
         deadline = clock() + LOADING_TIMEOUT_S
@@ -148,7 +148,7 @@ def promote(
         wait_until_served(client, registry, name, options, clock=clock, sleep=sleep)
         return [one.device for one in devices]
     finally:
-        DELETE_IF_EQUAL(client, key=keys.PROMOTION, value=announcement)
+        DELETE_IF_EQUAL(client, key=keys.promotion(), value=announcement)
 
 
 def wait_until_served(

@@ -249,7 +249,7 @@ class ProducerCore:
                 "closed_entries": keys.stream(self.stream, "closed"),
                 "state": keys.stream(self.stream, "state"),
                 "last_batch": keys.stream(self.stream, f"by:{self._name}"),
-                "streams": keys.STREAMS,
+                "streams": keys.streams(),
                 "totals": keys.stream(self.stream, "totals"),
                 "stream": self.stream,
                 "batch": self._batches,

@@ -260,7 +260,7 @@ class ReaderCore:
 
     def _create_group(self, most_s: float) -> Steps[None]:
         """Create the readers' group, or wait a little if there is no such stream."""
-        values = {"streams": keys.STREAMS, "responses": self._key, "name": self.stream}
+        values = {"streams": keys.streams(), "responses": self._key, "name": self.stream}
         if not (yield RunScript(BEGIN, values)):
             yield Sleep(min(ABSENT_S, most_s))
 

@@ -32,7 +32,7 @@ def results(results_url: str) -> Iterator[redis.Redis]:
         yield client
         lasting = {name.decode() for name in client.scan_iter() if client.ttl(name) == -1}
         client.flushdb()
-        assert lasting <= {keys.DOCUMENTS}
+        assert lasting <= {keys.documents()}
 
 
 @pytest.fixture(autouse=True)

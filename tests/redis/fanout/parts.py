@@ -78,10 +78,10 @@ def forget_sent(client: redis.Redis) -> None:
 def make_overdue(results: redis.Redis, *task_ids: str, by_s: float = 1) -> None:
     """Make documents overdue since so many seconds."""
     now: Any = results.time()
-    results.zadd(keys.DOCUMENTS, dict.fromkeys(task_ids, now[0] - by_s), xx=True)
+    results.zadd(keys.documents(), dict.fromkeys(task_ids, now[0] - by_s), xx=True)
 
 
 def due_in_s(results: redis.Redis, task_id: str) -> float:
     now: Any = results.time()
-    at: Any = results.zscore(keys.DOCUMENTS, task_id)
+    at: Any = results.zscore(keys.documents(), task_id)
     return float(at - now[0])

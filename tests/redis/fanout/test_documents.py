@@ -50,7 +50,7 @@ def test_a_call_becomes_a_document_and_a_message_a_part(
 ) -> None:
     begin(documents, 1, 2, 1, 1)
     assert sent_to(client) == ["1:0", "1:1", "1:2"]
-    assert kept(results) == {keys.document("1"), keys.DOCUMENTS}
+    assert kept(results) == {keys.document("1"), keys.documents()}
     assert keys.DOCUMENT_S - 60 < results.ttl(keys.document("1")) <= keys.DOCUMENT_S
     assert OVERDUE_S - 5 <= due_in_s(results, "1") <= OVERDUE_S
     assert results.hget(keys.document("1"), "call") is not None
@@ -320,8 +320,8 @@ def test_a_finished_document_leaves_nothing(
     begin(documents, 1)
     begin(documents, 2)
     documents.store.delete("1")
-    assert kept(results) == {keys.document("2"), keys.DOCUMENTS}
-    assert results.zrange(keys.DOCUMENTS, 0, -1) == [b"2"]
+    assert kept(results) == {keys.document("2"), keys.documents()}
+    assert results.zrange(keys.documents(), 0, -1) == [b"2"]
     documents.store.delete("2")
     documents.store.delete("2")
     assert kept(results) == set()
@@ -408,7 +408,7 @@ def test_parts_of_a_device_that_is_gone_end_as_the_load_of_another(
     resent: bool,
 ) -> None:
     begin(documents, 1, 2, 1, 30, devices=["g0", "g0", "g0"])
-    client.zadd(keys.QUEUES, {"g0": 1})
+    client.zadd(keys.queues(), {"g0": 1})
     assert requeue_waiting(client, "g0") == 3
     assert settled(client, "g0")
     if resent:

@@ -99,7 +99,7 @@ def test_a_part_that_comes_late_tells_nothing(
     documents.fail("1", EncodingError("gpu0", 2, "no"), body)
     assert sent_to(client) == []
     assert documents.loss("1") is None
-    assert kept(results) <= {keys.DOCUMENTS}
+    assert kept(results) <= {keys.documents()}
 
 
 def test_the_sweep_tells_the_caller_when_no_part_does(

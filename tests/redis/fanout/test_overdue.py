@@ -104,7 +104,7 @@ def test_parts_that_may_be_waiting_their_turn_are_not_sent_again(
 ) -> None:
     begin(documents)
     forget_sent(client)
-    client.set(keys.BACKLOG, Backlog(tokens=30_000, tokens_per_s=100.0).to_json(), ex=60)
+    client.set(keys.backlog(), Backlog(tokens=30_000, tokens_per_s=100.0).to_json(), ex=60)
     make_overdue(results, "1", by_s=530)
     resend_overdue(documents)
     assert sent_to(client) == []

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _swept(_nothing_is_left_behind: None, client: redis.Redis) -> Iterator[None]:
     """Only entries, responses and dead letters last: nothing else of any text is left by any test."""
-    client.sadd(keys.STREAMS, S)
+    client.sadd(keys.streams(), S)
     yield
-    client.delete(keys.STREAMS, IN, OUT, DEAD)
+    client.delete(keys.streams(), IN, OUT, DEAD)
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class Gated(SimulatedEncoder):
 
 
 def send(client: redis.Redis, stream: str, *ids: str, **fields: str) -> None:
-    client.sadd(keys.STREAMS, stream)
+    client.sadd(keys.streams(), stream)
     for name in ids:
         entry: Any = {"id": name, "text": f"text {name}", **fields}
         client.xadd(keys.stream(stream, "in"), entry)
@@ -118,7 +118,7 @@ def test_a_stream_with_a_key_of_another_type_costs_no_other_anything_and_goes_on
 ) -> None:
     key = keys.stream(BAD, part)
     put_list(client, key)
-    client.sadd(keys.STREAMS, BAD)
+    client.sadd(keys.streams(), BAD)
     send(client, GOOD, "1", "2")
     with device(client):
         wait_until(lambda: answers(client, GOOD) == ["1", "2"])
@@ -136,7 +136,7 @@ def test_a_stream_with_a_key_of_another_type_costs_no_other_anything_and_goes_on
 
 
 def test_a_name_that_no_stream_can_have_is_passed_over_and_named(client: redis.Redis) -> None:
-    client.sadd(keys.STREAMS, "no name", b"\xff", "a:b")
+    client.sadd(keys.streams(), "no name", b"\xff", "a:b")
     send(client, GOOD, "1")
     with device(client):
         wait_until(lambda: answers(client, GOOD) == ["1"])
@@ -166,7 +166,7 @@ def test_vectors_that_cannot_be_written_are_computed_again_when_they_can(client:
 def test_a_device_without_the_right_to_one_stream_serves_the_others(
     client: redis.Redis, url: str
 ) -> None:
-    patterns = [keys.STREAMS, keys.STREAM_LOADS, keys.stream_consumer("*"), keys.stream(GOOD, "*")]
+    patterns = [keys.streams(), keys.stream_loads(), keys.stream_consumer("*"), keys.stream(GOOD, "*")]
     rights = ["+@all", "&*", *(f"~{pattern}" for pattern in patterns)]
     server: Any = client
     server.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rights)
@@ -183,7 +183,7 @@ def test_a_device_without_the_right_to_one_stream_serves_the_others(
 
 def test_reports_that_are_none_hide_no_status(client: redis.Redis) -> None:
     send(client, GOOD, "1")
-    client.hset(keys.STREAM_LOADS, mapping={"x": "garbage", b"\xff": "1 1"})
+    client.hset(keys.stream_loads(), mapping={"x": "garbage", b"\xff": "1 1"})
     client.hset(keys.stream(GOOD, "state"), mapping={"capacity": "many", "level": "high", "load": "x"})
     client.hset(keys.stream(GOOD, "totals"), mapping={b"\xff": "x", "accepted": "3"})
     for name, report in (("x", "no JSON"), ("\ufffd", '{"good": {"latency": {"a": 1}, "faults": [7]}}')):
@@ -193,7 +193,7 @@ def test_reports_that_are_none_hide_no_status(client: redis.Redis) -> None:
     with device(client):
         wait_until(lambda: answers(client, GOOD) == ["1"])
         wait_until(lambda: stream_status(client)[0].capacity is not None)
-    put_list(client, keys.STREAM_LOADS)
+    put_list(client, keys.stream_loads())
     assert stream_status(client)[0].devices == 0
     with device(client):
         wait_until(lambda: stream_status(client)[0].devices)
@@ -215,7 +215,7 @@ def test_reports_that_are_none_hide_no_status(client: redis.Redis) -> None:
 def test_a_damaged_text_costs_no_other_text_of_its_stream_anything(
     client: redis.Redis, damage: Callable[[redis.Redis], None]
 ) -> None:
-    client.sadd(keys.STREAMS, BAD)
+    client.sadd(keys.streams(), BAD)
     one = Device(client, "before")
     add_piece(client, "k", "1")
     one.read(BAD, 10, first_need=8, most_unread=10)
@@ -244,7 +244,7 @@ def test_a_stream_that_was_deleted_is_not_made_again_by_a_device_that_reads_it(
     one = Device(client, "d")
     send(client, S, "1")
     assert len(read(one)) == 1
-    client.delete(keys.STREAMS, IN)
+    client.delete(keys.streams(), IN)
     assert read(one) == []
     assert one.claim(S, 0).entries == []
     assert client.exists(IN) == 0
@@ -322,5 +322,5 @@ def test_a_read_that_is_refused_takes_nothing(client: redis.Redis, refusing: str
 
 def listed(client: redis.Redis) -> Device:
     """Return a device, and have the stream in the list of streams."""
-    client.sadd(keys.STREAMS, S)
+    client.sadd(keys.streams(), S)
     return Device(client, "a")

@@ -93,7 +93,7 @@ class StreamMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.client.flushdb()
-        self.client.sadd(keys.STREAMS, S)
+        self.client.sadd(keys.streams(), S)
         self.names = self.batches = self.contents = 0
         self.devices = [self.new_device() for _ in range(DEVICES)]
         self.writers = {key: Writer(key) for key in WRITTEN}
@@ -154,7 +154,7 @@ class StreamMachine(RuleBasedStateMachine):
             closed_entries=CLOSED,
             state=keys.stream(S, "state"),
             last_batch=keys.stream(S, "by:producer"),
-            streams=keys.STREAMS,
+            streams=keys.streams(),
             totals=keys.stream(S, "totals"),
             stream=S,
             batch=self.batches,
@@ -343,7 +343,7 @@ class StreamMachine(RuleBasedStateMachine):
         assert answered == Counter(self.whole)
         assert texts == {source: text for source, text in self.expected.items() if text}
         assert Counter(fields[b"text"] for fields in written(self.client, DEAD)) == +self.given_up
-        self.client.delete(IN, OUT, DEAD, keys.STREAMS)
+        self.client.delete(IN, OUT, DEAD, keys.streams())
         assert [name for name in self.client.scan_iter() if self.client.ttl(name) == -1] == []
 
     def read_all(self) -> None:

@@ -61,14 +61,14 @@ def test_the_load_of_a_device_that_died_is_forgotten(client: redis.Redis, a: Dev
     b.report_load(0.875)
     a.report_load(0.5)
     assert seen() == {"a": 0.5, "b": 0.875}
-    dead: Any = client.hget(keys.STREAM_LOADS, "b")
+    dead: Any = client.hget(keys.stream_loads(), "b")
     load, _, at_ms = dead.partition(b" ")
-    client.hset(keys.STREAM_LOADS, "b", b"%s %d" % (load, int(at_ms) - 1000 * keys.STATE_S - 1))
+    client.hset(keys.stream_loads(), "b", b"%s %d" % (load, int(at_ms) - 1000 * keys.STATE_S - 1))
     a.report_load(0.5)
     assert seen() == {"a": 0.5}
-    assert 0 < client.ttl(keys.STREAM_LOADS) <= keys.STATE_S
+    assert 0 < client.ttl(keys.stream_loads()) <= keys.STATE_S
     a.remove_reports()
-    assert client.exists(keys.STREAM_LOADS) == 0
+    assert client.exists(keys.stream_loads()) == 0
 
 
 # A server without memory for more.
@@ -102,9 +102,9 @@ def test_devices_free_memory_on_a_full_server(client: redis.Redis, a: Device, b:
 
 
 def test_every_stream_is_listed_and_nothing_that_cannot_be_one(client: redis.Redis, a: Device) -> None:
-    client.delete(keys.STREAMS)
+    client.delete(keys.streams())
     assert a.streams() == []
-    client.sadd(keys.STREAMS, "b", "a", "no name", b"\xff", "a:b", "")
+    client.sadd(keys.streams(), "b", "a", "no name", b"\xff", "a:b", "")
     assert a.streams() == ["a", "b"]
 
 
