@@ -104,6 +104,7 @@ def run(*, quick: bool, messages: int | None = None, seed: int = SEED) -> dict[s
         left = sum(queue_lengths(client, list(keys_of_queues(fleet.devices))).values())
         for one, what in untold[:20]:
             print(f"untold ({what}): {one.queue} {', '.join(one.changes)}")
+            print("  ", one.raw[:400].decode(errors="replace"))
     return {
         "messages": len(sent),
         "deaths": deaths,

@@ -23,10 +23,11 @@ from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from sutra_tasks import keys
+from sutra_tasks.broker.attempts import attempts_of
 from sutra_tasks.broker.deliveries import DECODED, TAKEN, Message, QoS
 from sutra_tasks.broker.in_flight import in_flight_of
 from sutra_tasks.broker.load import MOST_CREDIT, tokens_of, weight_of
-from sutra_tasks.broker.message_check import check_message, decode_body, parse
+from sutra_tasks.broker.message_check import check_attempts, check_message, decode_body, parse
 from sutra_tasks.broker.queues import requeue_target
 from sutra_tasks.broker.refused import refused_payload
 from sutra_tasks.broker.requeue import NOT_ROUTED
@@ -48,7 +49,9 @@ FAILED_PAUSE_S: Final = 1.0
 """Seconds after which a message that this worker failed to handle is requeued."""
 
 
-def _checked(raw: bytes, queue: str, *, most_bytes: int) -> tuple[dict[str, Any], int]:
+def _checked(
+    raw: bytes, queue: str, *, most_bytes: int, most_attempts: int
+) -> tuple[dict[str, Any], int]:
     """Return a message as kombu and Celery can handle it, and the tokens it has in a device's load.
 
     What no worker can run is replaced by a message of the task ``sutra.refused``.
@@ -62,6 +65,8 @@ def _checked(raw: bytes, queue: str, *, most_bytes: int) -> tuple[dict[str, Any]
         check_message(parsed, queue, most_bytes=most_bytes)
         runs_here = queue.startswith(keys.DEVICE_QUEUE_PREFIX) or queue in NOT_ROUTED
         decoded = decode_body(parsed, most_bytes=most_bytes) if runs_here else None
+        if queue in NOT_ROUTED:  # routers give up the others
+            check_attempts(attempts_of(parsed["headers"]), most_attempts)
     except InvalidMessageError as error:
         return refused_payload(parsed, error), weight_of(parsed)
     properties = {**parsed["properties"]}
@@ -309,7 +314,10 @@ class Channel(transport.Channel):
         assert self.in_flight is not None
         queue, raw = taken.queue, taken.raw
         self._queue_cycle.rotate(queue)
-        payload, weight = _checked(raw, queue, most_bytes=settings().max_message_bytes)
+        options = settings()
+        payload, weight = _checked(
+            raw, queue, most_bytes=options.max_message_bytes, most_attempts=options.max_attempts
+        )
         payload[TAKEN] = (raw, queue, weight)
         # Senders are trusted to give each message a tag of its own only in kombu itself.
         payload["properties"]["delivery_tag"] = f"sutra-{next(self._tags)}"

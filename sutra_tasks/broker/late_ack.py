@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import redis
 from celery.concurrency.thread import ApplyResult
@@ -32,6 +32,9 @@ from sutra_tasks.settings import settings
 __all__ = ["LateAckPool", "Request", "strategy"]
 
 logger = get_logger(__name__)
+
+FAILED_PAUSE_S: Final = 1.0
+"""Seconds after which a message that this worker's own code failed with is requeued."""
 
 
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:
@@ -108,6 +111,9 @@ class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
             if isinstance(error, RequeueMessage):
                 self._refusals += 1
                 self._stopping.wait(growing_pause_s(self._refusals))
+            else:
+                request.message.sutra_failed = True  # this counts like the death of a worker
+                self._stopping.wait(FAILED_PAUSE_S)
             request.reject(requeue=True)
             if not isinstance(error, Exception):
                 raise

@@ -20,7 +20,15 @@ from sutra_tasks import keys
 from sutra_tasks.broker.inflate import COMPRESSIONS, inflate
 from sutra_tasks.errors import InvalidMessageError
 
-__all__ = ["check_body", "check_message", "decode_body", "is_id", "parse", "readable_id"]
+__all__ = [
+    "check_attempts",
+    "check_body",
+    "check_message",
+    "decode_body",
+    "is_id",
+    "parse",
+    "readable_id",
+]
 
 TASKS: Final = {
     keys.EMBED_QUEUE: (keys.EMBED_TASK, keys.PART_TASK, keys.COMBINE_TASK),
@@ -163,6 +171,16 @@ def decode_body(payload: Mapping[str, Any], *, most_bytes: int) -> tuple[bytes, 
         raise InvalidMessageError("body", "it is not JSON in UTF-8") from None
     check_body(decoded)
     return body, decoded
+
+
+def check_attempts(attempts: int, most_attempts: int) -> None:
+    """Check that workers did not fail with a message too often.
+
+    Raises:
+        InvalidMessageError: they did.
+    """
+    if attempts >= most_attempts:
+        raise InvalidMessageError("message", f"{attempts} workers failed with it")
 
 
 def check_body(decoded: Any) -> None:

@@ -8,6 +8,7 @@ import json
 import lzma
 import math
 import zlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ from sutra_tasks.client.embed_task import embed
 from sutra_tasks.errors import InvalidMessageError
 
 MOST = 1 << 20
+SIGNATURE: dict[str, Any] = {"task": "x", "args": [], "kwargs": {}, "options": {}}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
@@ -115,10 +117,10 @@ def test_each_queue_has_tasks_of_its_own(queue: str) -> None:
         ({"body": [["hi"], {}, {"id": "other"}]}, "body[2]"),
         ({"body": [["hi"], {}, {"callbacks": ["x"]}]}, "body[2].callbacks[0]"),
         ({"body": [["hi"], {}, {"errbacks": [{"task": 5}]}]}, "body[2].errbacks[0].task"),
-        ({"body": [["hi"], {}, {"chord": {"task": "x", "args": 1}}]}, "body[2].chord.args"),
-        ({"body": [["hi"], {}, {"chain": [{"task": "celery.chord", "subtask_type": "chord"}]}]},
+        ({"body": [["hi"], {}, {"chord": {**SIGNATURE, "args": 1}}]}, "body[2].chord.args"),
+        ({"body": [["hi"], {}, {"chain": [{**SIGNATURE, "subtask_type": "chord"}]}]},
          "body[2].chain[0]"),
-        ({"body": [["hi"], {}, {"callbacks": [{"task": "x", "options": {"link": ["y"]}}]}]},
+        ({"body": [["hi"], {}, {"callbacks": [{**SIGNATURE, "options": {"link": ["y"]}}]}]},
          "body[2].callbacks[0].options.link[0]"),
     ],
 )  # fmt: skip
@@ -206,7 +208,11 @@ def test_a_shape_is_told_in_the_words_of_json() -> None:
 
 # --- compression ---------------------------------------------------------------------------------
 
-COMPRESS = {"application/x-gzip": zlib.compress, "bzip2": bz2.compress, "lzma": lzma.compress}
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "application/x-gzip": zlib.compress,
+    "bzip2": bz2.compress,
+    "lzma": lzma.compress,
+}
 
 
 @pytest.mark.parametrize("name", COMPRESS)

@@ -20,7 +20,7 @@ from sutra_tasks.broker.attempts import ATTEMPTS, DEATHS_NEARBY, attempts_of
 from sutra_tasks.broker.load import weight_of
 from sutra_tasks.client.call import HEADER, Call, demand_of
 from sutra_tasks.fanout import tasks as parts
-from sutra_tasks.fanout.messages import body_message, part_demand, part_message, priority_of
+from sutra_tasks.fanout.messages import body_message, part_demand, part_message
 from sutra_tasks.settings import Settings
 
 ID = "0123-caller"
@@ -105,7 +105,7 @@ def test_the_body_is_the_callers_message_under_another_name() -> None:
     assert (body["headers"]["group"], body["headers"]["group_index"]) == ("a-group", 2)
     assert (body["headers"]["root_id"], body["headers"]["parent_id"]) == ("a-root", "a-parent")
     assert body["headers"]["stamps"] == {"tenant": "acme"}
-    assert body["properties"]["priority"] == priority_of(body) == 6
+    assert body["properties"]["priority"] == 6
     assert body["properties"]["correlation_id"] == ID
     assert body["properties"]["delivery_tag"] != before["properties"]["delivery_tag"]
 
