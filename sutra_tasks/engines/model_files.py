@@ -18,7 +18,9 @@ from sutra_tasks.errors import ModelError
 
 __all__ = ["check_files", "module_kind", "read_modules"]
 
+OURS: Final = "sentence_transformers"
 MODULES: Final = "modules.json"
+CONFIG: Final = "config.json"
 OF_SENTENCE_TRANSFORMERS: Final = (
     "config_sentence_transformers.json",
     "sentence_bert_config.json",
@@ -43,7 +45,6 @@ TOKENIZERS: Final = (
     "sentencepiece.bpe.model",
     "spm.model",
     "tekken.json",
-    "tokenizer_config.json",  # of tokenizers that need no vocabulary
 )
 NEEDED: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "Transformer": (("config.json", "adapter_config.json"), WEIGHTS, TOKENIZERS),
@@ -71,6 +72,7 @@ def check_files(model: str, folder: Path) -> None:
     """
     with _readable(model, folder):
         os.scandir(folder).close()
+        _check_kind(model, folder)
         for module in read_modules(model, folder):
             kind, place = module_kind(module), folder / str(module.get("path", ""))
             if kind is None:
@@ -90,10 +92,15 @@ def read_modules(model: str, folder: Path) -> list[dict[str, Any]]:
         OSError: it cannot be read.
     """
     if not (folder / MODULES).exists():
+        config = _json(model, folder, folder / CONFIG) if (folder / CONFIG).exists() else None
+        if isinstance(config, dict) and config.get("model_type") == "model2vec":
+            # As model2vec saves it, without what sentence-transformers needs to load it by itself.
+            normalize = ["Normalize"] if config.get("normalize") else []
+            return [{"type": f"{OURS}.{kind}", "path": ""} for kind in ("StaticEmbedding", *normalize)]
         beside = next((name for name in OF_SENTENCE_TRANSFORMERS if (folder / name).exists()), None)
         if beside is not None:
             raise ModelError(model, f"{folder} has {beside} and lacks {MODULES}. {AGAIN}")
-        return [{"type": "sentence_transformers.Transformer", "path": ""}]
+        return [{"type": f"{OURS}.Transformer", "path": ""}]
     found = _json(model, folder, folder / MODULES)
     if not isinstance(found, list) or not all(
         isinstance(one, dict) and isinstance(one.get("type"), str) and isinstance(one.get("path"), str)
@@ -106,7 +113,19 @@ def read_modules(model: str, folder: Path) -> list[dict[str, Any]]:
 def module_kind(module: Mapping[str, Any]) -> str | None:
     """Return the class name of a module of sentence-transformers; None for any other."""
     package, _, kind = str(module["type"]).rpartition(".")
-    return kind if package.partition(".")[0] == "sentence_transformers" else None
+    return kind if package.partition(".")[0] == OURS else None
+
+
+def _check_kind(model: str, folder: Path) -> None:
+    """Refuse models that are none of embeddings: sentence-transformers would convert them to a mean."""
+    path = folder / OF_SENTENCE_TRANSFORMERS[0]
+    if path.exists():
+        config = _json(model, folder, path)
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind not in {None, "SentenceTransformer"}:
+            raise ModelError(
+                model, f"{folder} holds a {kind}, and workers serve SentenceTransformer models"
+            )
 
 
 def _check_module(model: str, folder: Path, place: Path, kind: str) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
-from sutra_tasks.engines.model_files import module_kind
+from sutra_tasks.engines.model_files import module_kind, read_modules
 from sutra_tasks.engines.tokenizing.slices import SLICE_CHARS, tokenize_in_slices
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder, WholeTextIds
 from sutra_tasks.engines.tokenizing.word_cache import WordCache, encode_ids, splits_at_spaces
@@ -60,9 +60,8 @@ GATHERED_TOKENS: Final = 2048
 def is_static(folder: Path) -> bool:
     """Return whether a folder has a sentence-transformers model that begins with ``StaticEmbedding``."""
     try:
-        modules = json.loads((folder / "modules.json").read_text("utf-8"))
-        return module_kind(modules[0]) == "StaticEmbedding"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return module_kind(read_modules("", folder)[0]) == "StaticEmbedding"
+    except (OSError, LookupError, ModelError):
         return False
 
 
@@ -219,7 +218,7 @@ class _Parts:
 def _read(model: str, folder: Path) -> _Parts:
     from tokenizers import Tokenizer  # noqa: PLC0415 - the simulated engine does not need it
 
-    first, *rest = json.loads((folder / "modules.json").read_text("utf-8"))
+    first, *rest = read_modules(model, folder)
     place = folder / first["path"]
     described = json.loads((place / "tokenizer.json").read_text("utf-8"))
     window = int((described.pop("truncation", None) or {}).get("max_length", WINDOW))

@@ -462,13 +462,13 @@ def test_late_chunking_is_refused_for_the_simulated_engine():
 def test_late_chunking_is_refused_where_pooling_is_not_what_follows_the_transformer(engine):
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    from sutra_tasks.engines.torch_engine import encoder as torch_engine
+    from sutra_tasks.engines.torch_engine.facts import pools_mean
 
     encoder = engine("bert")
     first, *rest = list(encoder._model)
     again = Dense(32, 32, module_input_name="token_embeddings", module_output_name="token_embeddings")
     assert encoder.info.pools_mean
-    assert not torch_engine._pools_mean([first, again, *rest])
+    assert not pools_mean([first, again, *rest])
 
 
 def test_no_pass_runs_for_a_call_that_is_given_up(engine, monkeypatch):

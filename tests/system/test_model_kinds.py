@@ -19,6 +19,7 @@ from sutra_tasks.engines.encoder import cut_to_window
 from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.errors import ModelError
+from sutra_tasks.models.loaded.loading import warm_up
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.consumer.tokenizing import StreamTokenizer
 from tests.system.model_kinds import ODD, edit
@@ -98,6 +99,13 @@ def test_vectors_are_sentence_transformers_own_alone_in_a_list_and_truncated(fol
             assert got.tokens[-1] <= window
             alone = ask(service, TEXTS[1], truncate=True, prompt=prompt).vectors
             agree(np.asarray(alone)[None], theirs[1:2])
+
+
+@every_kind
+def test_a_model_is_warmed_up_within_its_window(engine, name):
+    tokens, seconds = warm_up(engine(name))
+    assert 0 < tokens <= 32 * ODD[name].window
+    assert seconds > 0
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name.startswith("default prompt")])
@@ -222,6 +230,25 @@ def test_static_models_have_default_prompts_widths_and_half_precision_too(tmp_pa
             agree(ask(service, texts, prompt=prompt).vectors, theirs)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_folder_of_model2vec_is_read_without_modules_json(tmp_path, normalize):
+    from safetensors.numpy import load_file, save_file
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
+
+    path = static(tmp_path / "m")
+    tensors = load_file(path / "model.safetensors")
+    save_file({"embeddings": tensors["embedding.weight"]}, path / "model.safetensors")
+    for file in ("modules.json", "config_sentence_transformers.json"):
+        (path / file).unlink()
+    (path / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": normalize}))
+    modules: list[Any] = [StaticEmbedding.load(str(path)), *([Normalize()] if normalize else [])]
+    texts = ["a red bicycle", "fox"]
+    theirs = SentenceTransformer(modules=modules, device="cpu").encode(texts)
+    encoder = load(path)
+    np.testing.assert_allclose(encoder.encode(encoder.tokenize(texts, None)), theirs, atol=1e-6)
+
+
 def in_hub_cache(root, name, source):
     """Put a model where the hub's client keeps what it downloaded; return the variables that say so."""
     revision = "a" * 40
@@ -279,8 +306,6 @@ def test_a_damaged_folder_is_refused_by_the_file_at_fault(copied, missing, damag
     file = copied / missing
     whole = file.read_bytes()
     file.unlink()
-    if missing == "tokenizer.json":
-        (copied / "tokenizer_config.json").unlink()
     if damage == "cut":
         file.write_bytes(whole[: len(whole) // 2])
     elif damage == "pipe":
@@ -365,6 +390,38 @@ def test_a_chat_template_is_refused_rather_than_left_out(tmp_path):
     assert "chat template" in refused(path)
 
 
+@pytest.mark.parametrize(
+    ("file", "changed", "said"),
+    [
+        ("1_Pooling/config.json", {"embedding_dimension": 64}, "they have 32"),
+        ("1_Pooling/config.json", {"pooling_mode": "median"}, "'median'"),
+        ("config.json", {"vocab_size": 20}, "other shapes"),
+        ("config.json", {"model_type": "homemade"}, "`homemade`"),
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder"}, "a CrossEncoder"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "nope"}, "'nope'"),
+        ("config_sentence_transformers.json", {"truncate_dim": "wide"}, "truncate_dim is 'wide'"),
+        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim is 0"),
+        ("config_sentence_transformers.json", {"requirements": {"torch": ">=99"}}, "torch>=99"),
+        ("sentence_bert_config.json", {"max_seq_length": 2}, "window of 2 tokens"),
+        ("tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer"}, "no fast version"),
+    ],
+)
+def test_what_a_folder_says_and_is_not_is_told(tmp_path, file, changed, said):
+    path = Path(build(KINDS["bert"], tmp_path))
+    edit(path / file, **changed)
+    if "tokenizer_class" in changed:
+        (path / "tokenizer.json").rename(path / "vocab.json")
+    assert said in refused(path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    path = Path(build(KINDS["bert"], tmp_path))
+    described = json.loads((path / "tokenizer.json").read_text())
+    described["model"]["vocab"] |= {f"word{at}": 1000 + at for at in range(9)}
+    (path / "tokenizer.json").write_text(json.dumps(described))
+    assert "ids up to 1008" in refused(path)
+
+
 def test_a_plain_transformer_is_loaded_as_sentence_transformers_loads_it(tmp_path):
     build(KINDS["bert"], tmp_path)
     path = tmp_path / "bare"
@@ -385,9 +442,3 @@ def test_a_prompt_that_fills_the_window_is_refused(copied):
         default_prompt_name="query",
     )
     assert "window of 128" in refused(copied)
-
-
-def test_a_tokenizer_in_python_is_refused(copied):
-    edit(copied / "config.json", model_type="canine")
-    said = refused(copied)
-    assert "\n" not in said

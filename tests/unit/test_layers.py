@@ -20,7 +20,15 @@ HEAVY = ("torch", "transformers", "sentence_transformers", "tokenizers")
 HEAVY_MODULES = {
     *(
         f"engines/torch_engine/{name}.py"
-        for name in ("encoder", "forward_pass", "introspection", "modules", "sdpa_kernels", "window")
+        for name in (
+            "encoder",
+            "facts",
+            "forward_pass",
+            "introspection",
+            "modules",
+            "sdpa_kernels",
+            "window",
+        )
     ),
     *(
         f"distillation/training/{name}.py"

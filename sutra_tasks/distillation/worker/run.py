@@ -29,7 +29,7 @@ from sutra_tasks.distillation.training.projection import jl, project, svd
 from sutra_tasks.distillation.worker.attempts import limit_attempts
 from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.load import load_engine
-from sutra_tasks.errors import SutraError
+from sutra_tasks.errors import ModelError, SutraError
 from sutra_tasks.files import read_array, read_json, write_array, write_json
 from sutra_tasks.models.loaded.loading import check_golden
 from sutra_tasks.models.registry.manifest import ParentModel, VersionFacts
@@ -155,6 +155,8 @@ class DistillationRun:
         width, path = self._config.output_dim or vectors.shape[1], self.folder / "matrix.npy"
         matrix = read_array(path)
         if matrix is None:
+            if not np.isfinite(vectors).all():
+                raise ModelError(self._teacher.name, "gives vectors that are not numbers for some texts")
             if self._config.projection == "svd":
                 matrix = svd(vectors, width)
             else:

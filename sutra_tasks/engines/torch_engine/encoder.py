@@ -7,10 +7,8 @@ loaded, the token ids are compared with those that sentence-transformers would c
 
 from __future__ import annotations
 
-import hashlib
-import json
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -22,16 +20,14 @@ from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.engines.out_of_memory import is_out_of_memory
 from sutra_tasks.engines.tokenizing.tokenizing_encoder import TokenizingEncoder
+from sutra_tasks.engines.torch_engine.facts import fingerprint, pools_mean, width_of
 from sutra_tasks.engines.torch_engine.forward_pass import ForwardPass
-from sutra_tasks.engines.torch_engine.introspection import probe_batches
-from sutra_tasks.engines.torch_engine.modules import first_line, load_modules, thread_safe_tokenizer
+from sutra_tasks.engines.torch_engine.introspection import probe_batches, transformer_of
+from sutra_tasks.engines.torch_engine.modules import in_a_line, load_modules, thread_safe_tokenizer
 from sutra_tasks.engines.torch_engine.window import window_of
 from sutra_tasks.errors import ModelError
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-    from tokenizers import Tokenizer
-
     from sutra_tasks.vectors import Floats
 
 __all__ = ["TorchEncoder", "split_by_tokens"]
@@ -61,20 +57,18 @@ class TorchEncoder(TokenizingEncoder):
         theirs = self._model.tokenizer
         self._pad_id = int(theirs.pad_token_id)
         tokenizer = thread_safe_tokenizer(model, theirs)
-        width = self._model.get_embedding_dimension()  # that of truncate_dim, if the model names one
-        if width is None:
-            raise ModelError(model, "does not say how wide its vectors are")
+        width = width_of(model, self._model)
         prompts = {name: text or "" for name, text in self._model.prompts.items()}
         default_prompt = self._model.default_prompt_name
         self.info = ModelInfo(
             model=model,
-            space=f"{_fingerprint(self._model, tokenizer, prompts, default_prompt)}:{width}",
+            space=f"{fingerprint(self._model, tokenizer, prompts, default_prompt)}:{width}",
             width=width,
             window=window_of(self._model),
             prompts=prompts,
             default_prompt=default_prompt,
             keeps_end=theirs.truncation_side == "left",
-            pools_mean=_pools_mean(self._model),
+            pools_mean=pools_mean(self._model),
         )
         pools_all = all(getattr(module, "include_prompt", True) for module in self._model)
         try:
@@ -95,6 +89,7 @@ class TorchEncoder(TokenizingEncoder):
                 "tokens that are special or of its default prompt",
             )
         self._inputs = set(theirs.model_input_names)
+        self._refuse_unknown_ids(model)
         self._refuse_other_ids(model)
         if device.startswith("cuda") and memory_share < 1:
             torch.cuda.set_per_process_memory_fraction(memory_share, torch.device(device))
@@ -181,7 +176,9 @@ class TorchEncoder(TokenizingEncoder):
         Args:
             text: any; its states have the shape and the precision of states.
         """
-        states = self._forward_pass(self._features([text])).get("token_embeddings")
+        outputs = self._forward_pass(self._features([text]))
+        self._check_width(outputs["sentence_embedding"].shape[-1])
+        states = outputs.get("token_embeddings")
         if states is None:
             return np.zeros((1, self.info.width), dtype=np.float32)
         mask = torch.zeros((1, 1), dtype=torch.int64, device=states.device)
@@ -189,6 +186,30 @@ class TorchEncoder(TokenizingEncoder):
             {"token_embeddings": torch.zeros_like(states[:1, :1]), "attention_mask": mask}
         )
         return np.nan_to_num(self._rows(pooled), nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _refuse_unknown_ids(self, model: str) -> None:
+        """Raise a ModelError if words of the tokenizer have no embedding: on a GPU they would end it."""
+        inner = transformer_of(self._model)
+        table: Any = inner.get_input_embeddings() if inner is not None else None
+        rows = getattr(table, "num_embeddings", None)
+        last = max(self._tokenizer.get_vocab(with_added_tokens=False).values())
+        if rows is not None and last >= rows:
+            raise ModelError(
+                model,
+                f"its tokenizer gives ids up to {last}, and it has {rows} embeddings of tokens. Is the "
+                "tokenizer of another model?",
+            )
+
+    def _check_width(self, found: int) -> None:
+        """Raise a ModelError if the model's vectors are not as wide as its modules say."""
+        with self._model.truncate_embeddings(None):
+            said = self._model.get_embedding_dimension()
+        if found != said:
+            raise ModelError(
+                self.info.model,
+                f"its modules say that its vectors have {said} numbers, and they have {found}. Is the "
+                "config.json of its Pooling or Dense of another model?",
+            )
 
     def _refuse_other_ids(self, model: str) -> None:
         """Raise a ModelError if sentence-transformers would compute other token ids."""
@@ -200,7 +221,7 @@ class TorchEncoder(TokenizingEncoder):
             try:
                 theirs = self._model.preprocess([text])
             except Exception as error:
-                reason = f"sentence-transformers cannot tokenize with it: {first_line(error)}"
+                reason = f"sentence-transformers cannot tokenize with it: {in_a_line(error)}"
                 raise ModelError(model, reason) from error
             for name, tensor in ours.items():
                 other = theirs.get(name)
@@ -229,33 +250,3 @@ def _freed_when_full() -> Iterator[None]:
             traceback.clear_frames(error.__traceback__)
             torch.cuda.empty_cache()
         raise
-
-
-def _pools_mean(modules: Iterable[torch.nn.Module]) -> bool:
-    """Return whether the module after the transformer takes the mean of the tokens' states."""
-    # A module between them would be applied twice in late chunking.
-    _, *rest = modules
-    return bool(rest) and getattr(rest[0], "pooling_mode", None) == "mean"
-
-
-def _fingerprint(
-    model: SentenceTransformer, tokenizer: Tokenizer, prompts: dict[str, str], default_prompt: str | None
-) -> str:
-    """Return a digest of everything that decides what a vector means.
-
-    That is weights, tokenizer, modules and prompts, as loaded, before any change of precision. So the
-    same model has the same space in a folder, a cache and a package.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy().data)
-    digest.update(tokenizer.to_str().encode())
-    for module in model:
-        describe: Any = getattr(module, "get_config_dict", dict)
-        described = json.dumps(describe(), sort_keys=True, default=str)
-        digest.update(f"{type(module).__name__}:{described}".encode())
-    digest.update(json.dumps(prompts, sort_keys=True).encode())
-    if default_prompt is not None:
-        digest.update(f"default prompt {default_prompt}".encode())
-    return digest.hexdigest()[:16]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Final
 
 from sentence_transformers import SentenceTransformer
@@ -16,13 +18,15 @@ from sutra_tasks.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["first_line", "load_modules", "thread_safe_tokenizer"]
+__all__ = ["in_a_line", "load_modules", "thread_safe_tokenizer"]
 
 UNUSED_WEIGHTS: Final = "pooler."
 """Part of the names of weights that many folders lack, and that no module here uses."""
 SHOWN_WEIGHTS: Final = 3
+REASON_CHARS: Final = 300
 
-_missing = threading.local()
+_noted = threading.local()
+"""What transformers reported about the weights of the model that a thread loads."""
 
 
 def load_modules(name: str, folder: str) -> SentenceTransformer:
@@ -37,7 +41,7 @@ def load_modules(name: str, folder: str) -> SentenceTransformer:
     """
     forbid_hub_kernels()
     _note_missing_weights()
-    _missing.weights = set()
+    _noted.missing, _noted.mismatched = set(), set()
     try:
         model = SentenceTransformer(
             folder,
@@ -47,8 +51,8 @@ def load_modules(name: str, folder: str) -> SentenceTransformer:
             model_kwargs={"attn_implementation": "eager"},
         )
     except Exception as error:
-        raise ModelError(name, _why_not_loaded(error)) from error
-    missing = sorted(_missing.weights)
+        raise ModelError(name, _why_not_loaded(folder, error)) from error
+    missing = sorted(_noted.missing)
     if missing:
         more = f" and {len(missing) - SHOWN_WEIGHTS} more" if len(missing) > SHOWN_WEIGHTS else ""
         raise ModelError(
@@ -79,23 +83,27 @@ def thread_safe_tokenizer(name: str, theirs: Any) -> Tokenizer:
     return ours
 
 
-def first_line(error: Exception) -> str:
-    """Return the first line of an error, or its class if it has no words."""
-    line = next(iter(str(error).splitlines()), "")
-    return line or type(error).__name__
+def in_a_line(error: Exception) -> str:
+    """Return the words of an error in one line, cut where they go on for long."""
+    return shorten(str(error), REASON_CHARS, placeholder=" ...") or type(error).__name__
 
 
-def _why_not_loaded(error: Exception) -> str:
+def _why_not_loaded(folder: str, error: Exception) -> str:
+    if _noted.mismatched:
+        names = ", ".join(sorted(_noted.mismatched)[:SHOWN_WEIGHTS])
+        return f"its weights {names} have other shapes than config.json says. Are both of one model?"
     if "trust_remote_code" in str(error):
         return (
             "needs code of its own (trust_remote_code), which workers never run. Take a model whose "
             "modules and architecture are in sentence-transformers and transformers."
         )
     kind = "" if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: "
-    return (
-        f"cannot be loaded: {kind}{first_line(error)} Give a whole folder, a name sentence-transformers "
-        "knows, or leave SUTRA_MODEL unset for the packaged all-MiniLM-L6-v2."
+    remedy = (
+        "Is the folder whole, and do these releases of sentence-transformers and transformers know it?"
+        if Path(folder).is_dir()
+        else "Give a folder, a name of the hub, or leave SUTRA_MODEL unset for the packaged MiniLM."
     )
+    return f"cannot be loaded: {kind}{in_a_line(error)} {remedy}"
 
 
 def _check_modules(name: str, model: SentenceTransformer) -> None:
@@ -150,8 +158,8 @@ def _note_missing_weights() -> None:
 
     def noting(*args: Any, **facts: Any) -> None:
         info = facts.get("loading_info")
-        found = {key for key in getattr(info, "missing_keys", ()) if UNUSED_WEIGHTS not in key}
-        _missing.weights = getattr(_missing, "weights", set()) | found
+        _noted.missing = {key for key in getattr(info, "missing_keys", ()) if UNUSED_WEIGHTS not in key}
+        _noted.mismatched = {key for key, *_ in getattr(info, "mismatched_keys", ())}
         report(*args, **facts)
 
     vars(noting)["noted_by_sutra"] = True

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from sutra_tasks.engines.encoder import cut_to_window
 from sutra_tasks.engines.golden import GoldenVectors
 from sutra_tasks.engines.load import load_engine
 from sutra_tasks.errors import ModelError
@@ -122,7 +123,8 @@ def warm_up(encoder: Encoder) -> tuple[int, float]:
     """
     tokens, seconds = 0, 0.0
     for texts in WARM_UP_TEXTS:
-        batch = encoder.tokenize(["word " * WARM_UP_WORDS] * texts, None)
+        whole = encoder.tokenize(["word " * WARM_UP_WORDS] * texts, None)
+        batch = [cut_to_window(encoder, one) for one in whole]
         began = time.perf_counter()
         encoder.encode(batch)
         tokens, seconds = sum(one.tokens for one in batch), time.perf_counter() - began
