@@ -51,6 +51,8 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
     def backend(self) -> Any:
         """The result backend of this process."""
         self.leave_parent()
+        if self._backend_cache is not None:  # no lock: the garbage collector comes here, too
+            return self._backend_cache
         with self._first_use:
             return super().backend
 
@@ -89,10 +91,8 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
         # kombu keeps a pool for each address, and would give this process the parent's.
         producers = self.amqp._producer_pool if "amqp" in self.__dict__ else None  # noqa: SLF001 - no other way
         for group, used in ((pools.connections, self._pool), (pools.producers, producers)):
-            for address in [address for address, pool in group.items() if pool is used]:
-                dict.__delitem__(
-                    group, address
-                )  # the key is a hash, which EqualityDict would hash again
+            for address in [address for address, one in group.items() if one is used]:
+                dict.__delitem__(group, address)  # it is a hash, which the group would hash again
         # Names of reply queues: replies to the parent are not for this process.
         self.__dict__.pop("oid", None)
         self.__dict__.pop("control", None)

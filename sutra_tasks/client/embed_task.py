@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 import redis
 from celery import Task
+from celery.utils import uuid
 from kombu.exceptions import EncodeError, OperationalError
 
 from sutra_tasks import keys
@@ -140,7 +141,14 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
         texts = call.texts[0] if call.single else list(call.texts)
         by_name = {name: value for name, value in given.items() if name != "texts"}
-        sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
+        task_id = options.setdefault("task_id", uuid())
+        try:
+            sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
+        except Exception:
+            # Celery subscribed to the result before it sent the call.
+            if (consumer := getattr(self.backend, "result_consumer", None)) is not None:
+                consumer.cancel_for(task_id)
+            raise
         return sent
 
     def _goes_on_from_a_worker(self, options: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from celery.exceptions import ChordError
 
 from sutra_tasks import (
     CallbackQueueError,
+    InvalidInputError,
     InvalidOptionError,
     InvalidTextError,
     embed,
@@ -166,14 +167,18 @@ def test_a_task_of_the_host_may_wait_for_the_fleet_and_not_for_the_host(host):
         task(host, "wait_for_host").apply_async().get(timeout=30)
 
 
-def test_a_callback_without_a_queue_is_refused_before_anything_is_sent(server, client):
+def test_a_callback_that_cannot_be_sent_is_refused_before_anything_is(server, client, wait_until):
     host = Celery("host", broker=server, backend=server, set_as_current=False)
     save = host.signature("host.save")
     with pytest.raises(CallbackQueueError, match=r"host\.save"):
         embed.apply_async(("text",), link=save)
     with pytest.raises(CallbackQueueError):
         chain(embed.s("a"), save).apply_async()
+    queued = save.clone(args=(object(),)).set(queue="host")
+    with pytest.raises(InvalidInputError, match="JSON"):
+        embed.apply_async(("text",), link=queued)
     assert client.dbsize() == 0
+    wait_until(lambda: not client.pubsub_channels())  # nobody waits for what was not sent
 
 
 def test_fifty_thousand_texts_leave_the_server_flat(start_fleet, client):

@@ -11,7 +11,7 @@ from typing import Any
 import celery
 import pytest
 
-from sutra_tasks import DistillationConfig, keys
+from sutra_tasks import CallbackQueueError, DistillationConfig, InvalidOptionError, distill, keys
 from sutra_tasks.app import app
 from sutra_tasks.celery_settings import celery_settings
 from sutra_tasks.cli import distill as command
@@ -41,6 +41,24 @@ def test_a_scheduled_run_is_a_message_of_its_own_that_never_expires(
     assert [args for args, _ in sent] == [(CONFIG.to_json(),)]
     assert sent[0][1]["queue"] == keys.DISTILL_QUEUE
     assert "expires" not in sent[0][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"serializer": "pickle"}, InvalidOptionError),
+        ({"priority": -1}, InvalidOptionError),
+        ({"link": celery.signature("project.save")}, CallbackQueueError),
+    ],
+)
+def test_a_recipe_is_not_sent_with_options_that_cannot_work(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], told: type[Exception]
+) -> None:
+    monkeypatch.setenv("SUTRA_BROKER_URL", "redis://127.0.0.1:1/0")
+    settings.cache_clear()
+    with pytest.raises(told):
+        distill.apply_async((CONFIG,), **options)
+    settings.cache_clear()
 
 
 def test_what_asks_for_scheduled_runs_does_not_pile_up_while_one_lasts() -> None:
