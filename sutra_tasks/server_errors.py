@@ -32,7 +32,7 @@ REFUSED: Final = (redis.AuthenticationError, redis.exceptions.AuthorizationError
 _CODE: Final = re.compile(r"([A-Z]+)\b")
 _PLACE: Final = re.compile(
     r"^Command # \d+ .* of pipeline caused error: |^user_script:\d+: ?"
-    r"| script: \w+, on @user_script:\d+\.?$",
+    r"| script: (\w+, )?on @user_script:\d+\.?$",
     re.DOTALL,
 )
 """Where it was said: redis-py quotes the command of a pipeline, the server the line of a script."""

@@ -263,6 +263,14 @@ class StreamStore:
             answer=error,
         )
 
+    def answers(self) -> bool:
+        """Whether the server answers at all."""
+        try:
+            self._client.ping()
+        except redis.RedisError:
+            return False
+        return True
+
     def mark_suspect(self, source: str) -> None:
         """Record that this process runs an entry or text alone, because workers died of it before."""
         self._client.set(keys.suspect(self._incarnation), f"stream {source}", ex=keys.FORGET_AFTER_S)

@@ -12,6 +12,8 @@ import redis
 from sutra_tasks import keys
 from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.settings import Settings
+from sutra_tasks.streaming.client.producer import StreamProducer
+from sutra_tasks.streaming.client.reader import StreamReader
 from tests.system.conftest import BRISK, clean
 from tests.system.local_fleet import local_fleet
 from tests.system.stream_commands import begin, run
@@ -97,3 +99,52 @@ def test_the_status_shows_backlog_and_the_last_minute(stream, wait_until):
     assert stream.name in out
     assert run("status", "nope")[0] == 1
     assert run("read", "no such")[0] == 1
+
+
+def test_a_stream_with_a_fault_costs_no_other_anything_and_is_named(stream, wait_until):
+    bad = f"{stream.name}-bad"
+    stream.client.sadd(keys.STREAMS, bad)
+    stream.client.lpush(keys.stream(bad, "in"), "x")
+    stream.add(["one", "two"])
+    _, out, _ = run("read", stream.name, "--timeout", "2", "--no-vectors")
+    assert [one["id"] for one in lines(out)] == list(stream.sent)
+
+    def faults():
+        return json.loads(run("status", bad, "--json")[1])[0]["faults"]
+
+    assert any(f"{keys.stream(bad, 'in')} is a list" in one for one in faults())
+    wait_until(lambda: any(one.startswith("read: WRONGTYPE") for one in faults()))
+    assert f"stream {bad}: " in run("status")[1].replace("\n", "")
+    code, _, error = run("send", bad, stdin=b"x\n")
+    assert (code, "WRONGTYPE" in error, "Traceback" in error) == (1, True, False)
+    assert run("delete", bad)[0] == 1
+    assert run("delete", bad, "--force")[0] == 0
+
+
+class HandlerError(Exception):
+    """The body of a loop fails."""
+
+
+def fail_on(reader, name, text):
+    for response in reader:
+        assert response.chunk_ids == (name,)
+        assert np.allclose(response.embeddings, vectors_of([text], 384), atol=1e-6)
+        raise HandlerError
+
+
+def test_a_response_comes_until_it_is_handled_and_a_number_names_one_text_after_the_other(stream):
+    with (
+        StreamProducer(stream.name) as producer,
+        StreamReader(stream.name, timeout_s=20) as reader,
+    ):
+        for text in ("one", "another", "one"):
+            assert producer.send(text, id=42) == "42"
+            for _ in range(2):
+                with pytest.raises(HandlerError):
+                    fail_on(reader, "42", text)
+            assert next(iter(reader)).chunk_ids == ("42",)
+            reader.acknowledge()
+    code, out, _ = run("send", stream.name, "--jsonl", stdin=b'{"text": "x", "id": 7}\n')
+    assert code == 0
+    _, out, _ = run("read", stream.name, "--timeout", "2", "--no-vectors")
+    assert [one["id"] for one in lines(out)] == ["7"]

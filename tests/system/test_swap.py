@@ -96,6 +96,7 @@ def test_each_response_of_a_stream_is_of_one_version_and_none_is_missing(
                 assert is_of(REFERENCES[response.space], texts, response.embeddings)
                 spaces.extend(response.space for _ in texts)
                 if len(spaces) == len(stream.sent):
+                    reader.acknowledge()
                     return
 
         swap(work)

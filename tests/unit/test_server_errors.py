@@ -83,6 +83,7 @@ def test_a_connection_comes_back_and_a_fault_of_the_value_stays(
     [
         (f"WRONGTYPE wrong kind of value{PLACE}", "WRONGTYPE wrong kind of value"),
         (f"ERR user_script:12: too many results to unpack{PLACE}", "too many results to unpack"),
+        ("WRONGTYPE wrong kind script: on @user_script:1.", "WRONGTYPE wrong kind"),
         ("ERR no such key", "no such key"),
         ("Command # 2 (XADD s * text a\nb) of pipeline caused error: MISCONF Errors", "MISCONF Errors"),
     ],

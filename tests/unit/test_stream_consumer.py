@@ -11,7 +11,7 @@ from sutra_tasks.batching.shared_lock import SharedLock
 from sutra_tasks.engines.encoder import TokenizedText
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
 from sutra_tasks.streaming.chunker import TextProgress
-from sutra_tasks.streaming.consumer import faults, pacing
+from sutra_tasks.streaming.consumer import commit, faults, pacing
 from sutra_tasks.streaming.delivered import ClaimedEntries, OpenText
 from sutra_tasks.vectors import Floats
 from tests.conftest import wait_until
@@ -209,6 +209,20 @@ def test_a_stretch_of_a_text_that_the_server_refuses_becomes_a_dead_letter() -> 
         wait_until(lambda: store.committed.get("k") == "StreamFaultError")
     (letter,) = store.letters
     assert b"some words" in letter
+
+
+def test_a_response_over_which_the_server_closes_the_connection_is_refused_if_it_is_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commit, "LARGE_BYTES", 4 * 4)
+    store = FakeStore()
+    store.failures["commit"].extend([AWAY] * (commit.LARGE_FAILURES + 1))
+    store.failures["answers"].append(AWAY)  # it was away as well at first
+    store.waiting.append(entry(1))
+    with consuming(store):
+        committed(store, _1="dead letter")
+    assert "16 bytes" in store.told["message"]
+    assert store.done["commit"] == commit.LARGE_FAILURES + 1
 
 
 def test_what_is_refused_as_an_error_as_well_is_requeued_uncounted_and_left_alone_for_a_while() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import redis
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 __all__ = ["Committer"]
 
 logger = logging.getLogger(__name__)
+
+LARGE_BYTES: Final = 500_000
+"""Bytes of vectors from which on a server may find a response too large; its limits are 1 MB or more. It
+may close the connection over it without a word, as if it were away."""
+LARGE_FAILURES: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +196,9 @@ class Committer:
         Raises:
             redis.RedisError: the server refuses the error of a single item as well.
         """
+        size_bytes = sum(item_rows.nbytes for _, item_rows in answers)
         try:
-            result = self._until_committed(partial(self._write, answers, computed))
+            result = self._until_committed(partial(self._write, answers, computed), size_bytes)
         except redis.RedisError as refusal:
             if len(answers) > 1:
                 for answer in answers:
@@ -248,10 +254,17 @@ class Committer:
             letter=item.letter,
         )
 
-    def _until_committed(self, commit: Callable[[], CommitResult | None]) -> CommitResult | None:
+    def _until_committed(
+        self, commit: Callable[[], CommitResult | None], size_bytes: int = 0
+    ) -> CommitResult | None:
         """Commit, and try again until the server answers: a commit that was done writes nothing twice.
 
-        Returns None if the worker ended meanwhile.
+        Args:
+            commit: writes to the server.
+            size_bytes: of the vectors that it writes.
+
+        Returns:
+            None if the worker ended meanwhile.
 
         Raises:
             redis.RedisError: the server refuses the commit for good.
@@ -264,6 +277,16 @@ class Committer:
                 if concerns_one_stream(error):
                     raise
                 failures += 1
+                if (
+                    failures >= LARGE_FAILURES
+                    and size_bytes >= LARGE_BYTES
+                    and isinstance(error, redis.ConnectionError)
+                    and self._store.answers()
+                ):
+                    raise redis.ResponseError(
+                        f"it closes the connection over a response of {size_bytes:,} bytes; its "
+                        "proto-max-bulk-len or client-query-buffer-limit is less"
+                    ) from error
                 logger.warning(
                     "vectors of a stream are kept until they can be written: %s", server_words(error)
                 )

@@ -11,7 +11,9 @@ import pytest
 import redis
 
 from sutra_tasks import keys
+from sutra_tasks.connections import broker_client
 from sutra_tasks.engines.simulated_engine import SimulatedEncoder
+from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.consumer import faults, intake, pacing, upkeep
 from sutra_tasks.streaming.responses import StreamingError, parse_output
 from sutra_tasks.streaming.status import stream_status
@@ -161,6 +163,24 @@ def test_vectors_that_cannot_be_written_are_computed_again_when_they_can(client:
         wait_until(lambda: sorted(answers(client, BAD)) == ["1", "2", "k@3#0"])
         wait_until(lambda: faults_of(client, BAD) == "")
     assert client.exists(keys.stream(BAD, "dead")) == 0
+
+
+@pytest.mark.parametrize("width", [300_000, 5_000_000], ids=["refused", "connection closed"])
+def test_vectors_that_are_too_large_for_the_server_become_a_dead_letter(
+    client: redis.Redis, url: str, width: int
+) -> None:
+    client.config_set("proto-max-bulk-len", 2**20)
+    try:
+        with (
+            broker_client(Settings(broker_url=url), retries=False) as connected,
+            device(connected, SimulatedEncoder(width=width)),
+        ):
+            send(client, BAD, "1")
+            wait_until(lambda: answers(client, BAD) == ["1 StreamFaultError"])
+    finally:
+        client.config_set("proto-max-bulk-len", 2**29)
+    (letter,) = written(client, keys.stream(BAD, "dead"))
+    assert letter[b"text"] == b"text 1"
 
 
 def test_a_device_without_the_right_to_one_stream_serves_the_others(
