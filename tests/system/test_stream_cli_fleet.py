@@ -103,7 +103,7 @@ def test_the_status_shows_backlog_and_the_last_minute(stream, wait_until):
 
 def test_a_stream_with_a_fault_costs_no_other_anything_and_is_named(stream, wait_until):
     bad = f"{stream.name}-bad"
-    stream.client.sadd(keys.STREAMS, bad)
+    stream.client.sadd(keys.streams(), bad)
     stream.client.lpush(keys.stream(bad, "in"), "x")
     stream.add(["one", "two"])
     _, out, _ = run("read", stream.name, "--timeout", "2", "--no-vectors")
