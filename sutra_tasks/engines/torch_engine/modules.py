@@ -157,9 +157,11 @@ def _note_missing_weights() -> None:
         return
 
     def noting(*args: Any, **facts: Any) -> None:
-        info = facts.get("loading_info")
-        _noted.missing = {key for key in getattr(info, "missing_keys", ()) if UNUSED_WEIGHTS not in key}
-        _noted.mismatched = {key for key, *_ in getattr(info, "mismatched_keys", ())}
+        info, model = facts.get("loading_info"), facts.get("model")
+        if model is not None and hasattr(_noted, "missing"):  # else another library loads it
+            weights = {name for name, _ in model.named_parameters() if UNUSED_WEIGHTS not in name}
+            _noted.missing |= weights.intersection(getattr(info, "missing_keys", ()))
+            _noted.mismatched |= {name for name, *_ in getattr(info, "mismatched_keys", ())}
         report(*args, **facts)
 
     vars(noting)["noted_by_sutra"] = True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sutra_tasks.errors import InvalidOptionError, ModelError
 from sutra_tasks.models.registry.model_registry import ModelRegistry
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["open_registry", "resolve_model_name"]
 
+STORAGE_S: Final = 10.0
+"""Seconds that the registry's storage may take to answer at the start."""
+
 
 def open_registry(options: Settings) -> ModelRegistry | None:
     """Return the registry of models; None if the deployment has none.
@@ -21,17 +26,31 @@ def open_registry(options: Settings) -> ModelRegistry | None:
     Its folder is created if it does not exist.
 
     Raises:
-        ModelError: the folder cannot be created.
+        ModelError: the folder cannot be created, or its storage does not answer.
     """
     if options.models_dir is None:
         return None
     folder = Path(options.models_dir).expanduser()
+    made: Future[None] = Future()
+    threading.Thread(target=_make, args=(folder, made), daemon=True).start()
+    try:
+        made.result(STORAGE_S)
+    except OSError as error:
+        reason = f"cannot be made: {error.strerror}"
+        if not made.done():
+            reason = f"does not answer for {STORAGE_S:.0f} s: does its storage hang?"
+        raise ModelError("of the registry", f"SUTRA_MODELS_DIR={folder} {reason}") from None
+    return ModelRegistry(folder)
+
+
+def _make(folder: Path, made: Future[None]) -> None:
+    """Create a folder on a thread of its own, which is all that hangs with the folder's storage."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"SUTRA_MODELS_DIR={folder} cannot be made: {error.strerror}"
-        raise ModelError("of the registry", reason) from None
-    return ModelRegistry(folder)
+        made.set_exception(error)
+    else:
+        made.set_result(None)
 
 
 def resolve_model_name(
