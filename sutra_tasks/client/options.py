@@ -76,8 +76,12 @@ def check_callbacks(options: Mapping[str, Any], limits: Settings) -> None:
         CallbackQueueError: a signature of another app's task names no queue.
     """
     for option in ("link", "link_error", "chain", "chord"):
-        for signature in _signatures(option, options.get(option)):
+        given = options.get(option)
+        for signature in _signatures(option, given):
             _check_signature(option, signature, limits)
+        for signature in given if isinstance(given, list | tuple) else [given]:
+            if signature and signature["task"] == keys.EMBED_TASK:
+                _check_own_texts(option, signature)
 
 
 def refuse_mapped(method: str) -> InvalidInputError:
@@ -118,6 +122,14 @@ def _check_signature(option: str, signature: Mapping[str, Any], limits: Settings
     is_own = task.startswith(("celery.", keys.OWN_TASK_PREFIX)) and task not in _MAPPED
     if not (is_own or options.get("queue") or options.get("exchange")):
         raise CallbackQueueError(task, option)
+
+
+def _check_own_texts(option: str, signature: Mapping[str, Any]) -> None:
+    if signature.get("args") and not signature.get("immutable"):
+        raise InvalidInputError(
+            f"{option}: embed.s(texts) would get the result of the task before it as well as its own "
+            "texts. Write embed.si(texts) for these alone, or embed.s() for that result."
+        )
 
 
 def _is_seconds(value: Any) -> bool:

@@ -126,6 +126,12 @@ def test_a_call_that_follows_is_checked_before_the_first_is_sent(option: str, si
         check_callbacks({option: [signature]}, LIMITS)
 
 
+@pytest.mark.parametrize("option", ["link", "chain", "chord"])
+def test_a_call_that_follows_has_texts_of_its_own_or_those_before_it(option: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"embed\.si\(texts\)"):
+        check_callbacks({option: [embed.s("of its own")]}, LIMITS)
+
+
 @pytest.mark.parametrize(
     "signature", [embed.s(), embed.s(dimensions=8), embed.si("of its own"), embed.s().set(priority=3)]
 )
