@@ -144,7 +144,7 @@ def _vectors(
                 continue
             with _ignoring_outages():
                 if not is_ttl_known:
-                    ttl_s, is_ttl_known = _expires_in_s(head.result) or ttl_s, True
+                    ttl_s, is_ttl_known = math.ceil(_expires_in_s(head.result) or ttl_s), True
                 head.result.forget()
             options["space"] = options["space"] or answer.space
             if answer.space != options["space"]:  # sent before the first answer told the space

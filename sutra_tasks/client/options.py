@@ -79,9 +79,9 @@ def check_callbacks(options: Mapping[str, Any], limits: Settings) -> None:
         given = options.get(option)
         for signature in _signatures(option, given):
             _check_signature(option, signature, limits)
-        for signature in given if isinstance(given, list | tuple) else [given]:
-            if signature and signature["task"] == keys.EMBED_TASK:
-                _check_own_texts(option, signature)
+        for one in given if isinstance(given, list | tuple) else [given]:
+            if one is not None and one["task"] == keys.EMBED_TASK:
+                _check_own_texts(option, one)
 
 
 def refuse_mapped(method: str) -> InvalidInputError:
