@@ -55,15 +55,18 @@ RAISING: Final = 200
 LOST_S: Final = 180.0
 """A task that takes longer counts as lost; a hung device is detected after 120 seconds."""
 
+LOOPBACK: Final = "127.0.0.1"
 AGREEMENT: Final = 0.99999
 FAULTS: Final = {
     "kill_device": 15, "kill_device_before_a_full_queue": 2, "kill_all_devices": 2, "kill_router": 3,
     "kill_all_routers": 1, "terminate_device": 3, "stop_device_past_its_lease": 2,
     "stop_device_briefly": 2, "restart_server": 3, "pause_server": 2, "fill_memory": 2,
-    "give_no_numbers": 2, "hang": 1, "end_the_process": 2,
+    "give_no_numbers": 2, "hang": 1, "end_the_process": 2, "flush_scripts": 3, "drop_connections": 3,
+    "fail_over": 3,
 }  # fmt: skip
 QUICK: Final = {
     "kill_device": 2, "kill_router": 1, "terminate_device": 1, "restart_server": 1, "fill_memory": 1,
+    "flush_scripts": 1, "drop_connections": 1, "fail_over": 1,
 }  # fmt: skip
 
 
@@ -281,6 +284,19 @@ class Chaos:
         time.sleep(3)
         self.client.config_set("maxmemory", 0)
 
+    def flush_scripts(self) -> None:
+        """Let the server forget its scripts."""
+        self.client.script_flush()
+
+    def drop_connections(self) -> None:
+        """Close every connection to the server."""
+        for kind in ("normal", "pubsub"):
+            self.client.client_kill_filter(_type=kind, skipme=True)
+
+    def fail_over(self) -> None:
+        """Replace the server by its replica, which is read-only at first, under the same address."""
+        self.server.fail_over()
+
     def give_no_numbers(self) -> None:
         """Make a device return NaN, until it is replaced after its state is unhealthy."""
         name = self._victim()
@@ -427,14 +443,45 @@ class Server:
         self.port = free_port()
         self._folder, self._running = folder, ExitStack()
 
-    def start(self) -> str:
-        """Start, and return the address."""
-        options = ("--appendonly", "yes", "--appendfsync", "no", "--dir", str(self._folder))
+    def start(self, *more: str) -> str:
+        """Start with further options, and return the address."""
+        options = ("--appendonly", "yes", "--appendfsync", "no", "--dir", str(self._folder), *more)
         return self._running.enter_context(embedded_server(self.port, *options))
 
     def stop(self) -> None:
         """Stop, in order."""
         self._running.close()
+
+    def fail_over(self) -> None:
+        """Hand all data to a replica, end, and let a replica of that replica take over the address."""
+        port = free_port()
+        with (
+            embedded_server(port, "--replicaof", LOOPBACK, str(self.port)),
+            redis.Redis(port=self.port) as primary,
+            redis.Redis(port=port) as replica,
+        ):
+            _await_replica(primary, replica)
+            primary.client_pause(20_000, all=False)  # no write is confirmed that the replica lacks
+            _await_replica(primary, replica)
+            self.stop()
+            replica.replicaof("NO", "ONE")
+            self.start("--replicaof", LOOPBACK, str(port))
+            _await_replica(replica, primary)
+            primary.replicaof("NO", "ONE")
+
+
+def _await_replica(primary: redis.Redis, replica: redis.Redis) -> None:
+    """Wait until a replica has all that its primary has."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with suppress(redis.RedisError):
+            ahead: Any = primary.info("replication")
+            behind: Any = replica.info("replication")
+            up = behind.get("master_link_status") == "up"
+            if up and ahead["master_repl_offset"] == behind["slave_repl_offset"]:
+                return
+        time.sleep(0.02)
+    raise TimeoutError("the replica does not catch up")
 
 
 def _send_signal(pid: int, number: int) -> None:

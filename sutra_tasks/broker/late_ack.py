@@ -23,7 +23,7 @@ from celery.worker.request import Request as CelerysRequest
 from celery.worker.strategy import default as default_strategy
 
 from sutra_tasks.broker.dead_letters import add_dead_letter
-from sutra_tasks.broker.refused import growing_pause_s
+from sutra_tasks.broker.refused import FIRST_PAUSE_S, LONGEST_PAUSE_S
 from sutra_tasks.broker.result_backend import RequeueMessage
 from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import ResultRefusedError
@@ -67,7 +67,7 @@ class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._stopping = threading.Event()
-        self._refusals = 0  # results in a row that the server did not store
+        self._refused_since: float | None = None  # monotonic seconds; None: the last result was stored
 
     def on_apply(
         self,
@@ -101,22 +101,27 @@ class LateAckPool(ThreadPool):  # type: ignore[misc]  # Celery is untyped
         try:
             accept_callback(os.getpid(), time.monotonic())
             callback(target(*args, **kwargs))
-            self._refusals = 0
+            self._refused_since = None
         except ResultRefusedError as refused:
             _give_up(request, refused)
         except BaseException as error:
             # Nobody reads the future of this thread's work: without this, a message whose result cannot
             # be stored is never acknowledged, and after enough of them the worker takes no more.
             logger.error("task %s is requeued: %r", request.id, error)  # noqa: TRY400
-            if isinstance(error, RequeueMessage):
-                self._refusals += 1
-                self._stopping.wait(growing_pause_s(self._refusals))
-            else:
-                request.message.sutra_failed = True  # this counts like the death of a worker
-                self._stopping.wait(FAILED_PAUSE_S)
+            self._pause(error, request.message)
             request.reject(requeue=True)
             if not isinstance(error, Exception):
                 raise
+
+    def _pause(self, error: BaseException, message: Any) -> None:
+        """Wait before a message is requeued, the longer the longer the server has stored no results."""
+        if isinstance(error, RequeueMessage):
+            now = time.monotonic()
+            since = self._refused_since = self._refused_since or now
+            self._stopping.wait(min(max(now - since, FIRST_PAUSE_S), LONGEST_PAUSE_S))
+        else:
+            message.sutra_failed = True  # this counts like the death of a worker
+            self._stopping.wait(FAILED_PAUSE_S)
 
 
 def _give_up(request: Any, refused: ResultRefusedError) -> None:

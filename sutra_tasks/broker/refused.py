@@ -30,11 +30,12 @@ __all__ = ["growing_pause_s", "refused_payload", "strategy"]
 logger = get_logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 30.0
+LONGEST_PAUSE_S: Final = 2.0
+"""Longer would delay what waits once a server is back."""
 
 
 def growing_pause_s(tries: int) -> float:
-    """Return the seconds to wait after so many tries that failed: a tenth, doubling to half a minute."""
+    """Return the seconds to wait after so many tries that failed: a tenth, doubling to two seconds."""
     return float(min(FIRST_PAUSE_S * 2 ** (min(tries, 10) - 1), LONGEST_PAUSE_S))
 
 

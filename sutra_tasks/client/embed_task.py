@@ -141,7 +141,7 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         options["argsrepr"] = f"(<{len(call.texts)} texts, {call.bytes} bytes>,)"
         texts = call.texts[0] if call.single else list(call.texts)
         by_name = {name: value for name, value in given.items() if name != "texts"}
-        task_id = options.setdefault("task_id", uuid())
+        task_id = options["task_id"] = options.get("task_id") or uuid()
         try:
             sent: EmbedResult = super().apply_async((texts,), by_name, headers=headers, **options)
         except Exception:

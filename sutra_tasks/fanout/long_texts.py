@@ -161,6 +161,8 @@ class LongTexts:
         with requeue_if_server_fails():
             found = self._documents.store.ended(task_id)
             loss = self._documents.loss(task_id) if found is None else None
+            if found is None and loss is None:
+                self._documents.store.fail_unknown_caller(task_id)
         if loss is not None:
             raise loss
         if found is None:

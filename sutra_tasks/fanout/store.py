@@ -15,6 +15,7 @@ from sutra_tasks.app import app
 from sutra_tasks.broker.result_backend import STORE_RESULT
 from sutra_tasks.chunking.answer import AnswerLayout
 from sutra_tasks.client.call import Call
+from sutra_tasks.errors import InvalidMessageError
 from sutra_tasks.fanout.values import EndedDocument, MissingParts, NewDocument, PartRows
 
 if TYPE_CHECKING:
@@ -163,6 +164,15 @@ class DocumentStore:
             exists, stored = pipeline.execute()
         record = json.loads(stored) if stored and not exists else {}
         return int(record["result"]["of"]) if record.get("status") == PROGRESS else None
+
+    def fail_unknown_caller(self, task_id: str) -> None:
+        """Store an error for the caller of a document of which nothing is known, if there is no result.
+
+        No callback is told: those of a text whose result has expired were told before.
+        """
+        if not self._client.exists(keys.result(task_id), keys.document(task_id)):
+            reason = "no long text of this id is spread over the fleet"
+            self.fail_caller(task_id, InvalidMessageError("headers.id", reason))
 
     def fail_caller(self, task_id: str, error: Exception) -> None:
         """Store an error for the caller of a document that is gone, and whose callbacks nobody knows."""
