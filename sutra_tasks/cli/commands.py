@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import redis
 
 from sutra_tasks.errors import SettingsError, SutraError
+from sutra_tasks.server_errors import server_words
 from sutra_tasks.settings import ENGINES, PREFIX, Settings, settings
 
 __all__ = ["cli"]
@@ -26,6 +28,9 @@ class _Cli(click.Group):
         except SutraError as error:
             click.echo(f"sutra: {error}", err=True)
             sys.exit(2 if isinstance(error, SettingsError) else 1)
+        except redis.RedisError as error:
+            click.echo(f"sutra: the server did not do it: {server_words(error)}", err=True)
+            sys.exit(1)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)
 

@@ -6,14 +6,14 @@ import json
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from sutra_tasks import keys
+from sutra_tasks import keys, lua
 from sutra_tasks.cli.server import connected
 from sutra_tasks.errors import SutraError
 from sutra_tasks.streaming.entries import check_stream, is_stream
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
 __all__ = ["run_dead", "run_delete", "run_status"]
+
+
+RETRY: Final = lua.script("streaming/lua/retry_dead_letter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +83,21 @@ def _drawn(found: list[StreamStatus]) -> Group | Text:
         latency.add_row(*_latency_row(one))
     note = "last minute; p50 to p99: ms end to end; chunk, formed: p95 ms of computing, forming a batch"
     faults = [
-        Text(f"stream {_shown(one.name)}: {fault}", style="red") for one in found for fault in one.faults
+        _plain(f"stream {_shown(one.name)}: {fault}", style="red")
+        for one in found
+        for fault in one.faults
     ]
     return Group(backlog, Text(), latency, Text(note, style="dim", no_wrap=True), *faults)
 
 
 def _shown(name: str) -> str:
-    """Return a stream's name; one that no stream can have is quoted, whatever characters it holds."""
+    """Return a stream's name; one that no stream can have is quoted."""
     return name if is_stream(name) else repr(name)
+
+
+def _plain(text: str, *, style: str = "") -> Text:
+    """Return words of a user or the server as they are: no markup, and no codes for the terminal."""
+    return Text("".join(one if one.isprintable() else repr(one)[1:-1] for one in text), style=style)
 
 
 def _table(*columns: str) -> Table:
@@ -97,9 +107,10 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _backlog_row(one: StreamStatus) -> list[str]:
+def _backlog_row(one: StreamStatus) -> list[str | Text]:
+    marks = (" (closed)" if one.closed else "") + (" (fault)" if one.faults else "")
     return [
-        _shown(one.name) + (" (closed)" if one.closed else "") + (" (fault)" if one.faults else ""),
+        _plain(_shown(one.name) + marks),
         f"{one.size:,}",
         _share(one.buffer_use),
         f"{one.unread:,}",
@@ -112,11 +123,11 @@ def _backlog_row(one: StreamStatus) -> list[str]:
     ]
 
 
-def _latency_row(one: StreamStatus) -> list[str]:
+def _latency_row(one: StreamStatus) -> list[str | Text]:
     measured = one.measured
     latency = percentiles(measured.latency)
     return [
-        _shown(one.name),
+        _plain(_shown(one.name)),
         f"{one.per_s:,.1f}",
         *(_ms(latency.get(share)) for share in PERCENTILES),
         _ms(percentiles(measured.chunk).get(95)),
@@ -142,8 +153,15 @@ def run_dead(options: Settings, stream: str, *, retry: bool, drop: bool) -> None
         if not letters:
             Console().print("no dead letters")
         elif retry or drop:
+            dead = keys.stream(stream, "dead")
             for entry_id, fields in letters:
-                _remove_dead(client, stream, entry_id, _again(fields) if retry else None)
+                if retry:
+                    again = _again(fields)
+                    pairs = [one for pair in again.fields.items() for one in pair]
+                    target = keys.stream(stream, again.part)
+                    RETRY(client, dead_letters=dead, target=target, id=entry_id, fields=pairs)
+                else:
+                    client.xdel(dead, entry_id)
             Console().print(f"{len(letters)} {'sent again' if retry else 'dropped'}")
         else:
             Console().print(_dead_table(letters))
@@ -156,19 +174,8 @@ def _dead_table(letters: list[tuple[bytes, dict[bytes, bytes]]]) -> Table:
         if b"unreadable" in fields:
             source = b"response " + fields[b"unreadable"]
         reason = fields.get(b"reason", b"")
-        table.add_row(
-            entry_id.decode(), source.decode(errors="replace"), reason.decode(errors="replace")
-        )
+        table.add_row(*(_plain(one.decode(errors="replace")) for one in (entry_id, source, reason)))
     return table
-
-
-def _remove_dead(client: redis.Redis, stream: str, entry_id: bytes, again: _Again | None) -> None:
-    """Delete a dead letter, and add what it is sent again as in the same step, if it is."""
-    with client.pipeline() as pipe:
-        if again is not None:
-            pipe.xadd(keys.stream(stream, again.part), again.fields)
-        pipe.xdel(keys.stream(stream, "dead"), entry_id)
-        pipe.execute()
 
 
 def _again(letter: dict[bytes, bytes]) -> _Again:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -171,6 +174,34 @@ def test_a_caller_that_handles_many_at_once_acknowledges_them_together(
     assert left(client) == 3 * FETCH - 21
     with open_reader() as reader:
         assert len(handle(reader)) == 3 * FETCH - 21
+
+
+FORKED = """
+import os, sys
+
+from sutra_tasks import Settings, StreamReader
+
+reader = StreamReader("s", options=Settings(broker_url=sys.argv[1]), timeout_s=0.2, claim_s=1000)
+first = next(iter(reader)).chunk_ids
+pid = os.fork()
+found = [response.chunk_ids for response in reader]
+print(sorted(found), flush=True)
+reader.close()
+if not pid:
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+"""
+
+
+def test_a_forked_child_does_not_read_what_its_parent_has(client: redis.Redis, url: str) -> None:
+    for number in range(FETCH + 2):
+        respond(client, f"{number}")
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, url], check=True, timeout=60, capture_output=True, text=True
+    )
+    parts = [ast.literal_eval(line) for line in done.stdout.splitlines()]
+    assert sorted(name for part in parts for (name,) in part) == sorted(map(str, range(FETCH + 2)))
+    assert left(client) == 0
 
 
 # What cannot be read.

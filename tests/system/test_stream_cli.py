@@ -87,3 +87,14 @@ def test_dead_letters_are_shown_without_their_text_and_sent_again(stream, client
     ]
     assert stream.size("dead") == 0
     assert run("dead-letters", stream.name)[1] == "no dead letters\n"
+
+
+def test_a_dead_letter_that_the_server_refuses_to_add_is_kept(stream, client):
+    client.sadd(keys.streams(), stream.name)
+    client.set(stream.key("in"), "closed")
+    letter = {"text": "x", "id": "[/b]\x1b[31m[red]7", "reason": "they died"}
+    client.xadd(stream.key("dead"), letter)
+    code, _, error = run("dead-letters", stream.name, "--retry")
+    assert (code, "WRONGTYPE" in error, "Traceback" in error) == (1, True, False)
+    assert stream.size("dead") == 1
+    assert "[/b]\\x1b[31m[red]7" in run("dead-letters", stream.name)[1]

@@ -6,6 +6,7 @@ that it did not acknowledge to the others, which claim them after a while.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -104,7 +105,7 @@ class ReaderCore:
         self._key = keys.stream(stream, "out")
         self._timeout_s, self._claim_s, self._clock = timeout_s, claim_s, clock
         self._auto_acknowledge = auto_acknowledge
-        self._name = uuid.uuid4().hex
+        self._process, self._name = os.getpid(), uuid.uuid4().hex
         self._fetched: deque[tuple[bytes, Any]] = deque()
         self._given: dict[bytes, _Given] = {}
         self._handled: dict[bytes, str | None] = {}
@@ -113,7 +114,14 @@ class ReaderCore:
         self._heard_at = clock()
 
     def begin(self) -> None:
-        """Begin an iteration: what was given and not handled comes again, before anything else."""
+        """Begin an iteration: what was given and not handled comes again, before anything else.
+
+        In a forked child the reader is another one: what it had is the parent's.
+        """
+        if os.getpid() != self._process:
+            self._process, self._name = os.getpid(), uuid.uuid4().hex
+            self._fetched.clear()
+            self._given, self._handled = {}, {}
         given = [(entry_id, one.fields) for entry_id, one in self._given.items()]
         self._fetched.extendleft(reversed(given))
         self._given = {}

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 NAMES_S: Final = 0.5
 """Seconds between two looks for new streams."""
 MOST_CLAIM_PAUSE_S: Final = 1.0
+CLAIMS_S: Final = 0.2
+"""Seconds of claims after which the streams are read again: suspects come one by one, each alone."""
 
 _Given = TypeVar("_Given")
 
@@ -213,6 +215,9 @@ class StreamIntake:
         """Take over from consumers that fell silent."""
         for stream in self._shared.streams:
             while self._takes_work() and self._faults.is_due(stream, "claim", "commit", now=now):
+                if time.monotonic() - now >= CLAIMS_S:
+                    self._claimed_at = -float("inf")  # goes on after a read
+                    return
                 with self._faults.guard(stream, "claim", now):
                     if not self._claim_some(stream):
                         break
