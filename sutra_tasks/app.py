@@ -1,7 +1,8 @@
 """The Celery app of this package, which works beside the Celery app of a Django or Flask project.
 
 It does not become the current or default app of the process that imports it, shares no tasks with other
-apps, and installs no fix-ups. A process may fork at any time: the child connects anew.
+apps, installs no fix-ups, and takes nothing from the ``CELERY_*`` environment variables of another app. A
+process may fork at any time: the child connects anew.
 """
 
 from __future__ import annotations
@@ -9,12 +10,20 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from functools import cached_property
-from typing import Any, Final
+from collections import defaultdict
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery
+from celery.app.utils import Settings as CelerySettings
+from celery.local import PromiseProxy
 from kombu import pools
 from kombu.utils.objects import cached_property as kombu_property
+
+from sutra_tasks.settings import forget_foreign_variables
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Sutra", "app"]
 
@@ -23,6 +32,34 @@ _WITH_LOCKS: Final = (
     "celery.canvas", "kombu.connection", "kombu.transport.redis",
 )  # fmt: skip
 """Modules with classes whose cached properties have a lock that a call takes."""
+
+
+class OwnSettings(CelerySettings):  # type: ignore[misc]  # Celery is untyped
+    """Celery's settings, without the environment variables that Celery puts before them."""
+
+    @property
+    def broker_url(self) -> Any:
+        """The broker of this app; not ``CELERY_BROKER_URL``."""
+        return self.get("broker_url")
+
+    broker_read_url = broker_write_url = broker_url
+
+    @property
+    def result_backend(self) -> Any:
+        """The result backend of this app; not ``CELERY_RESULT_BACKEND``."""
+        return self.get("result_backend")
+
+
+class _UserOptions(defaultdict[str, set[Any]]):
+    """Options of the ``celery`` command that this app adds: none.
+
+    The command asks for them once it has found the app, and before it reads the options of ``worker``,
+    ``beat`` or ``flower``, which it also takes from ``CELERY_WORKER_POOL`` and the like.
+    """
+
+    def get(self, *_: Any) -> Any:
+        forget_foreign_variables()
+        return ()
 
 
 class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
@@ -36,6 +73,31 @@ class Sutra(Celery):  # type: ignore[misc]  # Celery is untyped
     _process = os.getpid()
     _first_use = threading.RLock()
     """Held while connections are made: threads that call first must not make them twice."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        object.__setattr__(self._conf, "__class__", OwnSettings)
+        self.user_options = _UserOptions(set)
+
+    def task(self, function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+        """Make a task of this app, on its first use; a decorator, with or without options.
+
+        Celery's own gives the task to the current app where ``FORKED_BY_MULTIPROCESSING`` is set: in
+        processes that a worker of another app has started.
+        """
+        if function is None:
+            return partial(self.task, **options)
+        options.pop("shared", None)
+        if self.finalized:
+            return self._task_from_fun(function, **options)
+        made = PromiseProxy(self._task_from_fun, (function,), options, __doc__=function.__doc__)
+        self._pending.append(made)
+        return made
+
+    def _connection(self, url: Any, *args: Any, **options: Any) -> Any:
+        """Celery's hook for every connection to the broker: its URL is that of the address."""
+        address = self.conf.broker_transport_options.get("address")
+        return super()._connection(url if address is None else str(address), *args, **options)
 
     @cached_property
     def AsyncResult(self) -> Any:  # noqa: N802 - Celery's name
@@ -108,9 +170,7 @@ def _renew_locks_of_properties() -> None:
             attribute.lock = threading.RLock()
 
 
-app = Sutra("sutra", set_as_current=False, fixups=[])
+# The loader is named, because Celery would take it from CELERY_LOADER.
+app = Sutra("sutra", loader="celery.loaders.app:AppLoader", set_as_current=False, fixups=[])
 app.config_from_object("sutra_tasks.celery_settings:CLIENT")
-app.loader.override_backends = dict.fromkeys(
-    ("redis", "rediss"), "sutra_tasks.client.results:ResultBackend"
-)
 os.register_at_fork(after_in_child=app.leave_parent)

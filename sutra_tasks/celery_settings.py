@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sutra_tasks import keys
-from sutra_tasks.connections import socket_options
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
+    from sutra_tasks.server_address import ServerAddress
     from sutra_tasks.settings import Settings
 
-__all__ = ["celery_settings"]
+__all__ = ["celery_settings", "server_settings"]
 
 PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
 """Seconds between two runs of each monitoring task, from the specification."""
@@ -23,20 +23,14 @@ PERIODIC: Final = {keys.HEALTH_TASK: 30.0, keys.MEMORY_TASK: 300.0}
 
 def celery_settings(options: Settings) -> dict[str, Any]:
     """Return Celery's lower-case settings, of clients and workers alike."""
-    transport = socket_options(options.socket_timeout_s)
-    namespaced = {"global_keyprefix": f"{options.namespace}:"} if options.namespace else {}
-    conf: dict[str, Any] = {
-        "broker_url": options.broker_url,
+    return {
+        **server_settings(options),
         "broker_transport": "sutra_tasks.client.transport:Transport",
-        "broker_transport_options": transport | namespaced,
         "broker_connection_retry_on_startup": True,
         # A server without memory answers with an error, which would end a worker without this.
         "broker_channel_error_retry": True,
-        "result_backend": options.results,
-        "result_backend_transport_options": namespaced,
         "result_expires": options.result_ttl_s,
         "result_backend_thread_safe": True,
-        **{f"redis_{name}": value for name, value in transport.items()},
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],
@@ -57,10 +51,39 @@ def celery_settings(options: Settings) -> dict[str, Any]:
             name: {"queue": keys.DISTILL_QUEUE} for name in (keys.DISTILL_TASK, keys.DISTILL_DUE_TASK)
         },
     }
-    if options.broker_url and options.broker_url.startswith("rediss://"):
-        # By default kombu does not check the certificate.
-        conf["broker_use_ssl"] = conf["redis_backend_use_ssl"] = {"ssl_cert_reqs": "required"}
-    return conf
+
+
+def server_settings(options: Settings) -> dict[str, Any]:
+    """Return Celery's settings of the broker and the results server; none if there is no broker.
+
+    The broker's URL is for reports, and has no password. Transports and result backends of this package
+    connect to the option ``address``.
+    """
+    if options.broker_url is None:
+        return {"broker_url": None, "result_backend": None}
+    broker = options.broker_address
+    return {
+        "broker_url": broker.celery_url(),
+        "broker_use_ssl": _tls_for_flower(broker),
+        "broker_transport_options": _connecting(broker, options),
+        "result_backend": "sutra_tasks.client.results:ResultBackend",
+        "result_backend_transport_options": _connecting(options.results_address, options),
+    }
+
+
+def _connecting(address: ServerAddress, options: Settings) -> dict[str, Any]:
+    given = {"address": address, "socket_timeout": options.socket_timeout_s}
+    if options.namespace:
+        given["global_keyprefix"] = f"{options.namespace}:"
+    if check_s := address.options.get("health_check_interval"):
+        given["health_check_interval"] = check_s  # kombu checks by itself what waits for messages
+    return given
+
+
+def _tls_for_flower(address: ServerAddress) -> dict[str, Any] | bool:
+    # Flower's page of the broker connects by itself.
+    tls = address.tls or {}
+    return {name: value for name, value in tls.items() if name != "ssl_password"} or False
 
 
 def _schedule(options: Settings) -> dict[str, Any]:

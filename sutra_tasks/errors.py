@@ -10,6 +10,7 @@
     │   ├── TooLittleTextError
     │   ├── CallbackQueueError
     │   └── InvalidMessageError     a message on a queue is not one that a worker can run
+    ├── MissingRightsError          the server's user may not do what is needed
     ├── ServerUnavailableError      a server does not answer; nothing was sent (ConnectionError)
     ├── UnsupportedVersionError     written by another version of this package
     ├── ResultRefusedError          the results server takes the result neither now nor later
@@ -52,6 +53,7 @@ __all__ = [
     "InvalidMessageError",
     "InvalidOptionError",
     "InvalidTextError",
+    "MissingRightsError",
     "ModelError",
     "NoHealthyWorkersError",
     "PoisonMessageError",
@@ -195,14 +197,55 @@ class InvalidMessageError(InvalidInputError):
         return f"{self.field} of the task's message: {self.reason}. docs/messages.md has the format"
 
 
-class ServerUnavailableError(SutraError, ConnectionError):
-    """The broker or the results server does not answer; nothing was sent."""
+class MissingRightsError(SutraError):
+    """The user of a server may not run a command, or not use a key or a channel, that is needed.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    Attributes:
+        user: of the access control list.
+        missing: rules to add, as ``ACL SETUSER`` takes them in a shell: ``+publish '~sutra:fleet'
+            '&celery-task-meta-*'``; empty if the server does not tell.
+        variable: the setting with the address of the server.
+        reason: what the server says, if it does not tell the rules.
+    """
+
+    def __init__(self, user: str, missing: str, variable: str, reason: str = "") -> None:
+        super().__init__(user, missing, variable, reason)
+        self.user, self.missing, self.variable, self.reason = user, missing, variable, reason
 
     def __str__(self) -> str:
+        rules = [one.strip("'") for one in self.missing.split()]
+        kinds = (("command", "+"), ("key", "~"), ("channel", "&"))
+        names = [(kind, [one[1:] for one in rules if one[0] == sign]) for kind, sign in kinds]
+        lacks = " and ".join(
+            f"the {kind}{'s' if len(some) > 1 else ''} {', '.join(some)}" for kind, some in names if some
+        )
+        return (
+            f"the user {self.user!r} of the server of {self.variable} may not use "
+            f"{lacks or f'what is needed: {self.reason}'}. "
+            f"Grant it with ACL SETUSER {self.user} {self.missing or '...'}. "
+            "docs/servers.md has the least rights of each role."
+        )
+
+
+class ServerUnavailableError(SutraError, ConnectionError):
+    """The broker or the results server does not answer, or refuses for now; nothing was sent.
+
+    Attributes:
+        reason: the name of the error, or what the server itself says.
+        refused: whether the server answered: it is loading, full or a replica, say.
+    """
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.reason, self.refused = reason, refused
+        self.args = (reason, refused) if refused else (reason,)
+
+    def __str__(self) -> str:
+        if self.refused:
+            return (
+                f"the server of SUTRA_BROKER_URL or SUTRA_RESULT_URL refuses for now: {self.reason} "
+                "Nothing was sent. Send it again once the server is well."
+            )
         return (
             f"the server of SUTRA_BROKER_URL or SUTRA_RESULT_URL does not answer ({self.reason}). "
             "Nothing was sent. Is it running, and is the address right?"

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
-from sutra_tasks.errors import SettingsError
+from sutra_tasks.errors import BrokerNotConfiguredError, SettingsError
+from sutra_tasks.server_address import ServerAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["PREFIX", "Settings", "settings"]
+__all__ = ["PREFIX", "Settings", "forget_foreign_variables", "settings", "without_foreign"]
 
 PREFIX: Final = "SUTRA_"
 ENGINES: Final = ("torch", "simulated")
@@ -26,6 +28,14 @@ METHODS: Final = ("overlap_aware", "mean", "positional", "max")
 CHUNKINGS: Final = ("plain", "late")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 ATTENTIONS: Final = ("auto", "eager", "sdpa", "flash_attention_2")
+_SERVICE_VARIABLE: Final = re.compile(
+    r"\w+_(SERVICE_HOST=.+|SERVICE_PORT(_\w+)?=[0-9]+|PORT=(tcp|udp|sctp)://.+"
+    r"|PORT_[0-9]+_(TCP|UDP|SCTP)(=(tcp|udp|sctp)://.+|_PROTO=(tcp|udp|sctp)|_PORT=[0-9]+|_ADDR=.+))"
+)
+"""What Kubernetes tells each container of a service, whatever the service is called."""
+_CELERY_VARIABLES: Final = {
+    "APP", "BROKER_URL", "RESULT_BACKEND", "LOADER", "CONFIG_MODULE", "FORKED_BY_MULTIPROCESSING",
+}  # fmt: skip
 _DEVICE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -46,8 +56,12 @@ def _option(
 class Settings:
     """The settings of one process, which are valid: a bad value raises ``SettingsError``."""
 
-    broker_url: str | None = _option(None, "Redis or Valkey with the queues: redis:// or rediss://")
-    result_url: str | None = _option(None, "Redis or Valkey with the results; the broker if not set")
+    broker_url: str | None = _option(
+        None, "address of the Redis or Valkey server with the queues: redis://, rediss://, unix:// ..."
+    )
+    result_url: str | None = _option(
+        None, "address of the server with the results, if it is another one than the broker"
+    )
     result_ttl_s: int = _option(
         600, "seconds a result is kept for its caller; of a distillation 7 days at the least", least=1
     )
@@ -220,8 +234,8 @@ class Settings:
         self._check_each()
         for name in ("broker_url", "result_url"):
             url = getattr(self, name)
-            if url is not None and not url.startswith(("redis://", "rediss://")):
-                raise _refused(name, _scheme(url), "must be a redis:// or rediss:// address")
+            if url is not None:
+                ServerAddress.parse(url, PREFIX + name.upper())
         if self.device_id is not None and not _DEVICE_ID.fullmatch(self.device_id):
             raise _refused("device_id", self.device_id, "letters, digits, '-' and '_', 64 at most")
         if self.namespace is not None and not _NAMESPACE.fullmatch(self.namespace):
@@ -261,6 +275,29 @@ class Settings:
         """The address of the results server: ``result_url``, else the broker's."""
         return self.result_url or self.broker_url
 
+    @property
+    def broker_address(self) -> ServerAddress:
+        """Where the broker is.
+
+        Raises:
+            BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
+        """
+        if self.broker_url is None:
+            raise BrokerNotConfiguredError
+        return ServerAddress.parse(self.broker_url, PREFIX + "BROKER_URL")
+
+    @property
+    def results_address(self) -> ServerAddress:
+        """Where the results server is: that of ``result_url``, else the broker.
+
+        Raises:
+            BrokerNotConfiguredError: neither is set.
+        """
+        if self.results is None:
+            raise BrokerNotConfiguredError
+        variable = "BROKER_URL" if self.result_url is None else "RESULT_URL"
+        return ServerAddress.parse(self.results, PREFIX + variable)
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Settings:
         """Return the settings of the ``SUTRA_*`` variables in ``environ``.
@@ -271,11 +308,13 @@ class Settings:
         types = get_type_hints(cls)
         values: dict[str, Any] = {}
         for variable, text in sorted(environ.items()):
-            if not variable.startswith(PREFIX) or text == "":
+            if not variable.startswith(PREFIX) or text == "" or _is_service_variable(variable, text):
                 continue
             name = variable.removeprefix(PREFIX).lower()
             if name not in types:
-                raise SettingsError(variable, "...", "there is no such setting")
+                close = get_close_matches(name, types, 1)
+                hint = f"; did you mean {PREFIX}{close[0].upper()}?" if close else ""
+                raise SettingsError(variable, "...", f"there is no such setting{hint}")
             parse, what = _PARSERS[types[name]]
             try:
                 values[name] = parse(text)
@@ -306,10 +345,29 @@ def _refused(name: str, value: object, reason: str) -> SettingsError:
     return SettingsError(PREFIX + name.upper(), str(value), reason)
 
 
-def _scheme(url: str) -> str:
-    # The rest of an address may have a password in it.
-    found = re.match(r"[a-z][a-z0-9+]*://", url)
-    return f"{found.group()}..." if found else "..."
+def _is_service_variable(variable: str, text: str) -> bool:
+    """Say whether Kubernetes set an environment variable because a service has a name like this."""
+    return _SERVICE_VARIABLE.fullmatch(f"{variable}={text}") is not None
+
+
+def without_foreign(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without variables that configure another Celery app, or Flower by mistake.
+
+    The ``celery`` command takes any of its options from ``CELERY_...``, and some from names without this
+    prefix. Flower takes ``FLOWER_PORT``, which Kubernetes sets for a service of this name.
+    """
+    return {name: text for name, text in environ.items() if not _is_foreign(name, text)}
+
+
+def forget_foreign_variables() -> None:
+    """Remove from this process what :func:`without_foreign` leaves out; not for a host's process."""
+    for name in os.environ.keys() - without_foreign(os.environ).keys():
+        del os.environ[name]
+
+
+def _is_foreign(name: str, text: str) -> bool:
+    of_celery = name.startswith("CELERY_") or name in _CELERY_VARIABLES
+    return of_celery or (name.startswith("FLOWER_") and _is_service_variable(name, text))
 
 
 @cache

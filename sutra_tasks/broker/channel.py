@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from celery.utils.log import get_logger
-from kombu.transport import redis as stock
 from kombu.transport import virtual
 
 from sutra_tasks import keys
@@ -33,7 +32,7 @@ from sutra_tasks.broker.refused import refused_payload
 from sutra_tasks.broker.requeue import NOT_ROUTED
 from sutra_tasks.broker.take_protocol import TakeProtocol
 from sutra_tasks.client import transport
-from sutra_tasks.connections import no_retries, pool_client
+from sutra_tasks.connections import pool_client
 from sutra_tasks.errors import InvalidMessageError
 from sutra_tasks.settings import settings
 
@@ -93,7 +92,7 @@ class Channel(transport.Channel):
     QoS = QoS
     Message = Message
     # A name, not the object: Celery shows transport options to `inspect stats` and Flower.
-    from_transport_options = (*stock.Channel.from_transport_options, "incarnation")
+    from_transport_options = (*transport.Channel.from_transport_options, "incarnation")
     incarnation: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -331,11 +330,6 @@ class Channel(transport.Channel):
     def _loop(self) -> Any:
         """The event loop of this connection, if it has one."""
         return self.connection and self.connection.cycle.loop
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        # redis-py would retry with sleeps inside the event loop; Celery reconnects better.
-        params: dict[str, Any] = super()._connparams(asynchronous)
-        return params | {"retry": no_retries()}
 
     def _on_connection_disconnect(self, connection: Any) -> None:
         # kombu drops a connection it thinks stale and keeps this channel. The answer that was on its way

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import redis
 from celery import states
-from celery.backends.redis import RedisBackend
 from celery.exceptions import Reject
 from kombu.exceptions import OperationalError
 
 from sutra_tasks import keys, lua
+from sutra_tasks.client import results
 from sutra_tasks.errors import ResultRefusedError
 from sutra_tasks.server_errors import is_permanent, server_words
 
@@ -50,7 +50,7 @@ class LeaseEnded(RequeueMessage):
         super().__init__("the lease of this worker ended")
 
 
-class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
+class ResultBackend(results.Backend):
     """``result_backend`` of the workers."""
 
     @property

@@ -9,6 +9,7 @@ from kombu.transport import redis as stock
 from sutra_tasks.broker.channel import Channel
 from sutra_tasks.broker.deliveries import TAKEN
 from sutra_tasks.broker.queues import requeue_target
+from sutra_tasks.client import transport
 
 __all__ = ["Transport"]
 
@@ -27,7 +28,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]  # kombu is half t
         return found if loop is None else {fd: c for fd, c in found.items() if fd not in loop.readers}
 
 
-class Transport(stock.Transport):  # type: ignore[misc]  # kombu is half typed
+class Transport(transport.Transport):
     """The transport of worker processes: ``broker_transport`` in their settings."""
 
     Channel = Channel

@@ -11,7 +11,8 @@ import click
 import redis
 
 from sutra_tasks.errors import SettingsError, SutraError
-from sutra_tasks.server_errors import server_words
+from sutra_tasks.server_check import explain
+from sutra_tasks.server_errors import is_denial, server_words
 from sutra_tasks.settings import ENGINES, PREFIX, Settings, settings
 
 __all__ = ["cli"]
@@ -29,7 +30,10 @@ class _Cli(click.Group):
             click.echo(f"sutra: {error}", err=True)
             sys.exit(2 if isinstance(error, SettingsError) else 1)
         except redis.RedisError as error:
-            click.echo(f"sutra: the server did not do it: {server_words(error)}", err=True)
+            said: object = f"the server did not do it: {server_words(error)}"
+            if is_denial(error):
+                said = explain(error, settings(), "operator")
+            click.echo(f"sutra: {said}", err=True)
             sys.exit(1)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)

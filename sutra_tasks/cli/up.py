@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 
 import redis
 from rich.console import Console
+from rich.markup import escape
 
+from sutra_tasks.cli.server import warnings_of
 from sutra_tasks.cli.status import read, table
 from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import SettingsError, SutraError
@@ -56,6 +58,8 @@ def run(
             if port is None and is_free(DEFAULT_PORT):
                 port = DEFAULT_PORT
             options = replace(options, broker_url=stack.enter_context(embedded_server(port)))
+        for warning in warnings_of(options, "operator"):
+            console.print(f"[yellow]{escape(warning)}[/]", highlight=False)
         number = 1 if starts_server else free_fleet_number(options, devices, replicas)
         if number > 1:
             chosen = local_devices(options, devices, replicas, number)

@@ -20,10 +20,10 @@ from sutra_tasks.client.options import check_callbacks, check_options, refuse_ma
 from sutra_tasks.errors import (
     BrokerNotConfiguredError,
     InvalidInputError,
-    ServerUnavailableError,
     SutraError,
     UnsupportedVersionError,
 )
+from sutra_tasks.server_check import as_own_error
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -86,7 +86,9 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
         Raises:
             InvalidInputError: the call can never succeed; nothing was sent.
             BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
-            ServerUnavailableError: the server did not answer for some 20 seconds; nothing was sent.
+            ServerUnavailableError: the server did not answer for some 20 seconds, or refuses for now,
+                because it is full, say, or a replica; nothing was sent.
+            MissingRightsError: the server's user may not send calls; nothing was sent.
             FleetSaturated: more work waits than the fleet can do in ``SUTRA_MAX_QUEUE_S``; nothing was
                 sent.
         """
@@ -124,8 +126,8 @@ class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
             _admission(limits).admit(call.tokens)
         try:
             return self._send(call, given, options, strategy)
-        except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
-            raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
+        except (OperationalError, redis.RedisError) as error:
+            raise as_own_error(error, limits, "client") from error
         except EncodeError as error:
             # Only callbacks are left: texts, arguments and headers were checked.
             raise InvalidInputError(

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 import redis
 from celery._state import get_current_worker_task
@@ -15,10 +16,13 @@ from celery.result import AsyncResult, GroupResult, result_from_tuple
 from kombu.exceptions import DecodeError
 
 from sutra_tasks.app import app
-from sutra_tasks.connections import abandon
+from sutra_tasks.connections import abandon, client_of
 from sutra_tasks.errors import SutraError
 
-__all__ = ["EmbedGroupResult", "EmbedResult", "ResultBackend", "ResultsServerDown"]
+if TYPE_CHECKING:
+    from sutra_tasks.server_address import ServerAddress
+
+__all__ = ["Backend", "EmbedGroupResult", "EmbedResult", "ResultBackend", "ResultsServerDown"]
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +117,27 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
             stopped.set()
 
 
-class ResultBackend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
-    """The clients' ``result_backend``: Celery's own for Redis, with a :class:`PatientConsumer`."""
+class Backend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
+    """Celery's result backend for Redis, on the server that the option ``address`` says."""
+
+    @property
+    def _address(self) -> ServerAddress:
+        address: ServerAddress = self._transport_options["address"]
+        return address
+
+    @cached_property
+    def client(self) -> redis.Redis:
+        """The client of all commands; Celery repeats them when the connection fails."""
+        return client_of(self._address, self._transport_options["socket_timeout"])
+
+    def as_uri(self, include_password: bool = False) -> str:
+        """Return the address for people, or with its password."""
+        address = self._address
+        return address.celery_url(with_password=True) if include_password else str(address)
+
+
+class ResultBackend(Backend):
+    """The clients' ``result_backend``, with a :class:`PatientConsumer`."""
 
     ResultConsumer = PatientConsumer
 

@@ -19,11 +19,11 @@ from sutra_tasks.errors import (
     BrokerNotConfiguredError,
     DistillationUnderWayError,
     InvalidInputError,
-    ServerUnavailableError,
     SettingsError,
     SutraError,
     UnsupportedVersionError,
 )
+from sutra_tasks.server_check import as_own_error
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -90,8 +90,8 @@ class DistillTask(Task):  # type: ignore[misc]  # Celery is untyped
         options.setdefault("queue", keys.DISTILL_QUEUE)
         try:
             sent: EmbedResult = super().apply_async((config.to_json(),), {}, **options)
-        except (OperationalError, redis.ConnectionError, redis.TimeoutError) as error:
-            raise ServerUnavailableError(type(error.__cause__ or error).__name__) from error
+        except (OperationalError, redis.RedisError) as error:
+            raise as_own_error(error, settings(), "client") from error
         return sent
 
 

@@ -18,6 +18,7 @@ from celery.utils.log import get_logger
 from sutra_tasks.broker.queues import new_incarnation
 from sutra_tasks.host.processes import spawn, stop, uninterrupted
 from sutra_tasks.membership.reaper import reap
+from sutra_tasks.settings import without_foreign
 
 if TYPE_CHECKING:
     import subprocess
@@ -163,7 +164,8 @@ class Supervisor:
 
     def _launch(self, child: _Child, now: float) -> None:
         child.incarnation = new_incarnation(child.spec.device_id)
-        environ = {**os.environ, **child.spec.environ, "SUTRA_INCARNATION": child.incarnation}
+        own = {**child.spec.environ, "SUTRA_INCARNATION": child.incarnation}
+        environ = {**without_foreign(os.environ), **own}
         with uninterrupted():
             child.process = spawn(
                 child.spec.command, environ=environ, output=self._output.get(child.spec.name)

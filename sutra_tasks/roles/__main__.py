@@ -6,11 +6,12 @@ import os
 import sys
 import warnings
 
+from celery.bin.celery import celery
 from celery.exceptions import SecurityWarning
 
 from sutra_tasks.errors import SutraError
 from sutra_tasks.roles.apps import device_app, distill_app, router_app
-from sutra_tasks.settings import settings
+from sutra_tasks.settings import forget_foreign_variables, settings
 
 __all__ = ["main"]
 
@@ -24,8 +25,9 @@ def main(arguments: list[str]) -> None:
         arguments: ``router``, ``device`` or ``distill``, then options of ``celery worker``.
     """
     role, *options = arguments
+    forget_foreign_variables()
     try:
-        app = APPS[role]()
+        APPS[role]()
     except SutraError as error:
         sys.exit(f"sutra {role}: {error}")
     name = settings().device_id if role == "device" else role
@@ -34,7 +36,18 @@ def main(arguments: list[str]) -> None:
     quiet = ["--without-gossip", "--without-mingle"]
     # Celery warns root because of pickle, which these workers do not accept.
     warnings.simplefilter("ignore", SecurityWarning)
-    app.worker_main(["--quiet", "worker", "--hostname", hostname, *quiet, *options])
+    words = [
+        "--app",
+        "sutra_tasks.app:app",
+        "--quiet",
+        "worker",
+        "--hostname",
+        hostname,
+        *quiet,
+        *options,
+    ]
+    # Celery's own `worker_main` drops the status, and with it the sentence that says why a worker ends.
+    sys.exit(celery.main(args=words, standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from kombu import Queue
 from sutra_tasks import keys
 from sutra_tasks.app import app
 from sutra_tasks.broker.queues import new_incarnation
+from sutra_tasks.celery_settings import server_settings
 from sutra_tasks.client.embed_task import embed
 from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.distillation.distill_task import distill, distill_due
@@ -25,6 +26,7 @@ from sutra_tasks.fanout import tasks as parts
 from sutra_tasks.membership.names import Patience, claim
 from sutra_tasks.roles import control
 from sutra_tasks.roles.bootsteps import ReaperStep, RouterStep
+from sutra_tasks.roles.consumer import check_servers
 from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ __all__ = ["device_app", "distill_app", "router_app"]
 logger = get_logger(__name__)
 
 TRANSPORT: Final = "sutra_tasks.broker.transport:Transport"
-RESULTS: Final = "sutra_tasks.fanout.result_backend.ResultBackend"
+CONSUMER: Final = "sutra_tasks.roles.consumer:CheckingConsumer"
+RESULTS: Final = "sutra_tasks.fanout.result_backend:ResultBackend"
 ROUTER_PREFETCH: Final = 256
 ROUTER_QUEUES: Final = (keys.EMBED_QUEUE, keys.CONTROL_QUEUE)
 """An idle router waits on the first."""
@@ -44,6 +47,7 @@ ROUTER_QUEUES: Final = (keys.EMBED_QUEUE, keys.CONTROL_QUEUE)
 def router_app() -> Celery:
     """Return the app of a router worker: ``celery -A workers.router worker``."""
     _configure(
+        "router",
         "router",
         None,
         # Messages are forwarded at once: the prefetch bounds only those that wait without a live device.
@@ -72,6 +76,7 @@ def device_app() -> Celery:
         raise SettingsError("SUTRA_DEVICE_ID", "", "a device worker needs a name, such as gpu0")
     queue = keys.device_queue(options.device_id)
     _configure(
+        "device",
         options.device_id,
         options.device_id,
         {
@@ -97,6 +102,7 @@ def distill_app() -> Celery:
         raise SettingsError("SUTRA_MODELS_DIR", "", "a distill worker needs the folder of the registry")
     _configure(
         "distill",
+        "distill",
         None,
         {
             "task_queues": [Queue(keys.DISTILL_QUEUE, routing_key=keys.DISTILL_QUEUE)],
@@ -118,13 +124,14 @@ def _handle_with(strategy: str, *tasks: Any) -> None:
         task.Request = "sutra_tasks.broker.late_ack:Request"
 
 
-def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None:
+def _configure(role: str, worker: str, device_id: str | None, of_role: dict[str, Any]) -> None:
     """Add the settings of a role to those of the app.
 
     Args:
+        role: whose rights the worker needs.
         worker: name in log lines.
         device_id: None: the worker serves no device.
-        role: Celery settings of the role.
+        of_role: Celery settings of the role.
 
     Raises:
         BrokerNotConfiguredError: ``SUTRA_BROKER_URL`` is not set.
@@ -132,20 +139,34 @@ def _configure(worker: str, device_id: str | None, role: dict[str, Any]) -> None
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
+    servers = server_settings(options)  # again: a deployment's own options may have replaced them
     incarnation = options.incarnation or new_incarnation(device_id)
+    celeryd_after_setup.connect(_check_servers, weak=False)
     celeryd_after_setup.connect(_begin_lease if device_id is None else _claim_device, weak=False)
     app.conf.update(
-        role,
+        of_role,
+        sutra_role=role,
+        worker_consumer=CONSUMER,
         broker_transport=TRANSPORT,
-        result_backend=f"{RESULTS}+{options.results}",
+        result_backend=RESULTS,
+        result_backend_transport_options={
+            **app.conf.result_backend_transport_options,
+            **servers["result_backend_transport_options"],
+        },
         broker_transport_options={
             **app.conf.broker_transport_options,
+            **servers["broker_transport_options"],
             "incarnation": incarnation,
             "queue_order_strategy": "priority",
         },
         worker_log_format=f"{worker}: %(message)s",
         worker_task_log_format=f"{worker}: %(message)s",
     )
+
+
+def _check_servers(**_: Any) -> None:
+    """End this process before it loads a model if the servers can never serve its role."""
+    check_servers(app.conf.sutra_role)
 
 
 def _begin_lease(**_: Any) -> None:

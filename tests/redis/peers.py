@@ -66,7 +66,7 @@ class Receiver:
 
     def __init__(
         self,
-        url: str,
+        url: str | Connection,
         *queues: str | Queue,
         in_flight: InFlightMessages | None = None,
         prefetch: int = 0,
@@ -78,7 +78,7 @@ class Receiver:
             named = {"incarnation": in_flight.incarnation}
             options = {"transport": OURS, "transport_options": named}
         self.messages: list[Message] = []
-        self.connection = Connection(url, **options)
+        self.connection = Connection(url, **options) if isinstance(url, str) else url
         self.channel = self.connection.channel()
         self.channel.basic_qos(0, prefetch, False)
         self.consumer = Consumer(

@@ -124,6 +124,7 @@ def local_fleet(
     faults: Path | None = None,
     environs: Mapping[str, Mapping[str, str]] | None = None,
     await_live: bool = True,
+    results: redis.Redis | None = None,
 ) -> Iterator[LocalFleet]:
     """Run a fleet for the length of a block.
 
@@ -137,6 +138,7 @@ def local_fleet(
         faults: a folder; devices fail as their texts say, and write there what they computed.
         environs: additional environment variables, by the worker's name.
         await_live: whether the block begins only when all workers serve.
+        results: a client of the results server, if it is another one.
     """
     planned = (
         plan_devices(host=host, engine=options.engine, gpus=(), cores=2, count=devices)
@@ -155,7 +157,7 @@ def local_fleet(
     ended = threading.Event()
     with path.open("ab") as log:
         supervisor = Supervisor(
-            specs, client, results=client, drain_s=options.drain_s, report=reports.append,
+            specs, client, results=results or client, drain_s=options.drain_s, report=reports.append,
             output=dict.fromkeys(names, log),
         )  # fmt: skip
         fleet = LocalFleet(

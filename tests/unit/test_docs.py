@@ -7,13 +7,22 @@ from pathlib import Path
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_of_settings_is_the_settings() -> None:
-    spec = importlib.util.spec_from_file_location("docs_settings", DOCS / "settings.py")
+def rendered(script: str) -> str:
+    spec = importlib.util.spec_from_file_location(f"docs_{script}", DOCS / f"{script}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (DOCS / "settings.md").read_text() == module.render(), "run python docs/settings.py"
+    text: str = module.render()
+    return text
+
+
+def test_the_page_of_settings_is_the_settings() -> None:
+    assert (DOCS / "settings.md").read_text() == rendered("settings"), "run python docs/settings.py"
+
+
+def test_the_acl_file_is_the_table_of_rights() -> None:
+    assert (DOCS / "acl" / "sutra.acl").read_text() == rendered("acl"), "run python docs/acl.py"
 
 
 def test_the_files_that_the_architecture_names_exist() -> None:

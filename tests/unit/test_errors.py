@@ -32,6 +32,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
     "InvalidMessageError": ("headers.expires", "it must be a time"),
     "ResultRefusedError": ("WRONGTYPE Operation against a key holding the wrong kind of value",),
     "InvalidTextError": (7, "a str is needed, not None"),
+    "MissingRightsError": ("app", "+publish '~sutra:fleet' '&x'", "SUTRA_BROKER_URL", ""),
     "ModelError": ("all-MiniLM-L6-v2", "cannot be loaded"),
     "NoHealthyWorkersError": (4, 31.5, 30.0),
     "PoisonMessageError": (3, "its workers died"),

@@ -36,8 +36,16 @@ HEAVY_MODULES = {
     ),
 }
 LAYERS = (
-    ("errors.py", "files.py", "keys.py", "settings.py", "vectors.py"),
-    ("connections.py", "lua.py", "server_errors.py"),
+    (
+        "errors.py",
+        "files.py",
+        "keys.py",
+        "server_address.py",
+        "server_options.py",
+        "settings.py",
+        "vectors.py",
+    ),
+    ("connections.py", "lua.py", "rights.py", "server_check.py", "server_errors.py"),
     ("celery_settings.py",),
     ("app.py",),
     ("models/registry/names.py",),
@@ -186,6 +194,6 @@ def test_one_module_makes_clients_of_the_server() -> None:
         file
         for file, tree in TREES.items()
         for node in nodes(tree, at_import=False)
-        if isinstance(node, ast.Call) and re.search(r"\bRedis(\.from_url)?$", ast.unparse(node.func))
+        if isinstance(node, ast.Call) and re.search(r"\bRedis(\.from_\w+)?$", ast.unparse(node.func))
     }
     assert makers == {"connections.py", "host/embedded_server.py"}  # the latter starts its own server

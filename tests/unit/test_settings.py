@@ -8,7 +8,7 @@ from hypothesis import settings as laws
 from hypothesis import strategies as st
 
 from sutra_tasks.errors import SettingsError
-from sutra_tasks.settings import ENGINES, PREFIX, Settings
+from sutra_tasks.settings import ENGINES, PREFIX, Settings, without_foreign
 
 URLS = st.sampled_from(["redis://h:6379/0", "rediss://:p%20w@h/1", "redis://u:p@h"])
 
@@ -68,6 +68,8 @@ def test_the_environment_of_settings_reads_back_to_them(options: Settings) -> No
         ("SUTRA_BROKER_URL", "amqp://127.0.0.1"),
         ("SUTRA_BROKER_URL", "127.0.0.1:6379"),
         ("SUTRA_RESULT_URL", "db+sqlite:///results"),
+        ("SUTRA_RESULT_URL", "redis+cluster://h"),
+        ("SUTRA_BROKER_URL", "redis://h?decode_responses=true"),
         ("SUTRA_DEVICE_TTL_S", "1.9"),
     ],
 )
@@ -108,7 +110,7 @@ def test_constructing_refuses_what_the_environment_refuses() -> None:
         "amqp://user:hunter2@host//",
         "redis:/:hunter2@host",
         "REDIS://:hunter2@host",
-        "unix:///run/redis?password=hunter2",
+        "unix:///run/redis?password=hunter2&db=x",
         "user:hunter2@host",
         "hunter2",
     ],
@@ -124,6 +126,54 @@ def test_an_unknown_variable_does_not_tell_its_value() -> None:
     with pytest.raises(SettingsError) as refused:
         Settings.from_env({"SUTRA_BROKER_PASSWORD": "hunter2"})
     assert "hunter2" not in repr(refused.value)
+
+
+def test_a_misspelt_variable_is_told_with_the_nearest_name() -> None:
+    with pytest.raises(SettingsError, match="did you mean SUTRA_BATCH_TEXTS"):
+        Settings.from_env({"SUTRA_BATCH_TEXT": "128"})
+
+
+SERVICES = ("SUTRA", "SUTRA_REDIS", "SUTRA_BROKER_URL", "SUTRA_MODEL", "SUTRA_SERVICE", "SUTRA_1")
+PORTS = {
+    "": "tcp://10.0.0.11:6379",
+    "_6379_TCP": "tcp://10.0.0.11:6379",
+    "_6379_TCP_PROTO": "tcp",
+    "_6379_TCP_PORT": "6379",
+    "_6379_TCP_ADDR": "10.0.0.11",
+    "_53_UDP": "udp://[fd00::a]:53",
+}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_what_kubernetes_tells_of_services_is_not_read(service: str) -> None:
+    told = {f"{service}_PORT{name}": text for name, text in PORTS.items()}
+    told |= {
+        f"{service}_SERVICE_HOST": "10.0.0.11",
+        f"{service}_SERVICE_PORT": "6379",
+        f"{service}_SERVICE_PORT_HTTP_METRICS": "9121",
+    }
+    assert Settings.from_env({**told, "SUTRA_MODEL": "m"}) == Settings(model="m")
+    assert without_foreign(told) == told
+
+
+def test_no_setting_has_a_name_that_kubernetes_gives() -> None:
+    named = [option.name for option in fields(Settings)]
+    assert not [one for one in named if one.endswith(("_port", "_service_host", "_tcp", "_udp"))]
+
+
+def test_a_misspelt_setting_that_looks_like_one_of_a_service_is_told() -> None:
+    with pytest.raises(SettingsError, match="SUTRA_PORT"):
+        Settings.from_env({"SUTRA_PORT": "6379"})
+
+
+def test_variables_of_other_celery_apps_are_left_out() -> None:
+    foreign = {
+        "CELERY_BROKER_URL": "amqp://h", "CELERY_WORKER_POOL": "prefork",
+        "FORKED_BY_MULTIPROCESSING": "1",
+        "APP": "host", "BROKER_URL": "amqp://h", "FLOWER_PORT": "tcp://10.0.0.1:5555",
+    }  # fmt: skip
+    kept = {"PATH": "/bin", "SUTRA_MODEL": "m", "FLOWER_BASIC_AUTH": "a:b", "REDIS_PORT": "tcp://h:1"}
+    assert without_foreign({**foreign, **kept}) == kept
 
 
 def test_an_empty_variable_is_an_unset_one() -> None:
