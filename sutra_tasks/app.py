@@ -1,8 +1,8 @@
 """The Celery app of this package, which works beside the Celery app of a Django or Flask project.
 
 It does not become the current or default app of the process that imports it, shares no tasks with other
-apps, installs no fix-ups, and takes nothing from the ``CELERY_*`` environment variables of another app. A
-process may fork at any time: the child connects anew.
+apps, installs no fix-ups, and takes nothing from the ``CELERY_*`` environment variables of another app.
+A process may fork at any time: the child connects anew.
 """
 
 from __future__ import annotations

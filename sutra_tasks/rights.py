@@ -43,12 +43,12 @@ class Rights:
 _SCRIPTS: Final = {"eval", "evalsha", "script|load", "script|exists", "time"}
 _ASKING: Final = {"info"}
 _SENDING: Final = {"llen", "lpush", "sadd", "smembers", "zadd", "pexpire", "multi", "exec", "publish"}
-_RESULTS: Final = {"get", "mget", "del", "exists", "subscribe", "unsubscribe"}
+_RESULTS: Final = {"get", "mget", "pttl", "del", "exists", "subscribe", "unsubscribe"}
 _CANVAS: Final = {"set", "setex", "incrby", "expire", "zrange", "zcount", "lrange", "sismember"}
 _PRODUCING: Final = {"expire", "get", "hincrby", "hmget", "sadd", "set", "type", "xadd", "xlen"}
 _READING: Final = {
-    "xack", "xclaim", "xdel", "xgroup|create", "xgroup|createconsumer", "xgroup|delconsumer", "xpending",
-    "xreadgroup",
+    "exists", "sismember", "xack", "xadd", "xautoclaim", "xclaim", "xdel", "xgroup|create",
+    "xgroup|createconsumer", "xgroup|delconsumer", "xpending", "xrange", "xreadgroup",
 }  # fmt: skip
 _WORKING: Final = {
     "blmove", "client|unblock", "decrby", "hdel", "hexists", "hget", "hgetall", "hkeys", "hlen", "hmget",
@@ -86,10 +86,10 @@ def rights_of(role: str, *, db: int = 0) -> Rights:
 
 def _keys(role: str) -> list[str]:
     if role == "reader":
-        return [keys.stream("*", "out")]
+        return [keys.STREAMS, keys.stream("*", "out"), keys.stream("*", "dead")]
     samples = keys.sample(0).removesuffix("0") + "*"
     results = [keys.result("*"), "celery-taskset-meta-*"]
-    streams = [keys.STREAMS, keys.stream("*", ""), keys.STREAM_LOADS, keys.stream_consumer("*")]
+    streams = [keys.STREAMS, keys.stream("*", "*"), keys.STREAM_LOADS, keys.stream_consumer("*")]
     queues = [f"{name}*" for name in (keys.EMBED_QUEUE, keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)]
     sending = [*queues, "_kombu.*", *results, keys.BACKLOG, keys.cancelled("*")]
     if role == "client":

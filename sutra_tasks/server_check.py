@@ -17,7 +17,7 @@ from sutra_tasks.connections import DemotedError, client_of
 from sutra_tasks.errors import MissingRightsError, ServerUnavailableError, SettingsError
 from sutra_tasks.rights import rights_of
 from sutra_tasks.server_address import NO_CLUSTER
-from sutra_tasks.server_errors import server_words
+from sutra_tasks.server_errors import is_denial, server_words
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sutra_tasks.server_address import ServerAddress
     from sutra_tasks.settings import Settings
 
-__all__ = ["ASK_S", "as_own_error", "check_server", "explain", "is_denial"]
+__all__ = ["ASK_S", "as_own_error", "check_server", "explain"]
 
 MAY: Final = lua.script("may")
 
@@ -114,13 +114,6 @@ def as_own_error(error: Exception, options: Settings, role: str) -> SutraError:
 def _refused_login(address: ServerAddress, error: Exception) -> SettingsError:
     return SettingsError(
         address.variable, str(address), f"the server refuses the login: {server_words(error)}"
-    )
-
-
-def is_denial(error: BaseException) -> bool:
-    """Say whether the server refused a command, a key or a channel to its user, also inside a script."""
-    return isinstance(error, redis.exceptions.NoPermissionError) or (
-        isinstance(error, redis.ResponseError) and "ACL failure" in str(error)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import redis
 
-__all__ = ["is_permanent", "server_words"]
+__all__ = ["is_denial", "is_permanent", "server_words"]
 
 PASSING_CODES: Final = frozenset(
     {
@@ -57,6 +57,13 @@ def is_permanent(error: Exception) -> bool:
     if isinstance(error, redis.DataError):  # redis-py cannot send the value
         return True
     return not isinstance(error, redis.RedisError | OSError)
+
+
+def is_denial(error: Exception) -> bool:
+    """Say whether the server refused a command, a key or a channel to its user, also inside a script."""
+    return isinstance(error, redis.exceptions.NoPermissionError) or (
+        isinstance(error, redis.ResponseError) and "ACL failure" in str(error)
+    )
 
 
 def server_words(error: Exception) -> str:

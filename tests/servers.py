@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import redis
@@ -117,10 +118,6 @@ def watched(folder: Path, *options: str, sentinels: int = 1) -> Iterator[Watched
 
 def _knows_replica(sentinel: redis.Redis) -> bool:
     with suppress(redis.RedisError):
-        replicas = sentinel.execute_command("SENTINEL", "REPLICAS", "mymaster")
-        return bool(replicas) and b"ok" in [value for row in replicas for value in _values(row)]
+        replicas: Any = sentinel.sentinel_slaves("mymaster")
+        return any(one.get("master-link-status") == "ok" for one in replicas)
     return False
-
-
-def _values(row: object) -> list[bytes]:
-    return list(row.values()) if isinstance(row, dict) else list(row)  # type: ignore[call-overload]

@@ -18,6 +18,9 @@ from kombu.exceptions import DecodeError
 from sutra_tasks.app import app
 from sutra_tasks.connections import abandon, client_of
 from sutra_tasks.errors import SutraError
+from sutra_tasks.server_check import explain
+from sutra_tasks.server_errors import is_denial
+from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.server_address import ServerAddress
@@ -203,6 +206,7 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
 
         Raises:
             SutraError: the task failed, or its record is corrupt or of another version.
+            MissingRightsError: the server's user may not read results.
             celery.exceptions.TimeoutError: no result came within ``timeout`` seconds.
             RuntimeError: a worker's own task waits for tasks of the same app, which may never end.
         """
@@ -212,6 +216,10 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
         except DecodeError as error:
             if isinstance(error.__cause__ or error.__context__, SutraError):
                 raise (error.__cause__ or error.__context__) from None
+            raise
+        except redis.ResponseError as error:
+            if is_denial(error):  # the answer to the subscription comes only here
+                raise explain(error, settings(), "client") from error
             raise
 
     wait = get  # Celery's older name; its own would be the base class's

@@ -11,7 +11,8 @@ from celery.worker.consumer import Consumer
 
 from sutra_tasks.connections import client_of
 from sutra_tasks.errors import SutraError
-from sutra_tasks.server_check import ASK_S, check_server, explain, is_denial
+from sutra_tasks.server_check import ASK_S, check_server, explain
+from sutra_tasks.server_errors import is_denial
 from sutra_tasks.settings import settings
 
 __all__ = ["CheckingConsumer", "check_servers"]

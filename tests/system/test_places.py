@@ -193,7 +193,7 @@ def test_sutra_up_and_clients_say_what_is_missing(app_user):
     assert "&celery-task-meta-*" in ended.stderr
     assert PASSWORD not in ended.stderr
     with environment(SUTRA_BROKER_URL=url), pytest.raises(MissingRightsError) as refused:
-        embed.delay("a")
+        embed.delay("a").get(timeout=20)
     assert "&celery-task-meta-*" in refused.value.missing
 
 

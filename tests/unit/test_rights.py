@@ -9,7 +9,10 @@ import sutra_tasks
 from sutra_tasks.rights import ROLES, rights_of
 
 ROOT = Path(sutra_tasks.__file__).parent
-OF_READERS = {"streaming/lua/acknowledge_responses.lua", "streaming/lua/requeue_responses.lua"}
+OF_READERS = {
+    f"streaming/lua/{name}.lua"
+    for name in ("acknowledge_responses", "begin_reading", "requeue_responses", "set_aside_responses")
+}
 SUBCOMMANDS = {"xgroup", "xinfo"}
 
 

@@ -62,7 +62,9 @@ class StreamProducer:
             stream, wait=wait, batch=batch, timeout_s=timeout_s, options=options, clock=clock
         )
         self._client = broker_client(self._core.options)
-        self._perform = partial(perform, client=self._client, sleep=sleep)
+        self._perform = partial(
+            perform, client=self._client, options=self._core.options, role="client", sleep=sleep
+        )
 
     @property
     def throttle_rate(self) -> float:
@@ -149,7 +151,9 @@ class AsyncStreamProducer:
             stream, wait=wait, batch=batch, timeout_s=timeout_s, options=options, clock=time.monotonic
         )
         self._client = async_broker_client(self._core.options)
-        self._perform = partial(perform_async, client=self._client)
+        self._perform = partial(
+            perform_async, client=self._client, options=self._core.options, role="client"
+        )
 
     @property
     def throttle_rate(self) -> float:

@@ -76,7 +76,7 @@ class StreamReader:
             clock=clock,
         )
         self._client = broker_client(self._core.options)
-        self._perform = partial(perform, client=self._client)
+        self._perform = partial(perform, client=self._client, options=self._core.options, role="reader")
 
     def __iter__(self) -> Iterator[StreamingResponse | StreamingError]:
         """Yield responses and errors as they were written; first comes what was given and not handled.
@@ -150,7 +150,9 @@ class AsyncStreamReader:
             clock=time.monotonic,
         )
         self._client = async_broker_client(self._core.options)
-        self._perform = partial(perform_async, client=self._client)
+        self._perform = partial(
+            perform_async, client=self._client, options=self._core.options, role="reader"
+        )
 
     async def __aiter__(self) -> AsyncIterator[StreamingResponse | StreamingError]:
         """Yield responses and errors; see :meth:`StreamReader.__iter__`."""

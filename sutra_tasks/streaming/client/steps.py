@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -18,10 +19,12 @@ import redis
 import redis.asyncio
 
 from sutra_tasks.errors import StreamFaultError
-from sutra_tasks.server_errors import is_permanent, server_words
+from sutra_tasks.server_check import explain
+from sutra_tasks.server_errors import is_denial, is_permanent, server_words
 
 if TYPE_CHECKING:
     from sutra_tasks.lua import Script
+    from sutra_tasks.settings import Settings
 
 __all__ = [
     "END",
@@ -126,27 +129,58 @@ async def run_async(steps: Steps[Result], perform: Callable[[Step], Awaitable[An
         return result
 
 
-def perform(step: Step, *, client: redis.Redis, sleep: Callable[[float], object] = time.sleep) -> Any:
-    """Take one step on this thread and return its answer."""
-    match step:
-        case NextItem(source):
-            return next(source, END)
-        case RunScript(script, values):
-            return script(client, **values)
-        case Command(method, arguments):
-            return getattr(client, method)(**arguments)
-        case Sleep(seconds):
-            return sleep(seconds)
+@contextmanager
+def _denials_explained(options: Settings, role: str) -> Iterator[None]:
+    """Raise the error that names the missing right in place of the server's."""
+    try:
+        yield
+    except redis.ResponseError as error:
+        if is_denial(error):
+            raise explain(error, options, role) from error
+        raise
 
 
-async def perform_async(step: Step, *, client: redis.asyncio.Redis) -> Any:
-    """Take one step on the event loop and return its answer."""
-    match step:
-        case NextItem(source):
-            return await anext(source, END) if hasattr(source, "__anext__") else next(source, END)
-        case RunScript(script, values):
-            return await script.call_async(client, **values)
-        case Command(method, arguments):
-            return await getattr(client, method)(**arguments)
-        case Sleep(seconds):
-            return await asyncio.sleep(seconds)
+def perform(
+    step: Step,
+    *,
+    client: redis.Redis,
+    options: Settings,
+    role: str,
+    sleep: Callable[[float], object] = time.sleep,
+) -> Any:
+    """Take one step on this thread and return its answer.
+
+    Args:
+        step: to take.
+        client: of the server with the streams.
+        options: with its address.
+        role: whose rights are checked if the server denies one.
+        sleep: waits.
+
+    Raises:
+        MissingRightsError: the server's user may not do this.
+    """
+    with _denials_explained(options, role):
+        match step:
+            case NextItem(source):
+                return next(source, END)
+            case RunScript(script, values):
+                return script(client, **values)
+            case Command(method, arguments):
+                return getattr(client, method)(**arguments)
+            case Sleep(seconds):
+                return sleep(seconds)
+
+
+async def perform_async(step: Step, *, client: redis.asyncio.Redis, options: Settings, role: str) -> Any:
+    """Take one step on the event loop and return its answer; otherwise as :func:`perform`."""
+    with _denials_explained(options, role):
+        match step:
+            case NextItem(source):
+                return await anext(source, END) if hasattr(source, "__anext__") else next(source, END)
+            case RunScript(script, values):
+                return await script.call_async(client, **values)
+            case Command(method, arguments):
+                return await getattr(client, method)(**arguments)
+            case Sleep(seconds):
+                return await asyncio.sleep(seconds)
