@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
 
 __all__ = [
+    "TIMEOUT_S",
     "DemotedError",
     "abandon",
     "async_broker_client",
@@ -41,6 +42,8 @@ __all__ = [
     "socket_options",
 ]
 
+TIMEOUT_S: Final = 30.0
+"""Seconds without an answer, for transports and result backends whose options do not say them."""
 RETRIES: Final = 10
 FIRST_PAUSE_S: Final = 0.01
 LONGEST_PAUSE_S: Final = 1.0

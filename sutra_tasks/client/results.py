@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import redis
 from celery._state import get_current_worker_task
@@ -16,14 +16,12 @@ from celery.result import AsyncResult, GroupResult, result_from_tuple
 from kombu.exceptions import DecodeError
 
 from sutra_tasks.app import app
-from sutra_tasks.connections import abandon, client_of
+from sutra_tasks.connections import TIMEOUT_S, abandon, client_of
 from sutra_tasks.errors import SutraError
+from sutra_tasks.server_address import ServerAddress
 from sutra_tasks.server_check import explain
 from sutra_tasks.server_errors import is_denial
 from sutra_tasks.settings import settings
-
-if TYPE_CHECKING:
-    from sutra_tasks.server_address import ServerAddress
 
 __all__ = ["Backend", "EmbedGroupResult", "EmbedResult", "ResultBackend", "ResultsServerDown"]
 
@@ -121,17 +119,17 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
 
 
 class Backend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
-    """Celery's result backend for Redis, on the server that the option ``address`` says."""
+    """Celery's result backend for Redis, on the server of the option ``address``, else of the URL."""
 
     @property
     def _address(self) -> ServerAddress:
-        address: ServerAddress = self._transport_options["address"]
-        return address
+        address: ServerAddress | None = self._transport_options.get("address")
+        return address or ServerAddress.parse(self.url, "SUTRA_RESULT_URL")
 
     @cached_property
     def client(self) -> redis.Redis:
         """The client of all commands; Celery repeats them when the connection fails."""
-        return client_of(self._address, self._transport_options["socket_timeout"])
+        return client_of(self._address, self._transport_options.get("socket_timeout", TIMEOUT_S))
 
     def as_uri(self, include_password: bool = False) -> str:
         """Return the address for people, or with its password."""

@@ -7,21 +7,18 @@ which costs as much time as the command. Here a channel connects to a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakSet
 
 from kombu.transport import redis as stock
 
-from sutra_tasks.connections import abandon, connection_pool, no_retries
+from sutra_tasks.connections import TIMEOUT_S, abandon, connection_pool, no_retries
 from sutra_tasks.server_address import ServerAddress
 
 if TYPE_CHECKING:
     import redis
 
 __all__ = ["Channel", "Transport"]
-
-TIMEOUT_S: Final = 30.0
-"""Seconds without an answer, where the transport options do not say them."""
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu is half typed

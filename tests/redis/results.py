@@ -60,6 +60,7 @@ ERRORS: Final[dict[str, errors.SutraError]] = {
         errors.ResultRefusedError("WRONGTYPE"),
         errors.InvalidOptionError("dimensions", "0", "1 or more"),
         errors.InvalidTextError(2, "a str is needed, not int"),
+        errors.MissingRightsError("app", "+publish", "SUTRA_BROKER_URL", ""),
         errors.ModelError("all-MiniLM-L6-v2", "no such folder"),
         errors.NoHealthyWorkersError(4, 31.5, 30.0),
         errors.PoisonMessageError(3, "its workers died"),
