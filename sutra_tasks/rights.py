@@ -79,6 +79,8 @@ def rights_of(role: str, *, db: int = 0) -> Rights:
     Args:
         role: one of :data:`ROLES`.
         db: number of the database, which is part of the names of Celery's channels.
+
+    ``SUTRA_NAMESPACE`` is the beginning of every key, and of Celery's channels.
     """
     patterns = dict.fromkeys(_keys(role))
     return Rights(tuple(sorted(_COMMANDS[role])), tuple(patterns), _channels(role, db))
@@ -86,22 +88,24 @@ def rights_of(role: str, *, db: int = 0) -> Rights:
 
 def _keys(role: str) -> list[str]:
     if role == "reader":
-        return [keys.STREAMS, keys.stream("*", "out"), keys.stream("*", "dead")]
+        return [keys.streams(), keys.stream("*", "out"), keys.stream("*", "dead")]
     samples = keys.sample(0).removesuffix("0") + "*"
-    results = [keys.result("*"), "celery-taskset-meta-*"]
-    streams = [keys.STREAMS, keys.stream("*", "*"), keys.STREAM_LOADS, keys.stream_consumer("*")]
-    queues = [f"{name}*" for name in (keys.EMBED_QUEUE, keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)]
-    sending = [*queues, "_kombu.*", *results, keys.BACKLOG, keys.cancelled("*")]
+    results = [keys.result("*"), keys.named("celery-taskset-meta-*")]
+    streams = [keys.streams(), keys.stream("*", "*"), keys.stream_loads(), keys.stream_consumer("*")]
+    queues = [
+        keys.named(f"{name}*") for name in (keys.EMBED_QUEUE, keys.CONTROL_QUEUE, keys.DISTILL_QUEUE)
+    ]
+    sending = [*queues, keys.named("_kombu.*"), *results, keys.backlog(), keys.cancelled("*")]
     if role == "client":
         return [*sending, *streams]
     working = [
-        *sending, keys.device_queue("*"), "*.celery.pidbox*", "unacked*", keys.FLEET, keys.QUEUES,
-        keys.LEASES, keys.DEAD_LETTERS, keys.DOCUMENTS, keys.in_flight("*"), keys.worker("*"),
+        *sending, *map(keys.named, (keys.device_queue("*"), "*.celery.pidbox*", "unacked*")),
+        keys.fleet(), keys.queues(), keys.leases(), keys.dead_letters(), keys.documents(), keys.in_flight("*"), keys.worker("*"),
         keys.device("*"), keys.load("*"), keys.document("*"), keys.reaped("*"), keys.suspect("*"),
     ]  # fmt: skip
     of_role = {
         "router": [keys.router("*")],
-        "device": [keys.GOLDEN, keys.PROMOTION, samples, *streams],
+        "device": [keys.golden(), keys.promotion(), samples, *streams],
         "distill": [keys.distilling("*"), samples],
     }
     if role == "operator":
@@ -112,6 +116,6 @@ def _keys(role: str) -> list[str]:
 def _channels(role: str, db: int) -> tuple[str, ...]:
     if role == "reader":
         return ()
-    control, events = f"/{db}.celery.pidbox", f"/{db}.celeryev/"
+    control, events = keys.named(f"/{db}.celery.pidbox"), keys.named(f"/{db}.celeryev/")
     shared = (keys.result("*"), control)
     return shared if role == "client" else (*shared, f"{events}*", f"{events}worker.*")
