@@ -98,10 +98,11 @@ def _keys(role: str) -> list[str]:
     sending = [*queues, keys.named("_kombu.*"), *results, keys.backlog(), keys.cancelled("*")]
     if role == "client":
         return [*sending, *streams]
+    of_kombu = map(keys.named, (keys.device_queue("*"), "*.celery.pidbox*", "unacked*"))
     working = [
-        *sending, *map(keys.named, (keys.device_queue("*"), "*.celery.pidbox*", "unacked*")),
-        keys.fleet(), keys.queues(), keys.leases(), keys.dead_letters(), keys.documents(), keys.in_flight("*"), keys.worker("*"),
-        keys.device("*"), keys.load("*"), keys.document("*"), keys.reaped("*"), keys.suspect("*"),
+        *sending, *of_kombu, keys.fleet(), keys.queues(), keys.leases(), keys.dead_letters(),
+        keys.documents(), keys.in_flight("*"), keys.worker("*"), keys.device("*"), keys.load("*"),
+        keys.document("*"), keys.reaped("*"), keys.suspect("*"),
     ]  # fmt: skip
     of_role = {
         "router": [keys.router("*")],
