@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -58,15 +59,20 @@ def locate(name: str) -> str:
 
 def _static_snapshot(name: str) -> str | None:
     """Return the folder of a static model of the hub; None for any other name."""
-    repository = name if "/" in name else f"{ORGANISATION}/{name}"
     try:
         # Not needed for models of this machine.
         from huggingface_hub import hf_hub_download, snapshot_download  # noqa: PLC0415
-
-        modules = Path(hf_hub_download(repository, "modules.json"))
-    except Exception:  # noqa: BLE001 - whatever it is, sentence-transformers looks for the model and tells
+    except ModuleNotFoundError:
         return None
-    if not is_static(modules.parent):
+    repository = name if "/" in name else f"{ORGANISATION}/{name}"
+    for file in ("modules.json", "config.json"):  # model2vec writes the second, and not always the first
+        # Whatever fails, sentence-transformers looks for the model and tells.
+        with suppress(Exception):
+            folder = Path(hf_hub_download(repository, file)).parent
+            break
+    else:
+        return None
+    if not is_static(folder):
         return None
     try:
         return str(snapshot_download(repository, allow_patterns=list(STATIC_FILES)))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.system.tiny_models import KINDS, WINDOW, Kind, build
+from tests.system.tiny_models import HIDDEN, KINDS, WINDOW, Kind, build
 
 ABSURD = int(1e30)
 """What transformers writes for a tokenizer that names no limit."""
@@ -99,6 +100,60 @@ def cased(kind: Kind) -> Kind:
     return replace(kind, tokenizer=tokenizer)
 
 
+def with_modules(make: Callable[[Any], list[Any]]) -> Callable[[Path], None]:
+    """Return a change that replaces the modules after the transformer by those that ``make`` returns."""
+
+    def change(folder: Path) -> None:
+        import torch
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import modules
+
+        torch.manual_seed(5)
+        old: Any = SentenceTransformer(str(folder), device="cpu")
+        prompts = {name: text or "" for name, text in old.prompts.items()}
+        for place in (*folder.glob("[1-9]_*"), folder / "modules.json"):
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+        SentenceTransformer(modules=[old[0], *make(modules)], prompts=prompts, device="cpu").save(
+            str(folder), create_model_card=False
+        )
+
+    return change
+
+
+def layers_weighted(modules: Any) -> list[Any]:
+    weighted = modules.WeightedLayerPooling(HIDDEN, num_hidden_layers=2, layer_start=1)
+    return [weighted, modules.Pooling(HIDDEN)]
+
+
+def words_weighted(modules: Any) -> list[Any]:
+    vocabulary = [str(at) for at in range(200)]
+    weights = {word: 0.5 + at % 7 for at, word in enumerate(vocabulary)}
+    return [modules.WordWeights(vocabulary, weights), modules.Pooling(HIDDEN)]
+
+
+def dense_chain(modules: Any) -> list[Any]:
+    import torch
+
+    return [
+        modules.Pooling(HIDDEN, ("cls", "mean")),
+        modules.Dense(2 * HIDDEN, 40, activation_function=torch.nn.GELU(), use_residual=True),
+        modules.LayerNorm(40),
+        modules.Dropout(0.5),
+        modules.Dense(40, 20, bias=False, activation_function=torch.nn.ReLU()),
+        modules.Normalize(),
+    ]
+
+
+def on_tokens(modules: Any) -> list[Any]:
+    return [
+        modules.Dense(
+            HIDDEN, 24, module_input_name="token_embeddings", module_output_name="token_embeddings"
+        ),
+        modules.Normalize(module_input_name="token_embeddings"),
+        modules.Pooling(24),
+    ]
+
+
 GPT2 = replace(KINDS["qwen"], architecture="gpt2", normalizes=False, prompts=PROMPTS)
 ROBERTA = KINDS["roberta"]
 
@@ -156,6 +211,12 @@ ODD: dict[str, Odd] = {
                 "pooling_mode_mean_tokens": True,
             }
         }
+    ),
+    "dense, layer norm, dropout and residual": Odd(change=with_modules(dense_chain)),
+    "modules on tokens": Odd(change=with_modules(on_tokens)),
+    "weights of words": Odd(change=with_modules(words_weighted)),
+    "weights of layers": Odd(
+        files={"config.json": {"output_hidden_states": True}}, change=with_modules(layers_weighted)
     ),
     "weighted mean of a decoder": Odd(
         KINDS["qwen"], {"1_Pooling/config.json": {"pooling_mode": "weightedmean"}}

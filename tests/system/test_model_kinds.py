@@ -231,7 +231,8 @@ def test_static_models_have_default_prompts_widths_and_half_precision_too(tmp_pa
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_a_folder_of_model2vec_is_read_without_modules_json(tmp_path, normalize):
+def test_a_folder_of_model2vec_is_read_without_modules_json(tmp_path, normalize, monkeypatch):
+    from huggingface_hub import constants
     from safetensors.numpy import load_file, save_file
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, StaticEmbedding
@@ -245,8 +246,11 @@ def test_a_folder_of_model2vec_is_read_without_modules_json(tmp_path, normalize)
     modules: list[Any] = [StaticEmbedding.load(str(path)), *([Normalize()] if normalize else [])]
     texts = ["a red bicycle", "fox"]
     theirs = SentenceTransformer(modules=modules, device="cpu").encode(texts)
-    encoder = load(path)
-    np.testing.assert_allclose(encoder.encode(encoder.tokenize(texts, None)), theirs, atol=1e-6)
+    in_hub_cache(tmp_path / "hub", "people/m2v", path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for model in (path, "people/m2v"):
+        encoder = load(model)
+        np.testing.assert_allclose(encoder.encode(encoder.tokenize(texts, None)), theirs, atol=1e-6)
 
 
 def in_hub_cache(root, name, source):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from sutra_tasks.engines.encoder import ModelInfo, TokenizedText
 from sutra_tasks.engines.model_folder import locate
@@ -179,7 +180,7 @@ class TorchEncoder(TokenizingEncoder):
         outputs = self._forward_pass(self._features([text]))
         self._check_width(outputs["sentence_embedding"].shape[-1])
         states = outputs.get("token_embeddings")
-        if states is None:
+        if states is None or not any(isinstance(module, Pooling) for module in self._model):
             return np.zeros((1, self.info.width), dtype=np.float32)
         mask = torch.zeros((1, 1), dtype=torch.int64, device=states.device)
         pooled = self._forward_pass.pool(

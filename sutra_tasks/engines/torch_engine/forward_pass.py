@@ -10,10 +10,12 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch.nn.attention import SDPBackend
 
 from sutra_tasks.engines.attention import (
@@ -114,10 +116,11 @@ class ForwardPass:
         )
 
     def pool(self, features: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the output of all modules after the transformer, given its states of tokens."""
+        """Return the output of the pooling and of all modules behind it, given states of tokens."""
         with torch.inference_mode(), self._precision():
             found = dict(features)
-            for module in list(self._model)[1:]:
+            # Not the modules before: the states have passed them.
+            for module in dropwhile(lambda one: not isinstance(one, Pooling), self._model):
                 found = module(found)
         return found
 
