@@ -268,7 +268,8 @@ def _may_wait(results: Iterable[Any]) -> bool:
 def _with_parents(result: Any) -> Iterator[Any]:
     while result is not None:
         yield result
-        yield from getattr(result, "results", None) or ()
+        for one in getattr(result, "results", None) or ():
+            yield from _with_parents(one)
         result = result.parent
 
 

@@ -132,7 +132,7 @@ def test_a_run_waits_for_a_saturated_fleet_and_ends_when_it_is_revoked(
         wait_until(saturated, within_s=WITHIN_S)
         step = result.info["step"]
         wait_until(lambda: is_training(result, step), within_s=WITHIN_S)
-        result.revoke()
+        result.revoke(terminate=True)  # as for any call, a revocation that kills nothing
         with pytest.raises(TaskRevokedError):
             result.get(timeout=WITHIN_S)
         # The worker is free again.

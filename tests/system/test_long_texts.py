@@ -331,7 +331,7 @@ def test_a_document_that_is_lost_midway_is_told_to_whoever_waits(start_fleet, cl
 def test_a_call_that_is_terminated_is_revoked_and_no_worker_is_harmed(start_fleet, client):
     with start_fleet(2, **SLOW) as fleet:
         pids = [fleet.pid(name) for name in [*fleet.device_ids, *fleet.router_names]]
-        calls = [embed.delay(document(60)), embed.delay(["w " * 20] * 40)]
+        calls = [embed.delay(document(200)), embed.delay(["w " * 20] * 1000)]  # half a minute and more
         await_progress(calls[0])
         for call in calls:
             call.revoke(terminate=True)

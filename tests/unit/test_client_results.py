@@ -1,4 +1,4 @@
-"""Results and errors can be copied and pickled, and mean the same afterwards."""
+"""Results and errors mean the same in copies, and it is known which ones a task may wait for."""
 
 import copy
 import pickle
@@ -11,6 +11,7 @@ from celery.result import AsyncResult
 
 from sutra_tasks import EmbedResult, Vectors, embed
 from sutra_tasks.app import app
+from sutra_tasks.client.results import _may_wait
 from sutra_tasks.settings import settings
 from tests.redis.results import ERRORS, VALUES, described
 
@@ -83,3 +84,22 @@ def test_the_result_of_a_group_is_copied_with_what_came(copied: Callable[[Any], 
 
 def test_the_public_class_is_a_result_of_this_app() -> None:
     assert EmbedResult("1").app is app
+
+
+@pytest.mark.parametrize(
+    ("awaited", "may_wait"),
+    [
+        (lambda own, _: own, True),
+        (lambda own, _: app.GroupResult("g", [own, own]), True),
+        (lambda own, _: result("2", parent=app.GroupResult("g", [own, own])), True),
+        (lambda _, host: result("2", parent=host), False),
+        (lambda own, host: app.GroupResult("g", [own, host]), False),
+        (lambda own, host: app.GroupResult("g", [own, result("2", parent=host)]), False),
+    ],
+)
+def test_a_task_of_a_host_may_wait_for_what_the_fleet_alone_computes(
+    awaited: Callable[[Any, Any], Any], may_wait: bool
+) -> None:
+    host = AsyncResult("host", app=app)  # of Celery's own class, as those of a project's app
+    one = awaited(result("1"), host)
+    assert _may_wait([one]) is may_wait
