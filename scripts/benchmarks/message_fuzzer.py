@@ -70,6 +70,14 @@ class Fuzzer:
         for kind in self._random.choices(kinds, weights, k=count):
             yield self._message(kind)
 
+    def valid_messages(self, count: int) -> Iterator[FuzzedMessage]:
+        """Yield so many messages of calls, unchanged: what the changed ones are compared with."""
+        for _ in range(count):
+            queue, message = self._valid("embed")
+            body = json.dumps(message.pop("_body")).encode()
+            message["body"] = base64.b64encode(body).decode()
+            yield FuzzedMessage(queue, json.dumps(message).encode(), _named(message), ())
+
     def _message(self, kind: str) -> FuzzedMessage:
         queue, message = self._valid(kind)
         changes = [self._change(message) for _ in range(self._random.randint(1, MOST_CHANGES))]

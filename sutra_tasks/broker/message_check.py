@@ -37,6 +37,9 @@ TASKS: Final = {
 }
 """The tasks of each queue; those of devices have the tasks of the router's."""
 
+WITHOUT_ARGUMENTS: Final = (
+    keys.PART_TASK, keys.COMBINE_TASK, keys.HEALTH_TASK, keys.MEMORY_TASK, keys.DISTILL_DUE_TASK,
+)  # fmt: skip
 MOST_ID_CHARS: Final = 255
 FIRST_YEAR, LAST_YEAR = 1970, 9998  # at both ends of time, zones cannot be converted
 ENCODINGS: Final = (None, "utf-8", "utf8", "ascii", "us-ascii", "binary")
@@ -68,6 +71,17 @@ HEADERS: Final[Mapping[str, tuple[type, ...]]] = {
 }
 """The types of headers that Celery's workers use, if they are there."""
 
+OPTIONS: Final[Mapping[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("queue", "exchange", "routing_key", "serializer", "compression"), _TEXT),
+    **dict.fromkeys(("task_id", "root_id", "parent_id", "group_id", "reply_to", "shadow"), _TEXT),
+    **dict.fromkeys(("priority", "retries", "max_retries", "group_index"), _WHOLE),
+    "countdown": (int, float, type(None)),
+    "expires": (int, float, str, datetime, type(None)),
+    "eta": (str, datetime, type(None)),
+    "headers": (dict, type(None)),
+}
+"""The types of the options of a callback with which Celery sends it, if they are there."""
+
 RESERVED: Final = frozenset(name for name in dir(Context) if not name.startswith("__")) - {
     "task", "id", "correlation_id", "reply_to", "replaced_task_nesting", *HEADERS,
 }  # fmt: skip
@@ -82,7 +96,7 @@ PROPERTIES: Final[Mapping[str, tuple[type, ...]]] = {
 
 _NAMES: Final = {
     str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object",
-    float: "a number", type(None): "null",
+    float: "a number", datetime: "a time", type(None): "null",
 }  # fmt: skip
 
 
@@ -157,12 +171,12 @@ def decode_body(payload: Mapping[str, Any], *, most_bytes: int) -> tuple[bytes, 
     Raises:
         InvalidMessageError: it cannot be decoded, or has another shape.
     """
-    body = payload["body"].encode()
-    if payload["properties"].get("body_encoding") == "base64":
-        try:
+    try:
+        body = payload["body"].encode()
+        if payload["properties"].get("body_encoding") == "base64":
             body = base64.b64decode(body, validate=True)
-        except ValueError:
-            raise InvalidMessageError("body", "it is not base64") from None
+    except ValueError:
+        raise InvalidMessageError("body", "it is not base64") from None
     if compression := payload["headers"].get("compression"):
         body = inflate(body, compression, _most_json_bytes(most_bytes))
     try:
@@ -170,6 +184,8 @@ def decode_body(payload: Mapping[str, Any], *, most_bytes: int) -> tuple[bytes, 
     except Exception:  # noqa: BLE001 - whatever the bytes are, they are no arguments
         raise InvalidMessageError("body", "it is not JSON in UTF-8") from None
     check_body(decoded)
+    if payload["headers"]["task"] in WITHOUT_ARGUMENTS and (decoded[0] or decoded[1]):
+        raise InvalidMessageError("body", f"{payload['headers']['task']} has no arguments")
     return body, decoded
 
 
@@ -276,6 +292,8 @@ def _check_signature(value: Any, field: str) -> None:
     }
     for name, types in shapes.items():
         _is_a(value.get(name), f"{field}.{name}", *types)
+    for name, types in OPTIONS.items():
+        _is_a(value["options"].get(name), f"{field}.options.{name}", *types)
     for name in ("link", "link_error"):
         linked = value["options"].get(name) or []
         for at, one in enumerate(linked if isinstance(linked, list) else [linked]):

@@ -13,7 +13,7 @@ from sutra_tasks.errors import (
     TooLargeError,
     UnsupportedVersionError,
 )
-from sutra_tasks.settings import METHODS, STRATEGIES
+from sutra_tasks.settings import METHODS, STRATEGIES, settings
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
@@ -32,7 +32,6 @@ __all__ = [
 VERSION: Final = 1
 HEADER: Final = "sutra"
 LATEST: Final = 1e11  # the year 5138
-LARGEST: Final = 10**9
 BYTES_PER_TOKEN: Final = 4
 """UTF-8 bytes in one token of English prose under WordPiece. Code and other scripts differ from it, but
 on every device alike, so loads and speeds still compare."""
@@ -198,9 +197,10 @@ def demand_of(header: Any, body_bytes: int) -> Demand:
     if not isinstance(header, dict) or header.get("v") != VERSION:
         version = header.get("v") if isinstance(header, dict) else None
         raise UnsupportedVersionError("message", str(version)[:20], VERSION)
+    limits = settings()  # what a message says of itself beyond them would keep out the calls of others
     return Demand(
-        texts=_number(header.get("texts"), 1),
-        bytes=_number(header.get("bytes"), body_bytes),
+        texts=_number(header.get("texts"), 1, limits.max_texts),
+        bytes=_number(header.get("bytes"), body_bytes, limits.max_message_bytes),
         sent_at=_moment(header.get("sent_at")),
         strategy=header["strategy"] if isinstance(header.get("strategy"), str) else None,
         model=header["model"] if isinstance(header.get("model"), str) else None,
@@ -218,9 +218,8 @@ def check_strategy(name: str) -> str:
     return name
 
 
-def _number(value: object, otherwise: int) -> int:
-    # A larger number would not fit the server's counters.
-    return min(value, LARGEST) if type(value) is int and value >= 0 else otherwise
+def _number(value: object, otherwise: int, most: int) -> int:
+    return min(value, most) if type(value) is int and value >= 0 else otherwise
 
 
 def _moment(value: object) -> float | None:

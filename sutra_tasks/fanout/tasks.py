@@ -5,14 +5,13 @@ Applications do not call them: a device sends them (:mod:`sutra_tasks.fanout.sen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import Ignore, TaskRevokedError
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
-from sutra_tasks.errors import InvalidMessageError, SutraError
+from sutra_tasks.errors import SutraError
 
 if TYPE_CHECKING:
     from sutra_tasks.fanout.long_texts import LongTexts
@@ -36,11 +35,6 @@ def _serving() -> LongTexts:
     return _server
 
 
-def _check_no_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    if args or kwargs:
-        raise InvalidMessageError("body", "parts of long texts have no arguments")
-
-
 @app.task(  # type: ignore[untyped-decorator]  # Celery is untyped
     name=keys.PART_TASK,
     bind=True,
@@ -49,16 +43,14 @@ def _check_no_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     ignore_result=True,
     throws=(TaskRevokedError,),  # its caller revoked it: no fault of this worker
 )
-def part(self: Any, /, *args: Any, **kwargs: Any) -> dict[str, Any] | None:
+def part(self: Any) -> dict[str, Any] | None:
     """Embed one part of a long text."""
-    _check_no_arguments(args, kwargs)
     return _serving().part(self.request)
 
 
 @app.task(name=keys.COMBINE_TASK, bind=True, shared=False, acks_late=True)  # type: ignore[untyped-decorator]
-def combine(self: Any, /, *args: Any, **kwargs: Any) -> Vectors | Embeddings:
+def combine(self: Any) -> Vectors | Embeddings:
     """Combine the parts of a long text, under the caller's task id."""
-    _check_no_arguments(args, kwargs)
     request = self.request
     try:
         return _serving().combine(request.id)
