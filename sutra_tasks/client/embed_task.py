@@ -28,6 +28,7 @@ from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
+    from numpy.typing import NDArray
 
     from sutra_tasks.client.results import EmbedResult
     from sutra_tasks.vectors import Embeddings, Vectors
@@ -64,11 +65,12 @@ def serve(server: Server | None) -> Server | None:
 class EmbedTask(Task):  # type: ignore[misc]  # Celery is untyped
     """Checks a call in the process that makes it, so that bad input is never sent."""
 
-    def delay(self, texts: str | Sequence[str], **options: Any) -> EmbedResult:
+    def delay(self, texts: str | Sequence[str] | NDArray[Any], **options: Any) -> EmbedResult:
         """Send texts to the fleet.
 
         Args:
-            texts: one text, or a list of texts, each of any length; an empty list gives shape (0, dim).
+            texts: one text, or a list, tuple or array of texts, each of any length; an empty list gives
+                shape (0, dim).
             **options: ``prompt`` (name of one of the model's prompts; "" is none; by default the model's
                 default prompt), ``dimensions`` (Matryoshka width), ``normalize`` (default True; a long
                 text's vector is then the weighted mean of its chunks' unit vectors if False),

@@ -32,6 +32,7 @@ def calls(texts: Iterable[str]) -> None:
     # Celery is untyped: what its results hold, and its signatures, are Any.
     assert_type(embed.delay("text"), EmbedResult)
     assert_type(embed.delay(["a", "b"], dimensions=8, normalize=False).get(timeout=10), Any)
+    assert_type(embed.delay(np.array(["a", "b"])), EmbedResult)
     assert_type(embed.apply_async((["a"],), {"details": True}, strategy="round_robin"), EmbedResult)
     assert_type(embed.s("text"), Any)
     assert_type(embed_many(texts, batch=8, in_flight=2, timeout_s=1.5), Iterator[Vectors])
