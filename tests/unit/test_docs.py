@@ -4,6 +4,9 @@ import importlib.util
 import re
 from pathlib import Path
 
+from sutra_tasks import errors
+from sutra_tasks.health.states import DeviceState
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -38,3 +41,10 @@ def test_the_files_that_the_architecture_names_exist() -> None:
                 missing.append(name)
             folder = found.parent if found.is_file() else found
     assert missing == []
+
+
+def test_operations_has_a_row_for_each_error_and_each_state() -> None:
+    rows = re.findall(r"^\| `(\w+)`", (DOCS / "operations.md").read_text(), re.MULTILINE)
+    named = {*errors.__all__, *DeviceState} - {"SutraError"}
+    assert {name for name in named if name not in rows} == set()
+    assert len(rows) == len(set(rows))
