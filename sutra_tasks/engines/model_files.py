@@ -54,6 +54,26 @@ NEEDED: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
 }
 """The files that a module needs, by its class; of each group one is enough."""
 
+READ_AS_JSON: Final = frozenset(
+    {
+        "adapter_config.json",
+        "added_tokens.json",
+        "config.json",
+        "config_sentence_transformers.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "sentence_bert_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+)
+"""Files that sentence-transformers and transformers read, if they are there."""
+
+POINTER: Final = b"version https://git-lfs"
+"""How a file begins that Git left on its server."""
+
 WIDTHS: Final = ("embedding_dimension", "word_embedding_dimension")
 AGAIN: Final = "Copy the model's folder again, whole."
 BLOCK_BYTES: Final = 1 << 22
@@ -135,13 +155,13 @@ def _check_module(model: str, folder: Path, place: Path, kind: str) -> None:
             raise ModelError(model, f"{folder} lacks {(place / what).relative_to(folder)}. {AGAIN}")
     if not place.is_dir():  # of a module that needs no file, such as Normalize
         return
-    for path in sorted(place.iterdir()):
-        if path.suffix == ".safetensors":
+    for path in sorted(place.iterdir()):  # folders of models hold other files as well, in any state
+        if path.name in WEIGHTS and path.suffix != ".json":
             _check_weights(model, folder, path)
-        elif path.suffix == ".json":
+        elif path.name in READ_AS_JSON or path.name in WEIGHTS:
             described = _json(model, folder, path)
             if path.name in WEIGHTS:
-                _check_index(model, path, described)
+                _check_index(model, folder, path, described)
             elif kind == "Pooling" and path.name == "config.json":
                 _check_pooling(model, path, described)
 
@@ -151,31 +171,36 @@ def _check_pooling(model: str, path: Path, config: Any) -> None:
         raise ModelError(model, f"{path} has no {WIDTHS[0]}. {AGAIN}")
 
 
-def _check_index(model: str, path: Path, index: Any) -> None:
-    """Look for the files of weights that an index names."""
+def _check_index(model: str, folder: Path, path: Path, index: Any) -> None:
+    """Check the files of weights that an index names."""
     shards = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(shards, dict):
         raise ModelError(model, f"{path} is no index of weights. {AGAIN}")
     for shard in sorted(set(map(str, shards.values()))):
         if not (path.parent / shard).is_file():
             raise ModelError(model, f"{path.parent} lacks {shard}, which {path.name} names. {AGAIN}")
+        _check_weights(model, folder, path.parent / shard)
 
 
 def _check_weights(model: str, folder: Path, path: Path) -> None:
-    """Read a file of weights through, and compare its length with what its header says."""
-    length = 0
+    """Read a file of weights through, and compare its length with its header, if it has one."""
     with _opened(model, folder, path) as file:
         start = file.read(HEADER_LENGTH.size)
-        try:
-            (header_bytes,) = HEADER_LENGTH.unpack(start)
-            header = file.read(min(header_bytes, path.stat().st_size))
-            tensors = [one for name, one in json.loads(header).items() if name != "__metadata__"]
-            expected = max((one["data_offsets"][1] for one in tensors), default=0)
-        except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise ModelError(model, f"{path} is damaged: it has no header of weights. {AGAIN}") from None
+        expected = 0
+        if path.suffix == ".safetensors":
+            try:
+                (header_bytes,) = HEADER_LENGTH.unpack(start)
+                header = json.loads(file.read(min(header_bytes, path.stat().st_size)))
+                tensors = [one for name, one in header.items() if name != "__metadata__"]
+                expected = max((one["data_offsets"][1] for one in tensors), default=0)
+            except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+                raise ModelError(
+                    model, f"{path} is damaged: it has no header of weights. {AGAIN}"
+                ) from None
+        length = 0
         while block := file.read(BLOCK_BYTES):
             length += len(block)
-    if length != expected:
+    if path.suffix == ".safetensors" and length != expected:
         raise ModelError(
             model, f"{path} has {length:,} bytes of weights, and its header says {expected:,}. {AGAIN}"
         )
@@ -195,6 +220,10 @@ def _opened(model: str, folder: Path, path: Path) -> Iterator[Any]:
         if not path.is_file():  # opening a pipe would wait for its writer
             raise ModelError(model, f"{path} is not a plain file. {AGAIN}")
         with path.open("rb") as file:
+            if file.peek(len(POINTER)).startswith(POINTER):
+                raise ModelError(
+                    model, f"{path} is a pointer of Git LFS and not the file: run `git lfs pull` there"
+                )
             yield file
 
 

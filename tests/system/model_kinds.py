@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.system.tiny_models import HIDDEN, KINDS, WINDOW, Kind, build
+from tests.system.tiny_models import HIDDEN, KINDS, WINDOW, Kind, build, byte_level_without_specials
 
 ABSURD = int(1e30)
 """What transformers writes for a tokenizer that names no limit."""
@@ -154,6 +154,17 @@ def on_tokens(modules: Any) -> list[Any]:
     ]
 
 
+def ended() -> Any:
+    """Return a tokenizer that ends each text by a special token, which is the last token to pool."""
+    from tokenizers import processors
+
+    made = byte_level_without_specials()
+    made.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", made.token_to_id("</s>"))]
+    )
+    return made
+
+
 GPT2 = replace(KINDS["qwen"], architecture="gpt2", normalizes=False, prompts=PROMPTS)
 ROBERTA = KINDS["roberta"]
 
@@ -180,6 +191,7 @@ ODD: dict[str, Odd] = {
     "no padding token, decoder": Odd(GPT2, change=without_padding),
     "positions and padding on the left": Odd(GPT2),
     "padding on the left": Odd(KINDS["qwen"]),
+    "decoder that ends texts by a token": Odd(replace(KINDS["qwen"], tokenizer=ended)),
     "padding on the right of a decoder": Odd(replace(KINDS["qwen"], left=False)),
     "padding on the left of an encoder": Odd(replace(KINDS["bert"], left=True)),
     "last tokens are kept": Odd(

@@ -93,11 +93,34 @@ def test_weights_that_are_cut_off_are_told_by_their_header(folder: Path, size: i
     assert f"2_Dense/model.safetensors has {size} bytes of weights, and its header says 8" in said
 
 
-def test_a_shard_that_is_missing_is_named(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "modules.json"])
+def test_a_pointer_in_the_place_of_a_file_is_told_by_what_left_it_there(folder: Path, name: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
+    (folder / name).write_text(pointer)
+    assert f"{name} is a pointer of Git LFS" in fault(folder)
+
+
+def test_old_weights_are_no_safetensors_and_may_be_pointers_too(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    check_files("m", folder)
+    (folder / "pytorch_model.bin").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "pytorch_model.bin is a pointer of Git LFS" in fault(folder)
+
+
+def test_files_that_are_none_of_the_model_may_be_in_any_state(folder: Path) -> None:
+    for name in ("notes.json", "training.safetensors", "1_Pooling/notes.json", "train.py"):
+        (folder / name).write_bytes(b"{")
+    os.mkfifo(folder / "log.json")
+    check_files("m", folder)
+
+
+def test_a_shard_that_is_missing_or_cut_off_is_named(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "one.safetensors")
     shards = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
     assert "lacks two.safetensors" in fault(folder)
+    (folder / "two.safetensors").write_bytes(weights(7))
+    assert "two.safetensors has 7 bytes of weights" in fault(folder)
 
 
 def test_a_pipe_is_not_waited_for(folder: Path) -> None:
