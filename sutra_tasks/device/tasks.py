@@ -13,7 +13,7 @@ from sutra_tasks.distillation.data.traffic_sample import open_sample
 from sutra_tasks.fanout.documents import Documents
 from sutra_tasks.fanout.long_texts import LongTexts
 from sutra_tasks.membership.fleet import fleet_members
-from sutra_tasks.models.loaded.model_cache import Crowded
+from sutra_tasks.models.loaded.waiting_places import Crowded
 from sutra_tasks.routing.snapshot import fleet_of
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """The models of one device: which is meant, which are in memory, and which leave."""
 
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from sutra_tasks.errors import InvalidOptionError, ModelError, SpaceUnavailableE
 from sutra_tasks.models.loaded import loading
 from sutra_tasks.models.loaded.eviction import SUPERSEDED_S
 from sutra_tasks.models.loaded.freeing import EvictedModels
-from sutra_tasks.models.loaded.model_cache import PATIENCE_S, RETRY_S, SLOW_S, Crowded, ModelCache
+from sutra_tasks.models.loaded.model_cache import PATIENCE_S, RETRY_S, SLOW_S, ModelCache
+from sutra_tasks.models.loaded.waiting_places import Crowded, WaitingPlaces
 from tests.conftest import wait_until
 from tests.unit.fake_registry import OPTIONS, Service, Store, engine, models_of
 
@@ -360,7 +362,7 @@ def test_a_model_that_hangs_holds_up_a_quarter_of_the_threads_and_no_call_for_an
     waiting = [threading.Thread(target=lambda: found.append(models.get("extra"))) for _ in range(2)]
     for thread in waiting:
         thread.start()
-    wait_until(lambda: models._waiting["extra"] == 2)
+    wait_until(lambda: models._places.waiting_for("extra") == 2)
     with pytest.raises(Crowded):
         models.get("extra")
     assert models.get(None).reference == "search@1"
@@ -422,3 +424,24 @@ def test_a_registry_that_hangs_holds_up_no_call_for_a_model_in_memory(
 def test_a_device_tells_that_it_loads_its_first_model(store: Store) -> None:
     starting = ModelCache(OPTIONS, store, clock=lambda: 0.0)  # type: ignore[arg-type]
     assert starting.loading == "search is being loaded, for 0 s now"
+
+
+@pytest.mark.parametrize(
+    ("threads", "for_one", "for_all"), [(64, 16, 48), (8, 2, 6), (4, 1, 3), (1, 1, 1)]
+)
+def test_a_quarter_waits_for_one_model_and_three_for_all(
+    threads: int, for_one: int, for_all: int
+) -> None:
+    places = WaitingPlaces(threads)
+    with ExitStack() as waiting:
+        for at in range(for_all):
+            waiting.enter_context(places.place(f"m{at // for_one}"))
+            assert places.waiting_for(f"m{at // for_one}") == at % for_one + 1
+            if at + 1 == for_one:
+                with pytest.raises(Crowded), places.place("m0"):
+                    pass
+        with pytest.raises(Crowded), places.place("another"):
+            pass
+    assert places.waiting_for("m0") == 0
+    with places.place("another"):
+        pass

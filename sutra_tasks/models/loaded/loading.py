@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +27,7 @@ __all__ = [
     "check_golden",
     "load_verified",
     "load_version",
+    "told_of",
     "verified_manifest",
     "warm_up",
 ]
@@ -137,3 +140,15 @@ def as_model_error(reference: str, error: Exception) -> ModelError:
         return error
     first_line = next(iter(str(error).splitlines()), "")
     return ModelError(reference, f"cannot be loaded: {type(error).__name__}: {first_line}")
+
+
+@contextmanager
+def told_of(reference: str) -> Iterator[None]:
+    """Raise any error of an engine inside the block as a ModelError about the model."""
+    try:
+        yield
+    except Exception as error:
+        told = as_model_error(reference, error)
+        if told is error:
+            raise
+        raise told from error

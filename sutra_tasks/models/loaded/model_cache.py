@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -29,11 +27,13 @@ from sutra_tasks.models.loaded.loading import (
     as_model_error,
     check_golden,
     load_verified,
+    told_of,
     verified_manifest,
     warm_up,
 )
 from sutra_tasks.models.loaded.serving_versions import ServingVersions
 from sutra_tasks.models.loaded.single_flight import SingleFlight, StillRunning
+from sutra_tasks.models.loaded.waiting_places import WaitingPlaces
 from sutra_tasks.models.registry.names import bare_name, split_reference
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from sutra_tasks.models.registry.model_registry import ModelRegistry
     from sutra_tasks.settings import Settings
 
-__all__ = ["PATIENCE_S", "RETRY_S", "Crowded", "ModelCache"]
+__all__ = ["PATIENCE_S", "RETRY_S", "ModelCache"]
 
 logger = get_logger(__name__)
 
@@ -54,14 +54,7 @@ PATIENCE_S: Final = 120.0
 SLOW_S: Final = 10.0
 """Seconds of loading from which on a device that serves tells of it."""
 
-MOST_QUARTERS: Final = 3
-"""Quarters of a device's threads that may wait for models."""
-
 Result = TypeVar("Result")
-
-
-class Crowded(Exception):  # noqa: N818 - not an error: the call is tried again
-    """As many calls wait for models that are loaded as may wait without keeping out calls for others."""
 
 
 class ModelCache:
@@ -88,7 +81,7 @@ class ModelCache:
         self._options, self._registry, self._clock = options, registry, clock
         self.serving = ServingVersions(options, registry)
         self._lock = threading.Lock()
-        self._waiting: Counter[str] = Counter()  # calls by the model that they wait for
+        self._places = WaitingPlaces(options.task_threads)
         self._cached: dict[str, LoadedModel] = {}
         self._loads: SingleFlight[LoadedModel] = SingleFlight(PATIENCE_S, clock=clock)
         self._lookups: SingleFlight[Any] = SingleFlight(PATIENCE_S, clock=clock)
@@ -106,7 +99,7 @@ class ModelCache:
         """
         reference = self.serving.resolve(self._options.model)
         self._starting = reference, verified_manifest(self._registry, reference)
-        with _told_of(reference):
+        with told_of(reference):
             return load_verified(self._options, self._registry, *self._starting)
 
     def start(
@@ -123,7 +116,7 @@ class ModelCache:
         """
         self._make_service = make_service
         reference, manifest = self._starting
-        with _told_of(reference):
+        with told_of(reference):
             loaded = self._check(reference, encoder, manifest)
         self.set_default(loaded)
         return loaded
@@ -246,12 +239,12 @@ class ModelCache:
         reason, failed_at = self._failures.get(reference, ("", -float("inf")))
         if self._clock() - failed_at < RETRY_S:
             raise ModelError(reference, reason)
-        with self._place_to_wait(reference):
+        with self._places.place(bare_name(reference)):
             return self.load(reference)
 
     def _looked_up(self, model: str, look: Callable[[], Result]) -> Result:
         """Return what the registry says of a model, which is read apart, as it may be on a network."""
-        with self._place_to_wait(model):
+        with self._places.place(bare_name(model)):
             try:
                 found: Result = self._lookups.do(model, look)
             except StillRunning as error:
@@ -260,29 +253,6 @@ class ModelCache:
                 )
                 raise ModelError(model, reason) from None
         return found
-
-    @contextmanager
-    def _place_to_wait(self, model: str) -> Iterator[None]:
-        """Wait for a model inside the block, which keeps one of the device's threads.
-
-        Of these a quarter may wait for one model, and three quarters for all: the others stay for calls
-        that need not wait.
-
-        Raises:
-            Crowded: so many calls wait already.
-        """
-        quarter, name = max(1, self._options.task_threads // 4), bare_name(model)
-        with self._lock:
-            if self._waiting[name] >= quarter or self._waiting.total() >= MOST_QUARTERS * quarter:
-                raise Crowded
-            self._waiting[name] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._waiting[name] -= 1
-                if not self._waiting[name]:
-                    del self._waiting[name]
 
     def _version_of_space(self, loaded: LoadedModel, space: str, dimensions: int | None) -> LoadedModel:
         """Return the version of the same model that gives a space; load it if it is not in memory."""
@@ -387,18 +357,6 @@ class ModelCache:
 
     def _evict(self, reference: str) -> None:
         self._evicted.add(self._cached.pop(reference).encoder)
-
-
-@contextmanager
-def _told_of(reference: str) -> Iterator[None]:
-    """Raise any error of an engine as a ModelError about the model."""
-    try:
-        yield
-    except Exception as error:
-        told = as_model_error(reference, error)
-        if told is error:
-            raise
-        raise told from error
 
 
 def _is_loading(what: str, seconds: float) -> str:
