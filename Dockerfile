@@ -9,10 +9,11 @@ WORKDIR /srv/sutra
 RUN pip install "$TORCH"
 COPY pyproject.toml README.md ./
 COPY sutra_tasks sutra_tasks
-RUN pip install ".[worker,local,cli,flower]" nvidia-ml-py
+RUN pip install ".[worker,distill,local,cli,flower]" nvidia-ml-py
 COPY celeryconfig.py ./
 COPY workers workers
 
-RUN useradd --create-home sutra
+# A new volume takes the owner of the folder that it is mounted on.
+RUN useradd --create-home sutra && mkdir -p /models /home/sutra/.cache && chown sutra:sutra /models /home/sutra/.cache
 USER sutra
 CMD ["celery", "-A", "workers.router", "worker", "--hostname=router@%h"]

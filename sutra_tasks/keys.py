@@ -18,6 +18,8 @@ key                             type    lifetime
 ``sutra:leases``                hash    incarnation -> its heartbeats so far; a field is deleted when
                                         its process ends, or its lease
 ``sutra:reaped:<incarnation>``  string  on the results server: its lease has ended, :data:`REAPED_S`
+``sutra:unstarted:<inc.>``      string  why the worker of this incarnation could not start, for its
+                                        supervisor; :data:`UNSTARTED_S`
 ``sutra:suspect:<incarnation>`` string  id of the task that this worker runs alone, because workers died
                                         with it before; :data:`FORGET_AFTER_S`
 ``sutra:load:<id>``             hash    what a device was sent and has not finished: ``messages``,
@@ -112,6 +114,7 @@ __all__ = [
     "REFUSED_TASK",
     "REMEMBER_S",
     "STATE_S",
+    "UNSTARTED_S",
     "backlog",
     "cancelled",
     "dead_letters",
@@ -138,6 +141,7 @@ __all__ = [
     "stream_loads",
     "streams",
     "suspect",
+    "unstarted",
     "worker",
 ]
 
@@ -181,6 +185,9 @@ DOCUMENT_S: Final = 7 * 24 * 3600
 
 STATE_S: Final = 10
 """Seconds for which reports of devices about a stream count."""
+
+UNSTARTED_S: Final = 60
+"""Seconds within which a supervisor asks why a worker could not start."""
 
 BACKLOG_S: Final = 5
 """Seconds for which clients use the backlog that a router published."""
@@ -293,6 +300,11 @@ def result(task_id: str) -> str:
 def reaped(incarnation: str) -> str:
     """Mark that the lease of one worker process has ended."""
     return named(f"sutra:reaped:{incarnation}")
+
+
+def unstarted(incarnation: str) -> str:
+    """Why one worker process could not start."""
+    return named(f"sutra:unstarted:{incarnation}")
 
 
 def suspect(incarnation: str) -> str:

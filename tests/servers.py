@@ -11,7 +11,7 @@ import psutil
 import redis
 import trustme
 
-from sutra_tasks.host.embedded_server import embedded_server, find_binary, free_port, is_free
+from sutra_tasks.host.embedded_server import embedded_server, find_binary, free_port, why_not_free
 from sutra_tasks.host.processes import spawn, stop
 from tests.conftest import wait_until
 
@@ -52,7 +52,7 @@ def tls_front(port: int, certificates: Certificates, *, asks_client: bool = Fals
     command = [sys.executable, script, str(front_port), str(port), certificates.server, *authority]
     process = spawn(command)
     try:
-        wait_until(lambda: not is_free(front_port))
+        wait_until(lambda: why_not_free(front_port))
         yield front_port
     finally:
         stop(process, 5.0)

@@ -5,11 +5,13 @@ import time
 
 from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
 from sutra_tasks.host.local_fleet import (
+    await_devices,
     free_fleet_number,
     local_devices,
     run_workers,
     stop_on_signals,
 )
+from sutra_tasks.host.processes import end_on_signals
 from sutra_tasks.host.supervisor import worker_specs
 from sutra_tasks.settings import settings
 
@@ -17,18 +19,24 @@ __all__ = ["main"]
 
 
 def main(count: int | None) -> None:
-    """Keep a device worker alive for each GPU, or each group of cores, until a signal."""
+    """Keep a device worker alive for each GPU, or each group of cores, until a signal.
+
+    Raises:
+        SutraError: one cannot start, and says why.
+    """
     options = settings()
     if options.broker_url is None:
         raise BrokerNotConfiguredError
     chosen = local_devices(options, count, number=free_fleet_number(options, count))
     devices = [spec for spec in worker_specs(options, chosen) if spec.device_id]
     with stop_on_signals(), run_workers(options, devices, report=print) as supervisor:
+        await_devices(supervisor, options, chosen)
         while True:
             time.sleep(supervisor.step(time.monotonic()))
 
 
 if __name__ == "__main__":
+    end_on_signals()
     try:
         main(int(sys.argv[1]) if len(sys.argv) > 1 else None)
     except (SutraError, ValueError) as error:

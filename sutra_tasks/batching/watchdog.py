@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import signal
 from collections.abc import Iterator
@@ -9,7 +10,10 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Final
 
-__all__ = ["watched"]
+__all__ = ["HUNG", "watched"]
+
+HUNG: Final = 14
+"""Exit status of a process whose block took too long: the number of SIGALRM."""
 
 STDERR: Final = 2
 """The file descriptor itself, because Celery replaces ``sys.stderr`` by a logger without one."""
@@ -40,5 +44,13 @@ def watched(timeout_s: float | None) -> Iterator[None]:
 
 @cache
 def _handle_alarm() -> None:
-    """Have SIGALRM print all stacks, and then end the process, as it does by default."""
+    """Have SIGALRM print all stacks, and then end the process with its number, 14, as exit status.
+
+    Its default action would do nothing in process 1 of a container, which the kernel protects. C's
+    ``_exit`` takes one number, as a signal handler does, and may be called in one: faulthandler calls
+    the handler that it finds once the stacks are printed.
+    """
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes, libc.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.signal(signal.SIGALRM, ctypes.cast(libc._exit, ctypes.c_void_p))  # noqa: SLF001 - C's name
     faulthandler.register(signal.SIGALRM, file=STDERR, all_threads=True, chain=True)

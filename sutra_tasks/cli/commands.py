@@ -9,8 +9,11 @@ from typing import Any
 
 import click
 import redis
+from kombu.exceptions import OperationalError
 
+from sutra_tasks.decoding import text_encoding
 from sutra_tasks.errors import SettingsError, SutraError
+from sutra_tasks.extras import how_to_install
 from sutra_tasks.server_check import explain
 from sutra_tasks.server_errors import is_denial, server_words
 from sutra_tasks.settings import ENGINES, PREFIX, Settings, settings
@@ -18,6 +21,8 @@ from sutra_tasks.settings import ENGINES, PREFIX, Settings, settings
 __all__ = ["cli"]
 
 INTERRUPTED = 130
+NEWLINE = "\n"
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 class _Cli(click.Group):
@@ -26,17 +31,31 @@ class _Cli(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except SutraError as error:
-            click.echo(f"sutra: {error}", err=True)
-            sys.exit(2 if isinstance(error, SettingsError) else 1)
-        except redis.RedisError as error:
-            said: object = f"the server did not do it: {server_words(error)}"
-            if is_denial(error):
-                said = explain(error, settings(), "operator")
-            click.echo(f"sutra: {said}", err=True)
-            sys.exit(1)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)
+        except BrokenPipeError:
+            raise  # who read the output has gone: click ends in silence
+        except Exception as error:
+            line = _line(error)
+            if line is None:
+                raise
+            from sutra_tasks.cli.screen import printable
+
+            click.echo(f"sutra: {printable(line, keep=NEWLINE)}", err=True)
+            sys.exit(2 if isinstance(error, SettingsError) else 1)
+
+
+def _line(error: Exception) -> str | None:
+    """Return an error in one line for people; None: it is a fault of this package."""
+    if isinstance(error, SutraError | OSError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return how_to_install(error)
+    if isinstance(error, redis.RedisError) and is_denial(error):
+        return str(explain(error, settings(), "operator"))
+    if isinstance(error, redis.RedisError | OperationalError):
+        return f"the server did not do it: {server_words(error)}"
+    return None
 
 
 @click.group(cls=_Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +72,21 @@ def _overridden(**given: Any) -> Settings:
         raise SettingsError(option, error.value, error.reason) from None
 
 
+def _text_encoding(ctx: click.Context, param: click.Parameter, name: str | None) -> str | None:  # noqa: ARG001 - click's shape
+    found = text_encoding(name) if name is not None else None
+    if name is not None and found is None:
+        raise click.BadParameter(f"{name!r} is no encoding of texts; latin-1, cp1252 and utf-16 are.")
+    return found
+
+
+_encoding = click.option(
+    "--encoding",
+    metavar="NAME",
+    callback=_text_encoding,
+    help="Of the file or standard input; default: by its byte-order mark, else UTF-8.",
+)
+
+
 @cli.command()
 @click.option("--devices", type=int, metavar="N", help="Devices; default: one per GPU, else per core.")
 @click.option(
@@ -65,13 +99,25 @@ def _overridden(**given: Any) -> Settings:
 )
 @click.option("--model", metavar="NAME", help="A sentence-transformers name or folder.")
 @click.option("--engine", type=click.Choice(ENGINES), help="What computes the vectors.")
-@click.option("--broker", metavar="URL", help="Redis or Valkey to use; default: start one on loopback.")
 @click.option(
-    "--port", type=int, metavar="P", help="Port of the server it starts; default: 6379 if free."
+    "--broker",
+    metavar="URL",
+    help="Redis or Valkey to use; default: start one on loopback. Everybody on this machine can see an "
+    "option: set SUTRA_BROKER_URL instead if there is a password in it.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65_535),
+    metavar="P",
+    help="Port of the server it starts; default: 6379 if free.",
 )
 @click.option("--flower", is_flag=True, help="Open Flower on http://127.0.0.1:5555.")
 @click.option(
-    "--log-level", default="warning", show_default=True, metavar="LEVEL", help="Of the workers."
+    "--log-level",
+    type=click.Choice(LOG_LEVELS, case_sensitive=False),
+    default="warning",
+    show_default=True,
+    help="Of the workers.",
 )
 def up(
     *,
@@ -99,7 +145,7 @@ def up(
 
 
 @cli.command()
-@click.argument("source", metavar="TEXT|FILE.jsonl|-")
+@click.argument("source", metavar="TEXT|FILE|-")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -108,11 +154,25 @@ def up(
 )
 @click.option("--prompt", help="One of the model's named prompts, such as query.")
 @click.option("--dimensions", type=int, help="Width of the vectors, for Matryoshka models.")
-def embed(source: str, out: Path | None, prompt: str | None, dimensions: int | None) -> None:
-    """Embed a text, each line of a JSONL file ("text" or a string), or each line of standard input."""
+@_encoding
+@click.option("--jsonl", "as_jsonl", is_flag=True, help="Lines of standard input are JSON.")
+def embed(
+    *,
+    source: str,
+    out: Path | None,
+    prompt: str | None,
+    dimensions: int | None,
+    encoding: str | None,
+    as_jsonl: bool,
+) -> None:
+    """Embed a text, the texts of a file, or those of standard input.
+
+    A file's suffix says where its texts are: .jsonl, a string or an object with "text" on each line;
+    .csv and .parquet, the column "text"; in any other file and on standard input each line is one.
+    """
     from sutra_tasks.cli.embedding import run
 
-    run(source, out, prompt=prompt, dimensions=dimensions)
+    run(source, out, prompt=prompt, dimensions=dimensions, encoding=encoding, as_jsonl=as_jsonl)
 
 
 @cli.command()
@@ -186,13 +246,22 @@ def stream() -> None:
     "--priority", type=click.IntRange(0, 9), default=0, show_default=True, help="From 6 on: may wait."
 )
 @click.option("--prompt", help="One of the model's named prompts, such as query.")
+@_encoding
 def stream_send(
-    *, name: str, key: str | None, as_jsonl: bool, priority: int, prompt: str | None
+    *,
+    name: str,
+    key: str | None,
+    as_jsonl: bool,
+    priority: int,
+    prompt: str | None,
+    encoding: str | None,
 ) -> None:
     """Send standard input, and wait while the stream is full; Ctrl-C sends what was read."""
     from sutra_tasks.cli.stream import run_send
 
-    sys.exit(run_send(name, key=key, priority=priority, prompt=prompt, as_jsonl=as_jsonl))
+    sys.exit(
+        run_send(name, key=key, priority=priority, prompt=prompt, as_jsonl=as_jsonl, encoding=encoding)
+    )
 
 
 @stream.command("read")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sutra_tasks.broker.dead_letters import DeadLetter, dead_letters, drop, retry
+from sutra_tasks.cli.screen import plain
 from sutra_tasks.cli.server import connected
 from sutra_tasks.errors import SutraError
 
@@ -37,7 +38,7 @@ def run_list(options: Settings, *, as_json: bool) -> None:
         table.add_column(name)
     for one in letters:
         at = datetime.fromtimestamp(one.at, UTC).isoformat(sep=" ", timespec="seconds")
-        table.add_row(one.task_id, at, str(one.attempts), one.reason)
+        table.add_row(plain(one.task_id), at, str(one.attempts), plain(one.reason))
     console = Console()
     console.print(table if letters else "no dead letters")
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from sutra_tasks import keys
 from sutra_tasks.app import app
+from sutra_tasks.cli.screen import plain
 from sutra_tasks.cli.server import connected
 from sutra_tasks.distillation.config import VERSION, DistillationConfig
 from sutra_tasks.distillation.distill_task import distill
@@ -46,7 +47,7 @@ def recipe(file: Path | None, given: Mapping[str, Any]) -> DistillationConfig:
     chosen: Any = {}
     if file is not None:
         try:
-            chosen = json.loads(file.read_text("utf-8"))
+            chosen = json.loads(file.read_bytes())
         except (OSError, ValueError) as error:
             raise SettingsError("--config", str(file), f"is not JSON: {error}") from None
         if not isinstance(chosen, dict):
@@ -96,8 +97,10 @@ def run(
         found = _followed(result, console)
     except KeyboardInterrupt:
         console.print(
-            f"the run goes on. Watch it: sutra distill --attach {result.id}; "
-            f"end it: sutra distill --cancel {result.id}"
+            plain(
+                f"the run goes on. Watch it: sutra distill --attach {result.id}; "
+                f"end it: sutra distill --cancel {result.id}"
+            )
         )
         sys.exit(130)
     if as_json:
@@ -106,8 +109,10 @@ def run(
         Console().print(_summary(found))
         if options.models_dir is not None:
             name, _, version = str(found["model"]).partition("@")
-            console.print(f"report: {Path(options.models_dir) / name / version / found['report']}")
-        console.print(f"put it to work: sutra models promote {found['model'].replace('@', ' ')}")
+            report = Path(options.models_dir) / name / version / found["report"]
+            console.print(plain(f"report: {report}"))
+        promote = str(found["model"]).replace("@", " ")
+        console.print(plain(f"put it to work: sutra models promote {promote}"))
 
 
 def within(config: DistillationConfig, data_dir: str) -> DistillationConfig:
@@ -160,7 +165,7 @@ def _note(values: list[float], value: Any) -> None:
 
 def _drawn(info: Mapping[str, Any], losses: Sequence[float], qualities: Sequence[float]) -> Group:
     done, total = info.get("step", info.get("done")), info.get("steps", info.get("of"))
-    head = Text(str(info.get("phase", "")), style="bold")
+    head = plain(info.get("phase", ""), "bold")
     if info.get("epoch"):
         head.append(f"  epoch {info['epoch']} of {info['epochs']}", style="")
     if done is not None and total:
@@ -183,10 +188,11 @@ def _minutes(seconds: float) -> str:
 
 def _summary(found: Mapping[str, Any]) -> Table:
     made = "" if found["made"] else " (it was there, made of the same recipe and texts)"
-    drawn = Table(title=f"{found['model']}{made}", box=None, show_header=False, title_justify="left")
+    title = plain(f"{found['model']}{made}")
+    drawn = Table(title=title, box=None, show_header=False, title_justify="left")
     for name, value in found["metrics"].items():
         if value is not None:
-            drawn.add_row(name, f"{value:,.4f}" if isinstance(value, float) else str(value))
+            drawn.add_row(name, f"{value:,.4f}" if isinstance(value, float) else plain(value))
     if found["bad_rows"]:
         drawn.add_row("bad rows", f"{found['bad_rows']:,} (the report names them)")
     return drawn

@@ -15,26 +15,40 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from sutra_tasks.cli.reading import read_texts
+from sutra_tasks.cli.server import connected
 from sutra_tasks.client.embed_many import embed_many
 from sutra_tasks.errors import SutraError
 from sutra_tasks.files import replacing
+from sutra_tasks.settings import settings
 
 if TYPE_CHECKING:
     from sutra_tasks.vectors import Vectors
 
-__all__ = ["read_texts", "run"]
+__all__ = ["run"]
 
 FORMATS = (".npy", ".jsonl")
 
 
-def run(source: str, out: Path | None, *, prompt: str | None, dimensions: int | None) -> None:
+def run(
+    source: str,
+    out: Path | None,
+    *,
+    prompt: str | None,
+    dimensions: int | None,
+    encoding: str | None,
+    as_jsonl: bool,
+) -> None:
     """Embed the texts of ``source``, and write ``out``, which appears only when it is complete."""
     if out is not None and out.suffix not in FORMATS:
         raise SutraError(f"--out {out}: expected a name that ends in {' or '.join(FORMATS)}")
-    texts, count = read_texts(source)
+    texts, count = read_texts(source, settings(), encoding=encoding, as_jsonl=as_jsonl)
+    connected(settings()).close()  # a client would try a server that is away for a while
     vectors = embed_many(texts, prompt=prompt, dimensions=dimensions)
     columns = (TextColumn("embedding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    unseen = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=unseen) as progress:
         shown = progress.track(vectors, total=count)
         if out is None:
             _write_lines(shown, sys.stdout)
@@ -45,52 +59,19 @@ def run(source: str, out: Path | None, *, prompt: str | None, dimensions: int | 
                 _write_lines(shown, file)
 
 
-def read_texts(source: str) -> tuple[Iterator[str], int | None]:
-    """Return the texts of ``source``, and their number if it is known without reading standard input.
-
-    Raises:
-        SutraError: the file cannot be read, or a line of it has no text.
-    """
-    if source == "-":
-        return (line.rstrip("\n") for line in sys.stdin), None
-    if not source.endswith(".jsonl"):
-        return iter([source]), 1
-    path = Path(source)
-    try:
-        with path.open("rb") as file:
-            count = sum(1 for line in file if line.strip())
-    except OSError as error:
-        raise SutraError(f"{source}: {error.strerror}") from None
-    return _jsonl(path), count
-
-
-def _jsonl(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError:
-                raise SutraError(f"{path}:{number}: not JSON") from None
-            text = value.get("text") if isinstance(value, dict) else value
-            if not isinstance(text, str):
-                raise SutraError(f'{path}:{number}: expected a string or an object with "text"')
-            yield text
-
-
 @contextmanager
 def _open_new(out: Path, mode: str) -> Iterator[IO[Any]]:
     """Open a file that becomes ``out`` once the block has ended without an error."""
     if out.is_dir():
         raise SutraError(f"--out {out}: it is a folder")
-    with replacing(out) as temporary:
-        try:
-            file = temporary.open(mode)
-        except OSError as error:
-            raise SutraError(f"--out {out}: {error.strerror}") from None
-        with file:
+    try:
+        # Of a link the file that it names is replaced, not the link.
+        with replacing(out.resolve()) as temporary, temporary.open(mode) as file:
             yield file
+    except SutraError:
+        raise
+    except OSError as error:  # no right to write there, or no space left
+        raise SutraError(f"--out {out}: {error.strerror or error}") from None
 
 
 def _write_lines(vectors: Iterable[Vectors], file: IO[str]) -> None:

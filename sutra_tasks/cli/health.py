@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sutra_tasks.app import app
-from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.cli.screen import plain
+from sutra_tasks.cli.server import connected
+from sutra_tasks.errors import SutraError
 
 if TYPE_CHECKING:
     from sutra_tasks.settings import Settings
@@ -27,8 +29,7 @@ CHECKED: Final = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yel
 
 def run(options: Settings, *, as_json: bool) -> None:
     """Ask every device and print the answers; exit status 1 unless all that answer are healthy."""
-    if options.broker_url is None:
-        raise BrokerNotConfiguredError
+    connected(options).close()
     try:
         answers = app.control.broadcast("sutra_health", reply=True, timeout=ANSWER_S) or []
     except (OperationalError, redis.RedisError, OSError) as error:
@@ -57,7 +58,8 @@ def _show(found: dict[str, dict[str, Any]]) -> None:
         share = report["memory_share"]
         warnings = "; ".join(report["warnings"]) or report["reason"]
         table.add_row(
-            name, report["state"], CHECKED[report["check_passed"]],
-            "unknown" if share is None else f"{share:.0%} ({report['memory']['source']})", warnings,
+            plain(name), plain(report["state"]), CHECKED[report["check_passed"]],
+            "unknown" if share is None else f"{share:.0%} ({report['memory']['source']})",
+            plain(warnings),
         )  # fmt: skip
     Console().print(table)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from sutra_tasks.cli.screen import plain
 from sutra_tasks.cli.server import connected
 from sutra_tasks.engines.model_folder import locate
 from sutra_tasks.errors import ModelError, SettingsError, SutraError
@@ -76,7 +77,7 @@ def run_list(options: Settings, name: str | None, *, as_json: bool) -> None:
     for manifest, serves in rows:
         metrics = manifest.metrics
         drawn.add_row(
-            f"{manifest.name}@{manifest.version}",
+            plain(f"{manifest.name}@{manifest.version}"),
             "[green]yes[/]" if serves else "",
             datetime.fromtimestamp(manifest.created_at, UTC).strftime("%Y-%m-%d"),
             str(manifest.width),
@@ -141,7 +142,9 @@ def run_add(options: Settings, name: str, model: str) -> None:
     facts = VersionFacts(space=encoder.info.space, width=encoder.info.width, golden=golden, metrics={})
     manifest = registry.add(name, folder, facts)
     version = manifest.version
-    Console().print(f"{name}@{version} is there. Have it serve: sutra models promote {name} {version}")
+    Console().print(
+        plain(f"{name}@{version} is there. Have it serve: sutra models promote {name} {version}")
+    )
 
 
 def run_promote(
@@ -159,14 +162,14 @@ def run_promote(
     console = Console()
     if options.broker_url is None:
         raise SettingsError("SUTRA_BROKER_URL", "", "not set: which fleet is to serve it?")
-    with console.status(f"devices load {name}@{version} aside ..."):
+    with console.status(plain(f"devices load {name}@{version} aside ...")):
         devices = promote(
             connected(options), registry, name, version, thresholds=thresholds, options=options
         )
     if devices:
-        console.print(f"{name}@{version} serves on {', '.join(devices)}")
+        console.print(plain(f"{name}@{version} serves on {', '.join(devices)}"))
     else:
-        console.print(f"{name}@{version} serves from now on; no device has {name} in memory yet")
+        console.print(plain(f"{name}@{version} serves from now on; no device has {name} in memory yet"))
 
 
 def run_rollback(options: Settings, name: str) -> None:
@@ -177,14 +180,14 @@ def run_rollback(options: Settings, name: str) -> None:
     version = registry.rollback(name)
     console = Console()
     try:
-        with console.status(f"devices go back to {name}@{version} ..."):
+        with console.status(plain(f"devices go back to {name}@{version} ...")):
             wait_until_served(client, registry, name, options)
     except (SutraError, RedisError) as error:
         raise SutraError(
             f"the registry went back: {name}@{version} is what devices are to serve, and what those "
             f"that start load. But not all of them were seen to: {error}"
         ) from None
-    console.print(f"{name}@{version} serves again")
+    console.print(plain(f"{name}@{version} serves again"))
 
 
 def _facts(manifest: Any) -> dict[str, Any]:

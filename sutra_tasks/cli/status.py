@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sutra_tasks import keys
 from sutra_tasks.broker.queues import queue_lengths
+from sutra_tasks.cli.screen import plain
 from sutra_tasks.cli.server import connected
 from sutra_tasks.health.states import DeviceState
 from sutra_tasks.membership.fleet import FleetMember, fleet_members
@@ -111,15 +113,16 @@ def table(fleet: FleetStatus) -> Table:
     total = 0
     for device in fleet.devices:
         record = device.record
-        state = f"[{COLOURS.get(device.state, 'yellow')}]{device.state}[/]"
+        state = plain(device.state, COLOURS.get(device.state, "yellow"))
         if not device.live:
-            state += f", silent {device.heartbeat_age_s:.0f} s"
+            state.append(f", silent {device.heartbeat_age_s:.0f} s", style="default")
         if record is None:
-            drawn.add_row(device.id, "[red]another version[/]")
+            drawn.add_row(plain(device.id), Text("another version", style="red"))
             continue
         total += record.texts
         drawn.add_row(
-            device.id, state, record.model, f"{record.texts:,}", f"{record.tokens_per_s or 0:,.0f}",
+            plain(device.id), state, plain(record.model),
+            f"{record.texts:,}", f"{record.tokens_per_s or 0:,.0f}",
             f"{device.backlog_tokens:,}/{record.credit_tokens:,}", str(device.held),
             f"{record.p50_ms:.1f}", f"{record.p95_ms:.1f}",
         )  # fmt: skip
@@ -154,9 +157,10 @@ def run(options: Settings, *, as_json: bool) -> None:
             console.print(table(fleet))
         for device in fleet.devices:
             if device.record is not None and device.record.reason:
-                console.print(f"[yellow]{device.id}[/]: {device.record.reason}", highlight=False)
+                console.print(plain(device.id, "yellow"), end="")
+                console.print(plain(f": {device.record.reason}"))
         for line in precisions(fleet):
-            console.print(line, style="dim", highlight=False, markup=False)
+            console.print(plain(line, "dim"))
         waiting = sum(router["waiting"] for router in fleet.routers)
         console.print("queue: estimated tokens sent and not finished / taken ahead at most", style="dim")
         console.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
+import io
 import json
 import math
 import os
@@ -13,7 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
+from sutra_tasks.cli.reading import standard_input
+from sutra_tasks.cli.server import connected
+from sutra_tasks.decoding import UNREADABLE, decoded
 from sutra_tasks.errors import SutraError
+from sutra_tasks.settings import settings
 from sutra_tasks.streaming.client.producer import StreamProducer
 from sutra_tasks.streaming.client.reader import StreamReader
 from sutra_tasks.streaming.entries import StreamEntry
@@ -63,7 +67,15 @@ def _ctrl_c() -> Iterator[_CtrlC]:
         signal.signal(signal.SIGINT, before)
 
 
-def run_send(stream: str, *, key: str | None, priority: int, prompt: str | None, as_jsonl: bool) -> int:
+def run_send(
+    stream: str,
+    *,
+    key: str | None,
+    priority: int,
+    prompt: str | None,
+    as_jsonl: bool,
+    encoding: str | None,
+) -> int:
     """Send standard input, each line as a text or, with a key, all of it as one; return the exit status.
 
     Args:
@@ -72,13 +84,20 @@ def run_send(stream: str, *, key: str | None, priority: int, prompt: str | None,
         priority: of all entries.
         prompt: of all entries.
         as_jsonl: whether a line is a JSON object with the entry's fields.
+        encoding: of standard input; None: by its byte-order mark, else UTF-8.
     """
+    connected(settings()).close()
     sent = 0
     common: dict[str, Any] = {"priority": priority, "prompt": prompt}
     with _ctrl_c() as ctrl_c, StreamProducer(stream, timeout_s=math.inf) as producer:
-        found = _standard_input(ctrl_c)
+        found = decoded(_standard_input(ctrl_c), encoding)
         # Sent as soon as it is read: the next line of a log may be an hour away.
-        for entries in _pieces(found, key, common) if key else _texts(found, common, as_jsonl=as_jsonl):
+        unreadable = f"not {(encoding or 'utf-8').upper()}; --encoding names another"
+        if key:
+            batches = _pieces(found, key, common, unreadable)
+        else:
+            batches = _texts(found, common, unreadable, as_jsonl=as_jsonl)
+        for entries in batches:
             sent += producer.send_many(entries)
     print(f"sent {sent} {f'pieces of {key}' if key else 'texts'}", file=sys.stderr)  # noqa: T201
     return INTERRUPTED if ctrl_c.pressed else 0
@@ -86,10 +105,11 @@ def run_send(stream: str, *, key: str | None, priority: int, prompt: str | None,
 
 def _standard_input(ctrl_c: _CtrlC) -> Iterator[bytes]:
     """Yield standard input as it comes, until its end or Ctrl-C."""
+    descriptor = standard_input().fileno()
     while True:
         try:
             with ctrl_c.ends_wait():
-                found = os.read(sys.stdin.fileno(), READ_BYTES)
+                found = os.read(descriptor, READ_BYTES)
         except KeyboardInterrupt:
             return
         if not found:
@@ -98,51 +118,48 @@ def _standard_input(ctrl_c: _CtrlC) -> Iterator[bytes]:
 
 
 def _texts(
-    parts: Iterator[bytes], common: Mapping[str, Any], *, as_jsonl: bool
+    parts: Iterator[str], common: Mapping[str, Any], unreadable: str, *, as_jsonl: bool
 ) -> Iterator[Iterator[StreamEntry]]:
     """Yield, for each part of the input, the entries of the lines that it completes."""
-    rest, number = b"", 1
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    rest, number = "", 1
     for part in parts:
-        *lines, rest = (rest + part).split(b"\n")
-        yield _entries(lines, number, common, as_jsonl=as_jsonl)
+        *lines, rest = (rest + newlines.decode(part)).split("\n")
+        yield _entries(lines, number, common, unreadable, as_jsonl=as_jsonl)
         number += len(lines)
-    yield _entries([rest], number, common, as_jsonl=as_jsonl)
+    *lines, rest = (rest + newlines.decode("", final=True)).split("\n")
+    yield _entries([*lines, rest], number, common, unreadable, as_jsonl=as_jsonl)
 
 
 def _entries(
-    lines: Sequence[bytes], first: int, common: Mapping[str, Any], *, as_jsonl: bool
+    lines: Sequence[str], first: int, common: Mapping[str, Any], unreadable: str, *, as_jsonl: bool
 ) -> Iterator[StreamEntry]:
     """Yield an entry for each line that is not empty; ``first`` is the number of the first line."""
-    for number, line in enumerate(lines, start=first):
+    for number, text in enumerate(lines, start=first):
+        if UNREADABLE in text:
+            raise SutraError(f"line {number}: {unreadable}. All lines before it were sent")
         try:
-            text = line.decode().rstrip("\r")
             if text and as_jsonl:
                 fields = {**common, **json.loads(text)}
                 yield StreamEntry(**{name: fields[name] for name in ENTRY_FIELDS if name in fields})
             elif text:
                 yield StreamEntry(text, **common)
-        except UnicodeDecodeError:
-            raise SutraError(f"line {number}: not UTF-8. All lines before it were sent") from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise SutraError(
                 f'line {number}: expected a JSON object with "text". All lines before it were sent'
             ) from None
 
 
 def _pieces(
-    parts: Iterator[bytes], key: str, common: Mapping[str, Any]
+    parts: Iterator[str], key: str, common: Mapping[str, Any], unreadable: str
 ) -> Iterator[Iterator[StreamEntry]]:
     """Yield each part of the input as a piece of one text, and at last the piece that ends the text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
     number = 0
-    try:
-        for part in parts:
-            if text := decoder.decode(part):
-                yield iter([StreamEntry(text, key=key, seq=number, **common)])
-                number += 1
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        raise SutraError(f"standard input is not UTF-8; {number} pieces before that were sent") from None
+    for part in parts:
+        if UNREADABLE in part:
+            raise SutraError(f"standard input is {unreadable}. {number} pieces before that were sent")
+        yield iter([StreamEntry(part, key=key, seq=number, **common)])
+        number += 1
     yield iter([StreamEntry("", key=key, seq=number, end=True, **common)])
 
 
@@ -154,6 +171,7 @@ def run_read(stream: str, *, timeout_s: float | None, vectors: bool) -> int:
         timeout_s: seconds without a response after which to end; None: only Ctrl-C ends.
         vectors: whether to print the vectors as well.
     """
+    connected(settings()).close()
     with _ctrl_c() as ctrl_c, StreamReader(stream, timeout_s=POLL_S) as reader:
         heard_at = time.monotonic()
         while not ctrl_c.pressed:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sutra_tasks import keys, lua
+from sutra_tasks.cli.screen import plain
 from sutra_tasks.cli.server import connected
 from sutra_tasks.errors import SutraError
 from sutra_tasks.streaming.entries import check_stream, is_stream
@@ -83,7 +84,7 @@ def _drawn(found: list[StreamStatus]) -> Group | Text:
         latency.add_row(*_latency_row(one))
     note = "last minute; p50 to p99: ms end to end; chunk, formed: p95 ms of computing, forming a batch"
     faults = [
-        _plain(f"stream {_shown(one.name)}: {fault}", style="red")
+        plain(f"stream {_shown(one.name)}: {fault}", style="red")
         for one in found
         for fault in one.faults
     ]
@@ -93,11 +94,6 @@ def _drawn(found: list[StreamStatus]) -> Group | Text:
 def _shown(name: str) -> str:
     """Return a stream's name; one that no stream can have is quoted."""
     return name if is_stream(name) else repr(name)
-
-
-def _plain(text: str, *, style: str = "") -> Text:
-    """Return words of a user or the server as they are: no markup, and no codes for the terminal."""
-    return Text("".join(one if one.isprintable() else repr(one)[1:-1] for one in text), style=style)
 
 
 def _table(*columns: str) -> Table:
@@ -110,7 +106,7 @@ def _table(*columns: str) -> Table:
 def _backlog_row(one: StreamStatus) -> list[str | Text]:
     marks = (" (closed)" if one.closed else "") + (" (fault)" if one.faults else "")
     return [
-        _plain(_shown(one.name) + marks),
+        plain(_shown(one.name) + marks),
         f"{one.size:,}",
         _share(one.buffer_use),
         f"{one.unread:,}",
@@ -127,7 +123,7 @@ def _latency_row(one: StreamStatus) -> list[str | Text]:
     measured = one.measured
     latency = percentiles(measured.latency)
     return [
-        _plain(_shown(one.name)),
+        plain(_shown(one.name)),
         f"{one.per_s:,.1f}",
         *(_ms(latency.get(share)) for share in PERCENTILES),
         _ms(percentiles(measured.chunk).get(95)),
@@ -174,7 +170,7 @@ def _dead_table(letters: list[tuple[bytes, dict[bytes, bytes]]]) -> Table:
         if b"unreadable" in fields:
             source = b"response " + fields[b"unreadable"]
         reason = fields.get(b"reason", b"")
-        table.add_row(*(_plain(one.decode(errors="replace")) for one in (entry_id, source, reason)))
+        table.add_row(*(plain(one.decode(errors="replace")) for one in (entry_id, source, reason)))
     return table
 
 
@@ -217,4 +213,4 @@ def run_delete(options: Settings, stream: str, *, force: bool) -> None:
         client.srem(keys.streams(), stream)
         if names := list(client.scan_iter(keys.stream(stream, "*"), count=1000)):
             client.delete(*names)
-    Console().print(f"deleted {stream}")
+    Console().print(plain(f"deleted {stream}"))

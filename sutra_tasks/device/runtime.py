@@ -108,7 +108,7 @@ class DeviceRuntime:
         Raises:
             ModelError: it cannot be loaded.
         """
-        self._heartbeat.start()  # shows in `sutra status` that it starts
+        self._heartbeat.start()  # shows in `sutra status` that it starts, and what it does
         encoder = self._models.load_default()
         self._serve_by_default(self._models.start(encoder, self._service_of))
         client = broker_client(self._options)  # of its own: it waits for entries
@@ -128,6 +128,10 @@ class DeviceRuntime:
         serve(self._tasks.embed)
         parts.serve(self._tasks.long_texts)
         freeze_loaded_objects()
+
+    def abandon(self) -> None:
+        """Leave the fleet; the start failed."""
+        self._heartbeat.leave()
 
     def join_fleet(self) -> None:
         """Take work, now that the worker consumes."""

@@ -139,7 +139,7 @@ def scheduled() -> DistillationConfig:
     """
     name = settings().distill_config or ""
     try:
-        return DistillationConfig.from_json(json.loads(Path(name).read_text("utf-8")))
+        return DistillationConfig.from_json(json.loads(Path(name).read_bytes()))
     except (OSError, ValueError, UnsupportedVersionError) as error:
         raise SettingsError("SUTRA_DISTILL_CONFIG", name, str(error)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import tempfile
@@ -17,7 +18,7 @@ from sutra_tasks.connections import no_retries, socket_options
 from sutra_tasks.errors import SutraError
 from sutra_tasks.host.processes import spawn, stop, uninterrupted
 
-__all__ = ["embedded_server", "find_binary", "free_port", "is_free"]
+__all__ = ["embedded_server", "find_binary", "free_port", "why_not_free"]
 
 START_TIMEOUT_S: Final = 15.0
 ANSWER_TIMEOUT_S: Final = 1.0
@@ -60,13 +61,13 @@ def free_port() -> int:
         return port
 
 
-def is_free(port: int) -> bool:
-    """Say whether nothing listens on this loopback port."""
+def why_not_free(port: int) -> str | None:
+    """Return why no server can listen on this loopback port; None: one can."""
     try:
         with socket.create_server(("127.0.0.1", port)):
-            return True
-    except OSError:
-        return False
+            return None
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else str(error)
 
 
 @contextmanager
@@ -80,6 +81,11 @@ def embedded_server(port: int | None = None, *options: str) -> Iterator[str]:
     Raises:
         SutraError: it did not start; the message has the last line of its log.
     """
+    if port is not None and (reason := why_not_free(port)) is not None:
+        raise SutraError(
+            f"no server can listen on port {port}: {reason}. Name another port, or use a server that "
+            f"runs there: SUTRA_BROKER_URL=redis://127.0.0.1:{port}/0"
+        )
     chosen = port or free_port()
     with tempfile.TemporaryDirectory(prefix="sutra-server-") as folder:
         log = Path(folder) / "server.log"
@@ -101,7 +107,8 @@ def embedded_server(port: int | None = None, *options: str) -> Iterator[str]:
             client.close()
             yield f"redis://127.0.0.1:{chosen}/0"
         finally:
-            stop(process, STOP_TIMEOUT_S)
+            with uninterrupted():
+                stop(process, STOP_TIMEOUT_S)
 
 
 def _answers(client: redis.Redis) -> bool:

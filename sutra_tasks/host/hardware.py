@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from celery.utils.sysinfo import cpu_budget
 
 from sutra_tasks.errors import SettingsError
 
@@ -125,10 +126,11 @@ def _cpu(device_id: str, cores: int) -> DeviceSpec:
 
 
 def count_cores() -> int:
-    """Return the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may keep busy: by its affinity and its control groups' quota.
+
+    A quota of a core and a half counts as two.
+    """
+    return int(cpu_budget().count)
 
 
 def count_gpus() -> int:

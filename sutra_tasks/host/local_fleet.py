@@ -12,7 +12,9 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from sutra_tasks.connections import broker_client, results_client
 from sutra_tasks.errors import SutraError
+from sutra_tasks.health.states import DeviceState
 from sutra_tasks.host.hardware import count_cores, count_gpus, plan_devices, visible_gpus
+from sutra_tasks.host.processes import END_SIGNALS, uninterrupted
 from sutra_tasks.host.supervisor import Supervisor, WorkerSpec
 from sutra_tasks.membership.fleet import fleet_members
 from sutra_tasks.membership.names import Patience, holders, living
@@ -20,27 +22,32 @@ from sutra_tasks.membership.reaper import reap
 
 if TYPE_CHECKING:
     from sutra_tasks.host.hardware import DeviceSpec
+    from sutra_tasks.membership.device_record import DeviceRecord
     from sutra_tasks.settings import Settings
 
 __all__ = ["await_devices", "free_fleet_number", "local_devices", "run_workers", "stop_on_signals"]
 
-START_TIMEOUT_S: Final = 300.0
+MOST_NAMED: Final = 4
 
 
 class _Stop(BaseException):
-    """SIGINT or SIGTERM asked this process to end."""
+    """A signal asked this process to end."""
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """End the block in order at the first SIGINT or SIGTERM; later ones are ignored."""
+    """End the block in order at the first signal that asks this process to end; ignore later ones.
+
+    Under ``nohup`` the terminal may close.
+    """
+    handled = [one for one in END_SIGNALS if one is not signal.SIGHUP or not _is_ignored(one)]
 
     def end(signum: int, frame: Any) -> None:  # noqa: ARG001 - a signal handler's shape
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)
+        for one in handled:
+            signal.signal(one, signal.SIG_IGN)
         raise _Stop
 
-    before = {name: signal.signal(name, end) for name in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.signal(one, end) for one in handled}
     try:
         yield
     except _Stop:
@@ -48,6 +55,10 @@ def stop_on_signals() -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
+
+
+def _is_ignored(one: signal.Signals) -> bool:
+    return signal.getsignal(one) is signal.SIG_IGN
 
 
 @contextmanager
@@ -77,29 +88,70 @@ def run_workers(
             supervisor.start(time.monotonic())
             yield supervisor
         finally:
-            supervisor.stop()
+            with uninterrupted():
+                supervisor.stop()
 
 
-def await_devices(supervisor: Supervisor, options: Settings, devices: Sequence[DeviceSpec]) -> None:
+def await_devices(
+    supervisor: Supervisor,
+    options: Settings,
+    devices: Sequence[DeviceSpec],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Return once every device takes work; restart workers that die meanwhile.
 
+    Args:
+        supervisor: of the devices.
+        options: of the fleet.
+        devices: those to wait for.
+        say: called again and again with what they do; loading a model may take minutes.
+
     Raises:
-        SutraError: this took longer than five minutes.
+        SutraError: a worker cannot start, or the fleet refuses a device; it says why.
     """
-    deadline = time.monotonic() + START_TIMEOUT_S
-    expected = {device.id for device in devices}
+    refused_since: dict[str, float] = {}
+    supervisor.is_starting = True
     with broker_client(options) as client:
         while True:
-            present = {
-                one.id
-                for one in fleet_members(client)
-                if one.is_live(options.device_ttl_s) and one.takes_work
+            now = time.monotonic()
+            records = {one.id: one.record for one in fleet_members(client) if one.record is not None}
+            ours = supervisor.incarnations
+            awaited = {
+                one.id: found if found is not None and found.incarnation == ours.get(one.id) else None
+                for one in devices
+                if not ((found := records.get(one.id)) and _serves(found, ours.get(one.id)))
             }
-            if expected <= present:
+            if not awaited:
+                supervisor.is_starting = False
                 return
-            if time.monotonic() > deadline:
-                raise SutraError(f"the devices did not start within {START_TIMEOUT_S:.0f} s")
-            time.sleep(supervisor.step(time.monotonic()))
+            if supervisor.cannot_start is not None:
+                raise SutraError(supervisor.cannot_start)
+            for name, record in awaited.items():
+                if record is None or record.state is not DeviceState.REFUSED:
+                    refused_since.pop(name, None)
+                # What refuses it may be the vectors of a fleet that has just ended.
+                elif now - refused_since.setdefault(name, now) > 2 * options.lease_s:
+                    raise SutraError(f"{name} is refused by the fleet: {record.reason}")
+            say(_doing(awaited))
+            time.sleep(supervisor.step(now))
+
+
+def _serves(record: DeviceRecord, incarnation: str | None) -> bool:
+    """Say whether a record is that of this start, and not of the last one, and takes work."""
+    return record.incarnation == incarnation and record.state.takes_work
+
+
+def _doing(awaited: Mapping[str, DeviceRecord | None]) -> str:
+    """Return what devices do before they serve."""
+    names: dict[str, list[str]] = {}
+    for name, record in awaited.items():
+        doing = "starting" if record is None else record.reason or "starting"
+        names.setdefault(doing, []).append(name)
+    return "; ".join(
+        f"{', '.join(ids) if len(ids) <= MOST_NAMED else f'{len(ids)} devices'}: {doing}"
+        for doing, ids in names.items()
+    )
 
 
 def free_fleet_number(options: Settings, count: int | None, replicas: int = 1) -> int:

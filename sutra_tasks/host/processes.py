@@ -7,22 +7,41 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Final
+from typing import IO, Any, Final
 
-__all__ = ["spawn", "stop", "uninterrupted"]
+__all__ = ["END_SIGNALS", "end_on_signals", "reap_orphans", "spawn", "stop", "uninterrupted"]
+
+SHELL_STATUS: Final = 128
+"""A shell reports this, and the signal's number, for a process that a signal ended."""
 
 _PR_SET_PDEATHSIG: Final = 1
 # Loaded before any fork: a child between fork and exec must not import.
 _LIBC: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
-_END_SIGNALS: Final = {signal.SIGINT, signal.SIGTERM}
+END_SIGNALS: Final = tuple(one for one in signal.Signals if one.name in {"SIGINT", "SIGTERM", "SIGHUP"})
+"""What asks a process to end: Ctrl-C, a service manager, a terminal that closes."""
+
+
+def end_on_signals() -> None:
+    """Have SIGTERM and SIGHUP end this process in order, by :class:`SystemExit`, as SIGINT does.
+
+    Their default action leaves temporary files behind, and in process 1 of a container it does nothing.
+    A signal that this process was started to ignore stays ignored, as ``nohup`` wants it.
+    """
+
+    def end(signum: int, frame: Any) -> None:  # noqa: ARG001 - a signal handler's shape
+        raise SystemExit(SHELL_STATUS + signum)
+
+    for one in END_SIGNALS:
+        if signal.getsignal(one) is signal.SIG_DFL:
+            signal.signal(one, end)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back SIGINT and SIGTERM during a block, so that no child starts without being noted."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _END_SIGNALS)
+    """Hold back signals that end this process during a block, so that no child is left unnoted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     try:
         yield
     finally:
@@ -43,7 +62,7 @@ def spawn(
     parent = os.getpid()
 
     def before_exec() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _END_SIGNALS)  # a child inherits the mask
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)  # a child inherits the mask
         if _LIBC is not None:
             _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
             if os.getppid() != parent:  # it died before the line above
@@ -69,3 +88,21 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float) -> int:
         except subprocess.TimeoutExpired:
             process.kill()
     return process.wait()
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """Collect ended processes that became children of this one because it is process 1.
+
+    Without an init in the container nobody else does, and each would stay as a zombie.
+
+    Args:
+        own: children that this process started, whose status somebody waits for.
+    """
+    while os.getpid() == 1:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid in own:
+            return
+        os.waitpid(ended.si_pid, os.WNOHANG)

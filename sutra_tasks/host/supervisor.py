@@ -7,6 +7,7 @@ ends.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ from typing import IO, TYPE_CHECKING, Final
 import redis
 from celery.utils.log import get_logger
 
+from sutra_tasks.batching.watchdog import HUNG
 from sutra_tasks.broker.queues import new_incarnation
-from sutra_tasks.host.processes import spawn, stop, uninterrupted
+from sutra_tasks.host.processes import reap_orphans, spawn, stop, uninterrupted
 from sutra_tasks.membership.reaper import reap
+from sutra_tasks.membership.unstarted import CANNOT_START, why_unstarted
 from sutra_tasks.settings import without_foreign
 
 if TYPE_CHECKING:
@@ -26,14 +29,20 @@ if TYPE_CHECKING:
     from sutra_tasks.host.hardware import DeviceSpec
     from sutra_tasks.settings import Settings
 
-__all__ = ["Supervisor", "WorkerSpec", "restart_delay_s", "worker_specs"]
+__all__ = ["PYTHON", "Supervisor", "WorkerSpec", "restart_delay_s", "worker_specs"]
 
 logger = get_logger(__name__)
 
 STABLE_S: Final = 10.0
 """The crash of a process that lived this long counts as its first."""
 
+PYTHON: Final = (sys.executable, "-P")
+"""Starts Python without the current folder among the places of modules: a file there, such as
+``statistics.py``, would replace the module of that name."""
+
 LONGEST_DELAY_S: Final = 10.0
+LEAST_CRASHES: Final = 3
+"""Crashes in a row, each soon after the start, after which a worker counts as one that cannot start."""
 POLL_S: Final = 0.2
 
 
@@ -81,7 +90,7 @@ def worker_specs(
         worker_options: of ``celery worker``.
     """
     shared = options.as_env()
-    module = [sys.executable, "-m", "sutra_tasks.roles"]
+    module = [*PYTHON, "-m", "sutra_tasks.roles"]
 
     def without_device(role: str) -> WorkerSpec:
         named = ["--hostname", f"{role}-{number}@%h"] if number > 1 else []
@@ -101,7 +110,15 @@ def worker_specs(
 
 
 class Supervisor:
-    """Keeps the processes of ``specs`` alive; :meth:`step` is one look at them."""
+    """Keeps the processes of ``specs`` alive; :meth:`step` is one look at them.
+
+    Attributes:
+        cannot_start: why a process cannot start, by its own words or because it died again and again;
+            None: none has. It is restarted all the same, with growing pauses, because what ends a fleet
+            that is about to start must not end one that serves.
+        is_starting: whether the fleet has not served yet, so that each crash is one at the start,
+            however long the process lived: a model may take minutes to load.
+    """
 
     def __init__(
         self,
@@ -128,11 +145,18 @@ class Supervisor:
         self._drain_s, self._report = drain_s, report
         self._output = output or {}
         self._unreaped: dict[str, bool] = {}  # incarnation -> whether it died
+        self.cannot_start: str | None = None
+        self.is_starting = False
 
     @property
     def pids(self) -> dict[str, int]:
         """Process ids of the running processes, by name."""
         return {c.spec.name: c.process.pid for c in self._children if c.process is not None}
+
+    @property
+    def incarnations(self) -> dict[str, str]:
+        """Incarnations of the running processes, by name."""
+        return {c.spec.name: c.incarnation for c in self._children if c.process is not None}
 
     def start(self, now: float) -> None:
         """Start every process."""
@@ -142,6 +166,7 @@ class Supervisor:
     def step(self, now: float) -> float:
         """Reap dead workers, restart those that are due, and return the seconds until the next step."""
         self._reap_ended()
+        reap_orphans(self.pids.values())
         for child in self._children:
             if child.process is not None and child.process.poll() is not None:
                 self._note_death(child, now)
@@ -176,13 +201,24 @@ class Supervisor:
         assert child.process is not None
         status = child.process.wait()
         lived_s = now - child.started_at
-        child.crashes = 1 if lived_s >= STABLE_S else child.crashes + 1
+        was_stable = lived_s >= STABLE_S and not self.is_starting
+        child.crashes = 1 if was_stable else child.crashes + 1
         delay_s = restart_delay_s(child.crashes, lived_s)
         child.due_at = now + delay_s
         child.process = None
-        how = f"signal {-status}" if status < 0 else f"status {status}"
-        when = f"in {delay_s:.1f} s" if delay_s else "now"
+        how, when = _how(status), f"in {delay_s:.1f} s" if delay_s else "now"
         requeued = self._reap(child, died=True)
+        if status == CANNOT_START:
+            why = why_unstarted(self._client, child.incarnation) or "its output says why"
+            self.cannot_start = f"{child.spec.name} cannot start: {why}"
+            if not self.is_starting:  # else who waits for the start raises it
+                self._report(f"{self.cannot_start}; trying again {when}")
+            return
+        if child.crashes >= LEAST_CRASHES:
+            self.cannot_start = (
+                f"{child.spec.name} ended {child.crashes} times soon after its start, "
+                f"the last time with {how}; its output may say why"
+            )
         self._report(
             f"{child.spec.name} ended with {how}; {requeued} messages were requeued; restarting {when}"
         )
@@ -202,3 +238,17 @@ class Supervisor:
                 break
             del self._unreaped[incarnation]
         return requeued
+
+
+def _how(status: int) -> str:
+    """Return an exit status in words; a negative one is a signal's number."""
+    if status == HUNG:
+        return f"status {status}: a batch hung"
+    if status >= 0:
+        return f"status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+    killed = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"signal {-status} ({name}{killed})"

@@ -7,6 +7,7 @@ Modules, in the order in which a device uses them:
 - ``names``: one live worker has the name of a device (``claim_name.lua``)
 - ``heartbeat``: the thread by which a device registers, keeps its lease and leaves
 - ``leases``: decides, from counters of heartbeats, which lease has ended
+- ``unstarted``: a worker that cannot start says why
 - ``reaper``: ends the leases of dead workers and requeues their messages
 
 Imports ``broker``, ``health.states`` and what lies below them; knows nothing of routing or engines.

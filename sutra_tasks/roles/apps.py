@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-import sys
+import signal
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -24,6 +25,7 @@ from sutra_tasks.distillation.distill_task import distill, distill_due
 from sutra_tasks.errors import BrokerNotConfiguredError, DeviceNameTakenError, SettingsError
 from sutra_tasks.fanout import tasks as parts
 from sutra_tasks.membership.names import Patience, claim
+from sutra_tasks.membership.unstarted import end_unstarted
 from sutra_tasks.roles import control
 from sutra_tasks.roles.bootsteps import ReaperStep, RouterStep
 from sutra_tasks.roles.consumer import check_servers
@@ -140,9 +142,12 @@ def _configure(role: str, worker: str, device_id: str | None, of_role: dict[str,
     if options.broker_url is None:
         raise BrokerNotConfiguredError
     servers = server_settings(options)  # again: a deployment's own options may have replaced them
+    if ":" in of_role["worker_pool"]:
+        import_module(of_role["worker_pool"].partition(":")[0])  # raises now if a package is missing
     incarnation = options.incarnation or new_incarnation(device_id)
     celeryd_after_setup.connect(_check_servers, weak=False)
     celeryd_after_setup.connect(_begin_lease if device_id is None else _claim_device, weak=False)
+    celeryd_after_setup.connect(_drain_on_hangup, weak=False)
     app.conf.update(
         of_role,
         sutra_role=role,
@@ -187,13 +192,22 @@ def _claim_device(**_: Any) -> None:
         try:
             claim(client, results, options.device_id, _incarnation(), patience=patience)
         except DeviceNameTakenError as error:
-            sys.exit(f"sutra device: {error}")
+            end_unstarted(options, options.device_id, str(error))
         except redis.RedisError as error:
             logger.warning("whether another worker is %s is not known: %s", options.device_id, error)
 
 
 def _incarnation() -> str:
     return str(app.conf.broker_transport_options["incarnation"])
+
+
+def _drain_on_hangup(**_: Any) -> None:
+    """Have a terminal that closes stop the worker as SIGTERM does, not kill it with its messages.
+
+    Celery replaces this handler in a worker without a terminal.
+    """
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
 
 def _join_fleet(sender: Any, **_: Any) -> None:

@@ -2,88 +2,25 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 
 from sutra_tasks.engines.simulated_engine import vectors_of
+from tests.conftest import wait_until
 
 SUTRA = str(Path(sys.executable).with_name("sutra"))
 
 
-def sutra(*arguments, stdin=None, **environ):
+def sutra(*arguments, stdin=None, preexec_fn=None, **environ):
     return subprocess.run(
         [SUTRA, *arguments], env={**os.environ, **environ}, input=stdin,
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=60, check=False, preexec_fn=preexec_fn,
     )  # fmt: skip
-
-
-@pytest.fixture
-def up(tmp_path, wait_until):
-    """Run ``sutra up`` with its own server; give its process and the broker's address."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*options, ready=True):
-        said = tmp_path / f"up{len(started)}.log"
-        folder = tmp_path / "tmp"
-        folder.mkdir(exist_ok=True)
-        environ = {k: v for k, v in os.environ.items() if not k.startswith("SUTRA_")}
-        with said.open("wb") as log:
-            process = subprocess.Popen(
-                [SUTRA, "up", "--engine", "simulated", *options],
-                env={**environ, "TMPDIR": str(folder), "COLUMNS": "200"},
-                stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        started.append(process)
-        if ready:
-            wait_until(lambda: "Ctrl-C stops" in said.read_text() or process.poll() is not None)
-        found = re.search(r"SUTRA_BROKER_URL=(\S+)", said.read_text())
-        return process, found.group(1) if found else None, folder, said
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.terminate()
-        process.wait(30)
-
-
-def test_a_fleet_starts_serves_and_stops_without_a_trace(up):
-    process, address, folder, said = up("--devices", "2")
-    assert address is not None, said.read_text()
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert len(children) == 5  # server, router, two devices, beat
-    shown = sutra("status", SUTRA_BROKER_URL=address)
-    assert shown.returncode == 0
-    assert shown.stdout.count("healthy") == 2
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    assert not [child for child in children if child.is_running()]
-    assert list(folder.iterdir()) == []
-
-
-def test_ctrl_c_while_starting_leaves_nothing(up, wait_until):
-    process, _, folder, _ = up(ready=False)
-    wait_until(lambda: len(psutil.Process(process.pid).children()) >= 2)
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 0
-    assert not [child for child in children if child.is_running()]
-    assert list(folder.iterdir()) == []
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of a parent's death")
-def test_a_killed_supervisor_takes_its_children_along(up, wait_until):
-    process, _, _, _ = up("--devices", "1")
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.wait(10)
-    wait_until(lambda: not [c for c in children if c.is_running() and c.status() != "zombie"])
 
 
 @pytest.mark.usefixtures("fleet")
@@ -104,6 +41,52 @@ def test_texts_from_arguments_files_and_pipes(tmp_path):
     piped = sutra("embed", "-", "--out", str(lines), "--dimensions", "8", stdin="x\ny\n")
     assert piped.returncode == 0, piped.stderr
     assert [len(json.loads(row)["vector"]) for row in lines.read_text().splitlines()] == [8, 8]
+
+
+@pytest.mark.usefixtures("fleet")
+def test_files_are_embedded_as_they_are_and_written_with_the_umasks_mode(tmp_path):
+    source, out, link = tmp_path / "texts.csv", tmp_path / "vectors.npy", tmp_path / "link.npy"
+    source.write_bytes('id;text\r\n1;"ü\nb"\r\n2;c\r\n'.encode("utf-16"))
+    link.symlink_to("vectors.npy")
+    done = sutra("embed", str(source), "--out", str(link), preexec_fn=lambda: os.umask(0o027))
+    assert done.returncode == 0, done.stderr
+    assert np.allclose(np.load(out), vectors_of(["ü\nb", "c"], 384), atol=1e-6)
+    assert (link.is_symlink(), out.stat().st_mode & 0o777) == (True, 0o640)
+
+    (tmp_path / "notes").write_bytes(b"caf\xe9\n")
+    refused = sutra("embed", str(tmp_path / "notes"))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"{tmp_path / 'notes'}:1: not UTF-8" in refused.stderr
+    shown = sutra("embed", str(tmp_path / "notes"), "--encoding", "cp1252")
+    assert np.allclose(json.loads(shown.stdout)["vector"], vectors_of(["café"], 384)[0], atol=1e-6)
+
+
+@pytest.mark.usefixtures("fleet")
+@pytest.mark.parametrize("command", [("embed",), ("status",), ("status", "--json"), ("--help",)])
+def test_a_reader_that_goes_away_is_no_error_to_talk_about(command, tmp_path):
+    source = tmp_path / "texts.txt"
+    source.write_text("a\n" * 2000)
+    words = [*command, str(source)] if command == ("embed",) else command
+    reader, writer = os.pipe()
+    process = subprocess.Popen([SUTRA, *words], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    if command == ("embed",):
+        os.read(reader, 10)
+    os.close(reader)
+    assert process.communicate(timeout=60)[1] == ""
+    assert process.returncode in (0, 1)
+
+
+@pytest.mark.usefixtures("fleet")
+def test_a_command_that_is_ended_leaves_no_half_file(tmp_path):
+    command = [SUTRA, "embed", "-", "--out", str(tmp_path / "out.jsonl")]
+    for ends in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        wait_until(lambda: list(tmp_path.iterdir()))
+        process.send_signal(ends)
+        assert "Traceback" not in process.communicate(timeout=30)[1]
+        assert process.returncode == 128 + ends
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -127,6 +110,8 @@ def test_a_bad_line_is_named_and_no_half_file_stays(tmp_path, content, complaint
         (("status",), 2, "SUTRA_BROKER_URL"),
         (("embed", "x"), 2, "sutra up"),
         (("embed", "nowhere.jsonl"), 1, "No such file"),
+        (("embed", "."), 1, "is a folder"),
+        (("embed", "x", "--encoding", "base64"), 2, "base64"),
         (("embed", "x", "--out", "vectors.csv"), 1, ".npy or .jsonl"),
         (("up", "--broker", "amqp://me:secret@host"), 2, "redis://"),
         (("up", "--devices", "0"), 2, "--devices"),

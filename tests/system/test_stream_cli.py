@@ -25,7 +25,11 @@ def test_a_line_is_sent_at_once_and_ctrl_c_sends_what_was_read(stream, begin, wa
 @pytest.mark.parametrize(
     ("options", "given", "said"),
     [
-        ([], b"fine\n\xff\xfe\n", "line 2: not UTF-8. All lines before it were sent"),
+        (
+            [],
+            b"fine\n\xff\xfe\n",
+            "line 2: not UTF-8; --encoding names another. All lines before it were",
+        ),
         (["--jsonl"], b'{"text": "fine"}\n[1]\n', 'line 2: expected a JSON object with "text"'),
         (["--jsonl"], b'{"text": "fine"}\n{"text": 1}\n', "a str is needed, not int"),
         (["--key", "k"], b"fine" * 20_000 + b"\xff\xff", "standard input is not UTF-8"),

@@ -63,6 +63,10 @@ def test_csv_holds_a_column_wherever_it_is(tmp_path: Path) -> None:
     assert texts_of(tmp_path, "a.csv", content) == ("one", "two, and\na half", 'say "three"')
 
 
+def test_csv_of_a_spreadsheet_has_its_own_delimiter(tmp_path: Path) -> None:
+    assert texts_of(tmp_path, "a.csv", "id;text\n1;one, two\n") == ("one, two",)
+
+
 def test_parquet_holds_a_column_and_its_batches_are_one(tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(3_000)]
     table = pa.table({"id": list(range(3_000)), "text": texts})
@@ -96,14 +100,14 @@ def test_any_texts_come_back_from_every_kind_that_can_hold_them(
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.csv"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("last", [True, False])
 def test_line_ends_and_a_byte_order_mark_are_no_part_of_a_text(
-    tmp_path: Path, name: str, end: str, mark: bytes, last: bool
+    tmp_path: Path, name: str, end: str, encoding: str, last: bool
 ) -> None:
     rows = ['"one"', '"two"'] if name == "a.jsonl" else ["one", "two"]
     content = end.join([*(["text"] if name == "a.csv" else []), *rows]) + (end if last else "")
-    assert texts_of(tmp_path, name, mark + content.encode()) == ("one", "two")
+    assert texts_of(tmp_path, name, content.encode(encoding)) == ("one", "two")
 
 
 def test_several_files_are_one_corpus_in_the_order_first_seen(tmp_path: Path) -> None:
@@ -194,7 +198,7 @@ def test_bad_cells_of_parquet_are_named_and_the_others_are_read(tmp_path: Path) 
 
 def test_a_file_in_another_encoding_gives_bad_rows_and_no_nonsense(tmp_path: Path) -> None:
     corpus = read_corpus(
-        tmp_path, [write(tmp_path, "a.txt", "one\ntwo\n".encode("utf-16"))], most_chars=MOST
+        tmp_path, [write(tmp_path, "a.txt", "one\ntwo\n".encode("utf-16-le"))], most_chars=MOST
     )
     assert corpus.texts == ()
     assert {reason for _, reason in reasons(corpus)} <= {"not UTF-8", "a NUL character"}

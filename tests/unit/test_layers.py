@@ -37,7 +37,9 @@ HEAVY_MODULES = {
 }
 LAYERS = (
     (
+        "decoding.py",
         "errors.py",
+        "extras.py",
         "files.py",
         "keys.py",
         "server_address.py",

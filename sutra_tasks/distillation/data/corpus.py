@@ -17,6 +17,7 @@ from sutra_tasks.distillation.data.row_readers import (
     BadRow,
     BadRows,
     Source,
+    UnreadableFileError,
     read_json_lines,
     shown,
     why_unusable,
@@ -62,7 +63,8 @@ def read_corpus(
     """Read the texts of files, and of a sample; only the texts that are kept take up memory.
 
     ``.jsonl``: on each line a string, or an object with ``text``; ``.txt``: a text on each line; blank
-    lines are skipped. ``.csv`` and ``.parquet``: the column ``text``. All in UTF-8.
+    lines are skipped. ``.csv`` and ``.parquet``: the column ``text``. All in UTF-8, or as a file's
+    byte-order mark says.
 
     Args:
         folder: the folder of the files, ``SUTRA_DATA_DIR``.
@@ -89,6 +91,8 @@ def read_corpus(
                         draw.add(value)
                     else:
                         bad.add(name, line, reason)
+        except UnreadableFileError as error:
+            raise InvalidOptionError("texts", shown(name), error.expected) from None
         except OSError:
             raise _no_file(name, "texts") from None
     duplicates = draw.duplicates

@@ -1,6 +1,6 @@
 """Reads the rows of JSONL, text, CSV and Parquet files one at a time.
 
-Only one row is in memory. A row that cannot be read is added to :class:`BadRows`, and reading continues.
+Only one row is in memory. A row that cannot be read is given to :class:`BadRows`, and reading continues.
 """
 
 from __future__ import annotations
@@ -10,25 +10,43 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any, BinaryIO, Final
+from io import BufferedIOBase
+from typing import Any, Final, Protocol
 
-from sutra_tasks.errors import InvalidOptionError
+from sutra_tasks.decoding import UNREADABLE, decoded, lines
 
-__all__ = ["READERS", "BadRow", "BadRows", "Source", "read_json_lines", "shown", "why_unusable"]
+__all__ = [
+    "READERS",
+    "BadRow",
+    "BadRows",
+    "Source",
+    "UnreadableFileError",
+    "read_json_lines",
+    "shown",
+    "why_unusable",
+]
 
 NAMED: Final = 20
 """Bad rows that are named; further ones are only counted."""
 
-BYTES_PER_CHAR: Final = 12
-"""Bytes of one character in JSON at most: two escapes such as ``\\ud83d``."""
+ESCAPED_CHARS: Final = 12
+"""Characters that JSON has for one character at most: two escapes such as ``\\ud83d``."""
 
-OTHER_BYTES: Final = 65_536
-"""Bytes of a line that are not its text, at most."""
+OTHER_CHARS: Final = 65_536
+"""Characters of a line that are not its text, at most."""
 
-CSV_MOST_CHARS: Final = 131_072
-"""Characters of a field; Python's own limit, which is global to the process."""
+READ_BYTES: Final = 65_536
 
-_BOM: Final = b"\xef\xbb\xbf"
+DELIMITERS: Final = ",;\t|"
+"""Of a CSV file: the first of them that makes ``text`` one of its columns."""
+
+
+class UnreadableFileError(Exception):
+    """A file as a whole is not what its name says; ``expected`` says what it should have."""
+
+    def __init__(self, expected: str) -> None:
+        super().__init__(expected)
+        self.expected = expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +72,10 @@ class BadRows:
             self.first.append(BadRow(file, line, reason))
 
 
+class _TakesBadRows(Protocol):
+    def add(self, file: str, line: int, reason: str) -> None: ...
+
+
 @dataclass(slots=True)
 class Source:
     """One open file.
@@ -62,33 +84,39 @@ class Source:
         name: the name in error messages.
         file: open for reading bytes, at its start.
         most_chars: characters of the longest usable text; limits the length of lines.
-        bad: collects the rows that cannot be read.
+        bad: is told of the rows that cannot be read.
+        encoding: of the file; None: the one that its byte-order mark tells, else UTF-8.
     """
 
     name: str
-    file: BinaryIO
+    file: BufferedIOBase
     most_chars: int
-    bad: BadRows
+    bad: _TakesBadRows
+    encoding: str | None = None
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield numbered lines with their line ends; a line that is too long is bad and skipped."""
-        most = self.most_chars * BYTES_PER_CHAR + OTHER_BYTES
-        number = 0
-        while line := self.file.readline(most):
-            number += 1
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            if len(line) == most and not line.endswith(b"\n"):
-                while (rest := self.file.readline(most)) and not rest.endswith(b"\n"):
-                    pass
-                self.bad.add(self.name, number, f"a line of more than {most:,} bytes")
+    def lines(self, *, as_they_are: bool = False) -> Iterator[tuple[int, str]]:
+        """Yield numbered lines; a line that is too long is bad and skipped."""
+        most = self.most_chars * ESCAPED_CHARS + OTHER_CHARS
+        # read1: a pipe's lines are used as they come.
+        parts = iter(lambda: self.file.read1(READ_BYTES), b"")
+        for number, line in lines(decoded(parts, self.encoding), most, as_they_are=as_they_are):
+            if line is None:
+                self.bad.add(self.name, number, f"a line of more than {most:,} characters")
+            else:
+                yield number, line
+
+    def readable_lines(self) -> Iterator[tuple[int, str]]:
+        """Yield the lines that the encoding has; the others are bad."""
+        for number, line in self.lines():
+            if UNREADABLE in line:
+                self.bad.add(self.name, number, f"not {(self.encoding or 'utf-8').upper()}")
             else:
                 yield number, line
 
 
 def read_json_lines(source: Source) -> Iterator[tuple[int, Any]]:
     """Yield the number and the JSON value of each line that is not blank."""
-    for line, text in _decoded(source):
+    for line, text in source.readable_lines():
         if text.strip():
             try:
                 yield line, json.loads(text)
@@ -102,44 +130,48 @@ def _jsonl(source: Source) -> Iterator[tuple[int, Any]]:
 
 
 def _txt(source: Source) -> Iterator[tuple[int, str]]:
-    for line, text in _decoded(source):
+    for line, text in source.readable_lines():
         if text.strip():
-            yield line, text.removesuffix("\n").removesuffix("\r")
-
-
-def _decoded(source: Source) -> Iterator[tuple[int, str]]:
-    for line, raw in source.lines():
-        try:
-            yield line, raw.decode()
-        except UnicodeDecodeError:
-            source.bad.add(source.name, line, "not UTF-8")
+            yield line, text.removesuffix("\n")
 
 
 def _csv(source: Source) -> Iterator[tuple[int, str | None]]:
-    line = 0
+    # A row may have several lines: unreadable bytes make the row's text unusable as a whole.
+    numbered = source.lines(as_they_are=True)
+    first = next(numbered, None)
+    if first is None:
+        return
+    found = _column(first[1])
+    if found is None:
+        raise UnreadableFileError("a first row with a column text")
+    line, (column, delimiter) = 1, found
 
-    def lines() -> Iterator[str]:
+    def rest() -> Iterator[str]:
         nonlocal line
-        for line, raw in source.lines():  # noqa: B007 - a row is named by the line on which it ends
-            # A row may have several lines: escaped bytes make the row's text unusable as a whole.
-            yield raw.decode(errors="surrogateescape")
+        for line, text in numbered:  # noqa: B007 - a row is named by the line on which it ends
+            yield text
 
-    rows = csv.reader(lines(), strict=True)
-    column: int | None = None
+    rows = csv.reader(rest(), strict=True, delimiter=delimiter)
     while True:
         try:
             row = next(rows)
         except StopIteration:
             return
         except csv.Error:
-            source.bad.add(source.name, line, f"not CSV, or a field over {CSV_MOST_CHARS:,} characters")
+            most = csv.field_size_limit()  # Python's own limit, which is global to the process
+            source.bad.add(source.name, line, f"not CSV, or a field over {most:,} characters")
             continue
-        if column is None:
-            if "text" not in row:
-                raise InvalidOptionError("texts", shown(source.name), "a first row with a column text")
-            column = row.index("text")
-        elif row:
+        if row:
             yield line, row[column] if column < len(row) else None
+
+
+def _column(head: str) -> tuple[int, str] | None:
+    """Return where the column ``text`` is in a CSV file's first line, and the file's delimiter."""
+    for delimiter in DELIMITERS:
+        names = next(csv.reader([head], delimiter=delimiter), [])
+        if "text" in names:
+            return names.index("text"), delimiter
+    return None
 
 
 def _parquet(source: Source) -> Iterator[tuple[int, Any]]:
@@ -149,18 +181,18 @@ def _parquet(source: Source) -> Iterator[tuple[int, Any]]:
         parquet: Any = import_module("pyarrow.parquet")
     except ModuleNotFoundError:
         needed = "pyarrow for Parquet files: pip install 'sutra-tasks[distill]'"
-        raise InvalidOptionError("texts", shown(source.name), needed) from None
+        raise UnreadableFileError(needed) from None
     try:
         with parquet.ParquetFile(source.file) as opened:
             if "text" not in opened.schema_arrow.names:
-                raise InvalidOptionError("texts", shown(source.name), "a column text")
+                raise UnreadableFileError("a column text")
             line = 0
             for batch in opened.iter_batches(1_024, columns=["text"], use_threads=False):
                 for cell in batch.column(0):
                     line += 1
                     yield line, _cell(cell)
     except (arrow.ArrowException, OSError):
-        raise InvalidOptionError("texts", shown(source.name), "a whole Parquet file") from None
+        raise UnreadableFileError("a whole Parquet file") from None
 
 
 def _cell(cell: Any) -> Any:
