@@ -214,7 +214,16 @@ def test_a_field_that_makes_no_sense_counts_as_missing(
     demand = demand_of(
         {"v": VERSION, "texts": texts, "bytes": size, "sent_at": sent_at, "strategy": strategy}, 7
     )
-    assert demand.texts == (texts if type(texts) is int and texts >= 0 else 1)
-    assert demand.bytes == (size if type(size) is int and size >= 0 else 7)
+    limits = Settings()
+    assert demand.texts == (min(texts, limits.max_texts) if type(texts) is int and texts >= 0 else 1)
+    assert demand.bytes == (
+        min(size, limits.max_message_bytes) if type(size) is int and size >= 0 else 7
+    )
     assert demand.sent_at is None or isinstance(demand.sent_at, int | float)
     assert demand.strategy is None or isinstance(demand.strategy, str)
+
+
+def test_what_a_message_claims_beyond_the_limits_counts_as_the_limits() -> None:
+    header = {"v": VERSION, "texts": 10**30, "bytes": 10**30}
+    limits = Settings()
+    assert demand_of(header, 7) == Demand(limits.max_texts, limits.max_message_bytes, None, None)
