@@ -227,8 +227,7 @@ def check_body(decoded: Any) -> None:
 
 def _check_properties(properties: Any) -> None:
     _is_a(properties, "properties", dict)
-    for name, types in PROPERTIES.items():
-        _is_a(properties.get(name), f"properties.{name}", *types)
+    _check_types(properties, "properties", PROPERTIES)
     delivery_info = properties.get("delivery_info") or {}
     for name in ("exchange", "routing_key"):
         _is_a(delivery_info.get(name), f"properties.delivery_info.{name}", *_TEXT)
@@ -249,10 +248,9 @@ def _check_coding(payload: Mapping[str, Any], most_bytes: int) -> None:
 
 
 def _check_headers(headers: Mapping[str, Any]) -> None:
-    for name, types in HEADERS.items():
-        if name in headers:
-            _is_a(headers[name], f"headers.{name}", *types)
-    if clashes := RESERVED & headers.keys():
+    _check_types(headers, "headers", HEADERS)
+    if not RESERVED.isdisjoint(headers):
+        clashes = RESERVED & headers.keys()
         raise InvalidMessageError(f"headers.{min(clashes)}", "Celery uses this name otherwise")
     for name in ("eta", "expires"):
         if headers.get(name):
@@ -290,10 +288,8 @@ def _check_signature(value: Any, field: str) -> None:
         "subtask_type": _TEXT,
         "chord_size": _WHOLE,
     }
-    for name, types in shapes.items():
-        _is_a(value.get(name), f"{field}.{name}", *types)
-    for name, types in OPTIONS.items():
-        _is_a(value["options"].get(name), f"{field}.options.{name}", *types)
+    _check_types(value, field, shapes)
+    _check_types(value["options"], f"{field}.options", OPTIONS)
     for name in ("link", "link_error"):
         linked = value["options"].get(name) or []
         for at, one in enumerate(linked if isinstance(linked, list) else [linked]):
@@ -304,9 +300,18 @@ def _check_signature(value: Any, field: str) -> None:
         raise InvalidMessageError(field, "it is not a signature of Celery") from None
 
 
+def _check_types(
+    values: Mapping[str, Any], field: str, types_by_name: Mapping[str, tuple[type, ...]]
+) -> None:
+    """Check the types of some values; one that is missing counts as null."""
+    for name, types in types_by_name.items():
+        if type(values.get(name)) not in types:
+            _is_a(values.get(name), f"{field}.{name}", *types)
+
+
 def _is_a(value: Any, field: str, *types: type) -> None:
     """Check a value's type; true and false are no numbers here."""
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+    if type(value) not in types:
         needed = " or ".join(_NAMES[one] for one in types)
         found = _NAMES.get(type(value), "something else")
         raise InvalidMessageError(field, f"{needed} is needed, not {found}")
