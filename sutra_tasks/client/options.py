@@ -132,6 +132,10 @@ def _check_own_texts(option: str, signature: Mapping[str, Any]) -> None:
         )
 
 
+def _is_str(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _is_seconds(value: Any) -> bool:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         return False
@@ -187,7 +191,12 @@ _CHECKS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: isinstance(value, str) and 0 < len(value) <= MOST_ID_CHARS,
         f"a str of 1 to {MOST_ID_CHARS} characters",
     ),
-    "shadow": (lambda value: isinstance(value, str), "a str"),
+    **dict.fromkeys(("shadow", "reply_to", "root_id", "parent_id", "group_id"), (_is_str, "a str")),
+    "ignore_result": (lambda value: isinstance(value, bool), "True or False"),
+    "retry_policy": (lambda value: isinstance(value, Mapping), "a mapping, as Celery describes it"),
+    "content_type": (lambda _: False, "none: messages are JSON"),
+    "content_encoding": (lambda _: False, "none: messages are JSON"),
+    "expiration": (lambda _: False, "none: expires= is the deadline"),
     "headers": (_are_headers, f"JSON by name, without {', '.join(_CELERYS_HEADERS)}"),
 }
 """For each option what it may be, and what an error says about that."""
