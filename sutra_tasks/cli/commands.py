@@ -291,7 +291,7 @@ def stream_status(*, name: str | None, follow: bool, as_json: bool) -> None:
 @click.option("--retry", is_flag=True, help="Send them again, as if for the first time.")
 @click.option("--drop", is_flag=True, help="Forget them for good.")
 def stream_dead(*, name: str, retry: bool, drop: bool) -> None:
-    """Show what was given up because workers died of it."""
+    """Show what was given up, and why: entries, and responses that could not be read."""
     from sutra_tasks.cli.stream_status import run_dead
 
     if retry and drop:

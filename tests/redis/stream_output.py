@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sutra_tasks import keys
-from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse
+from sutra_tasks.streaming.responses import EmbeddedChunk, StreamingError, StreamingResponse, hash_of
 
 if TYPE_CHECKING:
     import redis
@@ -32,6 +32,16 @@ def respond(client: redis.Redis, *ids: str) -> bytes:
             "latency_ms": "1.5", "chunks": f"[{','.join(chunks)}]", "vectors": rows.tobytes(),
         },
     )  # fmt: skip
+
+
+def respond_to(client: redis.Redis, name: str, text: str, entry: str) -> bytes:
+    """Write the response of one entry, as devices do: its chunk tells entry and text."""
+    chunk = EmbeddedChunk(
+        name, name, None, 0, 0, 1, False, False, None, 1, entry, hash_of(text, None, 0)
+    )
+    row = np.asarray([[ord(name[0]), len(name)]], dtype="<f4").tobytes()
+    fields = {"space": "m:2", "model": "m", "device": "g0", "latency_ms": "1.5", "vectors": row}
+    return corrupt(client, chunks=f"[{chunk.to_json()}]", **fields)
 
 
 def corrupt(client: redis.Redis, **fields: Any) -> bytes:

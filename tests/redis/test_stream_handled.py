@@ -19,7 +19,7 @@ from sutra_tasks.streaming.client.reader_core import FETCH
 from sutra_tasks.streaming.responses import StreamingError
 from sutra_tasks.streaming.status import stream_status
 from tests.redis.stream_clients import READERS, Reader
-from tests.redis.stream_output import DEAD, OUT, S, corrupt, ids_of, left, pending, respond
+from tests.redis.stream_output import DEAD, OUT, S, corrupt, ids_of, left, pending, respond, respond_to
 from tests.redis.streams.peers import written
 
 if TYPE_CHECKING:
@@ -174,6 +174,27 @@ def test_a_caller_that_handles_many_at_once_acknowledges_them_together(
     assert left(client) == 3 * FETCH - 21
     with open_reader() as reader:
         assert len(handle(reader)) == 3 * FETCH - 21
+
+
+# Repeats and news.
+
+
+def test_an_id_with_another_text_is_news_and_an_entry_that_comes_again_is_not(
+    client: redis.Redis, open_reader: Any
+) -> None:
+    def entries(reader: Reader) -> list[str | None]:
+        return [chunk.entry for one in reader for chunk in one.chunks]  # type: ignore[union-attr]
+
+    with open_reader() as reader:
+        for text, entry in (("one", "1-0"), ("two", "2-0"), ("one", "3-0")):
+            respond_to(client, "42", text, entry)
+            assert entries(reader) == [entry]
+        respond_to(client, "42", "two", "2-0")  # delivered again, late
+        respond_to(client, "42", "one", "4-0")  # a producer sent it again
+        assert entries(reader) == []
+        respond_to(client, "42", "two", "5-0")
+        assert entries(reader) == ["5-0"]
+    assert left(client) == 0
 
 
 FORKED = """

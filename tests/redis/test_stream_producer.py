@@ -150,6 +150,18 @@ def test_texts_come_in_the_order_they_were_sent_with_all_their_fields(
     assert client.ttl(TOTALS) > 0
 
 
+def test_a_whole_number_is_an_id(client: redis.Redis, open_producer: Callable[..., Producer]) -> None:
+    producer = open_producer()
+    assert producer.send("x", id=0) == "0"
+    assert producer.send_many([StreamEntry("y", id=42, key=7), StreamEntry("z", id="42")]) == 2
+    found: Any = client.xrange(IN)
+    assert [(one[b"id"], one.get(b"key")) for _, one in found] == [
+        (b"0", None),
+        (b"42", b"7"),
+        (b"42", None),
+    ]
+
+
 def test_an_id_is_made_for_a_text_without_one_and_is_told(
     client: redis.Redis, open_producer: Callable[..., Producer]
 ) -> None:

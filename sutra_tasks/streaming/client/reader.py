@@ -54,7 +54,7 @@ class StreamReader:
         Args:
             stream: its name; it need not exist.
             timeout_s: seconds without a response after which the iteration ends; None: never.
-            remember: ids by which repeats are dropped.
+            remember: handled chunks that are remembered, to drop repeats of them; 0: none are dropped.
             claim_s: seconds that a reader may work on the 16 responses that it fetches at a time, or
                 that it has not acknowledged, before another reader takes them over.
             auto_acknowledge: whether asking for the next response says that the one before is handled.

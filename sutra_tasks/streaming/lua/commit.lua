@@ -26,6 +26,7 @@ if #committed > 0 then
     header[#header + 1], header[#header + 2] = 'chunks', '[' .. table.concat(their_chunks, ',') .. ']'
     header[#header + 1], header[#header + 2] = 'vectors', table.concat(their_vectors)
   end
+  check_rights(stream)
   redis.call('XADD', responses, '*', unpack(header))
   redis.call('XACK', stream, GROUP, unpack(committed))
   redis.call('XDEL', stream, unpack(committed))

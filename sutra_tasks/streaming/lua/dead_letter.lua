@@ -16,6 +16,7 @@
 
 local stream = open_stream(entries, closed_entries)
 if not is_pending(stream, id) then return 0 end
+check_rights(stream)
 write_answer(responses, answer, dead_letters, letter)
 redis.call('XACK', stream, GROUP, id)
 redis.call('XDEL', stream, id)

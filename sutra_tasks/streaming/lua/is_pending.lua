@@ -10,3 +10,9 @@ local function is_pending(stream, id)
   local found = redis.pcall('XPENDING', stream, GROUP, id, id, 1)
   return not found.err and #found > 0
 end
+
+-- Raises if entries of this stream may not be removed: before, and not after, their answer is written.
+local function check_rights(stream)
+  redis.call('XACK', stream, GROUP, '0-0')
+  redis.call('XDEL', stream, '0-0')
+end

@@ -183,22 +183,29 @@ def test_vectors_that_are_too_large_for_the_server_become_a_dead_letter(
     assert letter[b"text"] == b"text 1"
 
 
+@contextmanager
+def allowed(client: redis.Redis, url: str, *rules: str) -> Iterator[redis.Redis]:
+    """Connect as a user who may do everything but what the rules of its ACL say."""
+    server: Any = client
+    server.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "&*", "+@all", *rules)
+    try:
+        with redis.Redis.from_url(url, username="app", password="pw") as limited:
+            yield limited
+    finally:
+        server.execute_command("ACL", "DELUSER", "app")
+
+
 def test_a_device_without_the_right_to_one_stream_serves_the_others(
     client: redis.Redis, url: str
 ) -> None:
-    patterns = [keys.streams(), keys.stream_loads(), keys.stream_consumer("*"), keys.stream(GOOD, "*")]
-    rights = ["+@all", "&*", *(f"~{pattern}" for pattern in patterns)]
-    server: Any = client
-    server.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", *rights)
+    names = [keys.streams(), keys.stream_loads(), keys.stream_consumer("*"), keys.stream(GOOD, "*")]
     send(client, BAD, "1")
     send(client, GOOD, "1")
-    try:
-        with redis.Redis.from_url(url, username="app", password="pw") as limited, device(limited):
-            wait_until(lambda: answers(client, GOOD) == ["1"])
-            wait_until(lambda: "read: " in faults_of(client, BAD))
-            assert "permission" in faults_of(client, BAD)
-    finally:
-        server.execute_command("ACL", "DELUSER", "app")
+    rules = ["resetkeys", *(f"~{name}" for name in names)]
+    with allowed(client, url, *rules) as limited, device(limited):
+        wait_until(lambda: answers(client, GOOD) == ["1"])
+        wait_until(lambda: "read: " in faults_of(client, BAD))
+        assert "permission" in faults_of(client, BAD)
 
 
 def test_reports_that_are_none_hide_no_status(client: redis.Redis) -> None:
@@ -285,6 +292,24 @@ def test_a_commit_that_is_refused_leaves_the_entries(client: redis.Redis) -> Non
     assert client.xlen(IN) == 3
     client.delete(OUT)
     assert one.commit(S, RESPONSE, [(entry_id, '{"id":"x"}', b"x") for entry_id in ids]).entries == 3
+
+
+@pytest.mark.parametrize("missing", ["xack", "xdel"])
+def test_an_answer_whose_entry_may_not_be_removed_is_not_written(
+    client: redis.Redis, url: str, missing: str
+) -> None:
+    add(client, text="x")
+    (entry,) = read(listed(client))
+    with allowed(client, url, f"-{missing}") as limited:
+        one = Device(limited, "a")
+        for refused in (
+            lambda: one.commit(S, RESPONSE, [(entry[0], '{"id":"x"}', b"x")]),
+            lambda: one.dead_letter(S, entry, ["reason", "died"], ERROR),
+        ):
+            with pytest.raises(redis.ResponseError, match="permission"):
+                refused()
+    assert (written(client), written(client, DEAD)) == ([], [])
+    assert pending(client).keys() == {entry[0]}
 
 
 @pytest.mark.parametrize("refusing", [OUT, DEAD])
