@@ -59,7 +59,7 @@ _WORKING: Final = {
 _STREAMING: Final = {
     "xadd", "xinfo|consumers", "xinfo|groups", "xinfo|stream", "xlen", "xrange", "xread",
 }  # fmt: skip
-_WATCHING: Final = {"scan"}
+_WATCHING: Final = {"brpop", "scan"}
 
 _CLIENT: Final = _SCRIPTS | _ASKING | _SENDING | _RESULTS | _CANVAS | _PRODUCING
 _WORKER: Final = _CLIENT | _WORKING
@@ -110,7 +110,8 @@ def _keys(role: str) -> list[str]:
         "distill": [keys.distilling("*"), samples],
     }
     if role == "operator":
-        return [*working, *(one for several in of_role.values() for one in several)]
+        of_roles = [one for several in of_role.values() for one in several]
+        return [*working, *of_roles, keys.named("celeryev.*")]
     return [*working, *of_role[role]]
 
 

@@ -3,7 +3,8 @@
 import sys
 import time
 
-from sutra_tasks.errors import BrokerNotConfiguredError, SutraError
+from sutra_tasks.cli.server import warnings_of
+from sutra_tasks.errors import SutraError
 from sutra_tasks.host.local_fleet import (
     await_devices,
     free_fleet_number,
@@ -25,8 +26,8 @@ def main(count: int | None) -> None:
         SutraError: one cannot start, and says why.
     """
     options = settings()
-    if options.broker_url is None:
-        raise BrokerNotConfiguredError
+    for warning in warnings_of(options, "device"):
+        sys.stderr.write(f"launcher: {warning}\n")
     chosen = local_devices(options, count, number=free_fleet_number(options, count))
     devices = [spec for spec in worker_specs(options, chosen) if spec.device_id]
     with stop_on_signals(), run_workers(options, devices, report=print) as supervisor:

@@ -4,6 +4,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import threading
+import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
-from sutra_tasks import EmbedResult, MissingRightsError, ServerUnavailableError, embed
+from sutra_tasks import EmbedResult, MissingRightsError, ServerUnavailableError, embed, keys
 from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.host.embedded_server import embedded_server, free_port
+from sutra_tasks.host.processes import spawn, stop
 from sutra_tasks.rights import ROLES
 from sutra_tasks.settings import Settings
 from sutra_tasks.streaming.client.producer import StreamProducer
@@ -133,12 +139,55 @@ def test_each_role_does_its_work_with_its_least_rights(tmp_path):
             status = run_cli("status", options["operator"])
             assert status.returncode == 0, status.stderr
             assert "t-sim0" in status.stdout
+            with flower(options["operator"]) as shown:
+                wait_until(lambda: "sutra.embed" in shown("/broker"), within_s=60)
+            beat_sends(options["operator"], broker, tmp_path)
             os.kill(fleet.pid("t-sim1"), 9)  # its supervisor reaps it
             fleet.await_replacement("t-sim1", 0)
         assert denials(broker) == []
         assert denials(results) == []
         assert PASSWORD not in fleet.log.read_text()
         assert QUOTED not in fleet.log.read_text()
+
+
+@contextmanager
+def flower(options: Settings):
+    """Run Flower as the README starts it; gives a function that returns a page."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "celery", "-A", "sutra_tasks", "flower", "--address=127.0.0.1",
+        f"--port={port}",
+    ]  # fmt: skip
+
+    def get(path: str) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    process = spawn(command, environ={**os.environ, **urls(options)}, output=subprocess.DEVNULL)
+    try:
+        yield get
+    finally:
+        stop(process, 10)
+
+
+def beat_sends(options: Settings, broker: redis.Redis, folder: Path) -> None:
+    """Run beat as the README starts it, until it has sent something."""
+    (folder / "recipe.json").write_text("{}")
+    every = {"SUTRA_DISTILL_EVERY_S": "0.5", "SUTRA_DISTILL_CONFIG": str(folder / "recipe.json")}
+    command = [
+        sys.executable, "-m", "celery", "-A", "sutra_tasks", "beat", "--pidfile=",
+        f"--schedule={folder / 'schedule'}",
+    ]  # fmt: skip
+    environ = {**os.environ, **urls(options), **every}
+    process = spawn(command, environ=environ, output=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: broker.llen(keys.DISTILL_QUEUE))
+    finally:
+        stop(process, 10)
+    broker.delete(keys.DISTILL_QUEUE)
 
 
 def run_cli(command: str, options: Settings, *more: str) -> subprocess.CompletedProcess[str]:
@@ -251,7 +300,16 @@ def _promote(client: redis.Redis) -> None:
     client.replicaof("NO", "ONE")
 
 
+def _fail_to_save(client: redis.Redis) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        client.config_set("dir", folder)
+    client.config_set("save", "3600 1")
+    client.bgsave()
+    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+
 STATES = {
+    "unable to save": (_fail_to_save, lambda client: client.config_set("save", ""), "MISCONF"),
     "demoted": (_demote, _promote, "read only replica"),
     "without replicas": (
         lambda client: client.config_set("min-replicas-to-write", 1),
@@ -267,12 +325,15 @@ STATES = {
 
 
 def test_a_server_that_refuses_writes_is_told_in_its_own_words_and_survived(tmp_path):
-    with embedded_server() as address, redis.Redis.from_url(address) as client:
+    allowed = ("--enable-protected-configs", "yes", "--enable-debug-command", "yes")
+    with embedded_server(None, *allowed) as address, redis.Redis.from_url(address) as client:
         options = replace(Settings(broker_url=address), **BRISK)
         with (
             local_fleet(options, client, tmp_path) as fleet,
             environment(SUTRA_BROKER_URL=address, SUTRA_MAX_QUEUE_S="0"),
         ):
+            with _loading(client):
+                assert _sent("while it loads").get(timeout=60).shape == (384,)
             for name, (begin, end, words) in STATES.items():
                 assert embed.delay(f"before {name}").get(timeout=30).shape == (384,)
                 begin(client)
@@ -283,6 +344,36 @@ def test_a_server_that_refuses_writes_is_told_in_its_own_words_and_survived(tmp_
                     end(client)
                 assert embed.delay(f"after {name}").get(timeout=60).shape == (384,)
             assert fleet.reports == []
+
+
+@contextmanager
+def _loading(client: redis.Redis):
+    """Let the server load its data again, which takes some seconds, for the length of a block."""
+    client.config_set("key-load-delay", 100_000)  # microseconds
+    client.config_set("loading-process-events-interval-bytes", 1024)
+    client.mset({f"filler-{n}": os.urandom(2000) for n in range(20)})  # which does not compress
+    with redis.Redis(port=port_of_client(client), socket_timeout=60) as reloading:
+        thread = threading.Thread(target=reloading.execute_command, args=("DEBUG", "RELOAD"))
+        thread.start()
+
+        def loads() -> bool:
+            with redis.Redis(port=port_of_client(client), retry=Retry(NoBackoff(), 0)) as asking:
+                try:
+                    asking.ping()
+                except redis.BusyLoadingError:
+                    return True
+            return False
+
+        try:
+            wait_until(loads)
+            yield
+        finally:
+            thread.join()
+            client.delete(*(f"filler-{n}" for n in range(20)))
+
+
+def port_of_client(client: redis.Redis) -> int:
+    return int(client.connection_pool.connection_kwargs["port"])
 
 
 def test_a_server_that_evicts_is_warned_of_at_start(tmp_path):
@@ -312,7 +403,7 @@ print(embed.delay("text").get(timeout=30).shape[0])
 """
 
 
-def test_a_foreign_environment_changes_nothing(start_fleet, monkeypatch, tmp_path):
+def test_a_foreign_environment_changes_nothing(start_fleet, client, monkeypatch, tmp_path):
     for name, text in FOREIGN.items():
         monkeypatch.setenv(name, text)
     with start_fleet() as fleet:
@@ -325,9 +416,26 @@ def test_a_foreign_environment_changes_nothing(start_fleet, monkeypatch, tmp_pat
         beat = [
             sys.executable, "-m", "celery", "-A", "sutra_tasks", "inspect", "--timeout=5", "ping",
         ]  # fmt: skip
-        clean.pop("CELERY_WORKDIR")  # the command changes to this folder before it knows the app
+        # The `celery` command changes to this folder before it knows the app.
+        clean.pop("CELERY_WORKDIR")
+        monkeypatch.delenv("CELERY_WORKDIR")
         pinged = subprocess.run(
             beat, env=clean, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
         )
         assert "pong" in pinged.stdout, pinged.stderr
+        worker = [
+            sys.executable,
+            "-m",
+            "celery",
+            "-A",
+            "workers.router",
+            "worker",
+            "--hostname=second@t",
+        ]
+        process = spawn(worker, environ=clean, output=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: len(fleet.status().routers) == 2, within_s=60)
+        finally:
+            stop(process, 20)
+        beat_sends(Settings(broker_url=fleet.options.broker_url), client, tmp_path)
         assert fleet.reports == []
