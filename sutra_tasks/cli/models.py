@@ -138,8 +138,12 @@ def run_add(options: Settings, name: str, model: str) -> None:
         raise ModelError(model, "is no folder on this machine; download it first, and give its folder")
     # The fleet may be simulated; a version in the registry is not.
     encoder = load_engine(replace(options, engine="torch"), model, folder)
-    golden = GoldenVectors.of(encoder).to_json()
-    facts = VersionFacts(space=encoder.info.space, width=encoder.info.width, golden=golden, metrics={})
+    golden = GoldenVectors.of(encoder)
+    if (fault := golden.fault()) is not None:
+        raise ModelError(model, fault)
+    facts = VersionFacts(
+        space=encoder.info.space, width=encoder.info.width, golden=golden.to_json(), metrics={}
+    )
     manifest = registry.add(name, folder, facts)
     version = manifest.version
     Console().print(

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sutra_tasks.cli import models as command
@@ -104,8 +105,14 @@ def test_what_is_added_is_measured_and_not_simulated(
         return SimpleNamespace(info=info)
 
     monkeypatch.setattr(engines, "load_engine", load_engine)
-    monkeypatch.setattr(golden.GoldenVectors, "of", lambda _: SimpleNamespace(to_json=lambda: "{}"))
+    vectors = np.ones((5, 8), dtype=np.float32)
+    made = golden.GoldenVectors("real:8", vectors)
+    monkeypatch.setattr(golden.GoldenVectors, "of", lambda _: made)
     simulated = Settings(models_dir=options.models_dir, engine="simulated")
+    vectors[2] = np.nan
+    with pytest.raises(ModelError, match="not numbers"):
+        command.run_add(simulated, "search", str(tmp_path / "model"))
+    vectors[2] = 0
     command.run_add(simulated, "search", str(tmp_path / "model"))
     assert ModelRegistry(Path(options.models_dir or "")).manifest("search", 1).space == "real:8"
 
