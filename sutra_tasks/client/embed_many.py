@@ -142,9 +142,9 @@ def _vectors(
             answer = _await_first(window, timeout_s, ttl_s)
             if head.result is None or answer is None:
                 continue
+            if not is_ttl_known:
+                ttl_s, is_ttl_known = math.ceil(_expires_in_s(head.result) or ttl_s), True
             with _ignoring_outages():
-                if not is_ttl_known:
-                    ttl_s, is_ttl_known = math.ceil(_expires_in_s(head.result) or ttl_s), True
                 head.result.forget()
             options["space"] = options["space"] or answer.space
             if answer.space != options["space"]:  # sent before the first answer told the space
@@ -259,8 +259,11 @@ def _has_come(result: EmbedResult) -> bool:
 
 
 def _expires_in_s(result: EmbedResult) -> float | None:
-    # The result of an app that is eager, as in tests of applications, never expires.
-    return result.expires_in_s() if hasattr(result, "expires_in_s") else None
+    if not hasattr(result, "expires_in_s"):
+        return None  # of an app that is eager, as in tests of applications
+    with _ignoring_outages():
+        return result.expires_in_s()
+    return None
 
 
 def _withdraw(message: Message) -> None:
