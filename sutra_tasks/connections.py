@@ -191,6 +191,8 @@ def abandon(pool: Any) -> None:
         for connection in list(getattr(pool, name, ())):
             connection.disconnect()
     pool.reset()
+    for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+        abandon(sentinel.connection_pool)
     for sentinel in pool.sentinel_manager.sentinels if hasattr(pool, "sentinel_manager") else ():
         abandon(sentinel.connection_pool)
 
