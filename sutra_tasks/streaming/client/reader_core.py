@@ -111,6 +111,7 @@ class ReaderCore:
         self._handled: dict[bytes, str | None] = {}
         self._repeats = Repeats(remember)
         self._claimed_at = -float("inf")
+        self._is_answer_lost = False
         self._heard_at = clock()
 
     def begin(self) -> None:
@@ -248,18 +249,31 @@ class ReaderCore:
             "name": self._key, "groupname": keys.READERS_GROUP, "consumername": self._name,
             "min_idle_time": int(1000 * self._claim_s), "count": FETCH,
         }  # fmt: skip
-        claimed = yield Command("xautoclaim", arguments)
+        claimed = yield from self._ask(Command("xautoclaim", arguments))
         self._take_in(claimed[1])
         if len(claimed[1]) == FETCH:
             self._claimed_at = -float("inf")  # there may be more
 
     def _read(self, most_s: float) -> Steps[None]:
-        """Wait for new responses."""
+        """Wait for new responses; if an answer was lost, take what the server thinks this reader has."""
+        start = "0" if self._is_answer_lost else ">"
         arguments = {
-            "streams": {self._key: ">"}, "groupname": keys.READERS_GROUP, "consumername": self._name,
+            "streams": {self._key: start}, "groupname": keys.READERS_GROUP, "consumername": self._name,
             "count": FETCH, "block": max(1, int(1000 * min(BLOCK_S, most_s))),
         }  # fmt: skip
-        self._take_in(_entries((yield Command("xreadgroup", arguments))))
+        answer = yield from self._ask(Command("xreadgroup", arguments))
+        self._take_in(_entries(answer))
+
+    def _ask(self, command: Command) -> Steps[Any]:
+        """Ask for responses, which the server counts as this reader's even if no answer comes."""
+        was_lost, self._is_answer_lost = self._is_answer_lost, True
+        try:
+            answer = yield command
+        except redis.ResponseError:  # an answer, too
+            self._is_answer_lost = was_lost
+            raise
+        self._is_answer_lost = was_lost and command.method != "xreadgroup"
+        return answer
 
     def _take_in(self, entries: list[Any]) -> None:
         self._fetched.extend(entries)
