@@ -118,7 +118,7 @@ def _answered(what: str, read: Callable[[], Answer]) -> Answer:
         ModelError: its storage does not answer.
     """
     try:
-        answer: Answer = SingleFlight[Any](STORAGE_S).do(what, read)
+        answer: Answer = SingleFlight[Any]().do(what, read, STORAGE_S)
     except StillRunning:
         raise ModelError(
             what,

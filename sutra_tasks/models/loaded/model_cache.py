@@ -83,8 +83,8 @@ class ModelCache:
         self._lock = threading.Lock()
         self._places = WaitingPlaces(options.task_threads)
         self._cached: dict[str, LoadedModel] = {}
-        self._loads: SingleFlight[LoadedModel] = SingleFlight(PATIENCE_S, clock=clock)
-        self._lookups: SingleFlight[Any] = SingleFlight(PATIENCE_S, clock=clock)
+        self._loads: SingleFlight[LoadedModel] = SingleFlight(clock=clock)
+        self._lookups: SingleFlight[Any] = SingleFlight(clock=clock)
         self._evicted = EvictedModels(clock=clock)
         self._failures: dict[str, tuple[str, float]] = {}  # reference -> reason, and when it failed
         self._protected: str | None = None
@@ -182,8 +182,12 @@ class ModelCache:
             return loaded
         return self._version_of_space(loaded, space, dimensions)
 
-    def load(self, reference: str) -> LoadedModel:
+    def load(self, reference: str, *, patience_s: float | None = None) -> LoadedModel:
         """Return a model; load it if it is not in memory, without changing the default.
+
+        Args:
+            reference: the model.
+            patience_s: seconds of loading after which this thread waits no longer; None: any number.
 
         Raises:
             ModelError: it cannot be loaded, its vectors are not those of its manifest, or it does not
@@ -193,7 +197,7 @@ class ModelCache:
             if (found := self._cached.get(reference)) is not None:
                 return found
         try:
-            return self._loads.do(reference, lambda: self._load(reference))
+            return self._loads.do(reference, lambda: self._load(reference), patience_s)
         except StillRunning as error:
             raise ModelError(reference, _is_loading("it", error.seconds)) from None
 
@@ -240,13 +244,13 @@ class ModelCache:
         if self._clock() - failed_at < RETRY_S:
             raise ModelError(reference, reason)
         with self._places.place(bare_name(reference)):
-            return self.load(reference)
+            return self.load(reference, patience_s=PATIENCE_S)
 
     def _looked_up(self, model: str, look: Callable[[], Result]) -> Result:
         """Return what the registry says of a model, which is read apart, as it may be on a network."""
         with self._places.place(bare_name(model)):
             try:
-                found: Result = self._lookups.do(model, look)
+                found: Result = self._lookups.do(model, look, PATIENCE_S)
             except StillRunning as error:
                 reason = (
                     f"the registry does not answer for {error.seconds:.0f} s: does its storage hang?"

@@ -34,21 +34,21 @@ class SingleFlight(Generic[Result]):
     A call that hangs, for example on storage, keeps its own thread only.
     """
 
-    def __init__(self, patience_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Run nothing yet.
-
-        Args:
-            patience_s: seconds after the beginning of a call until which threads wait for it.
-            clock: gives seconds that only grow.
-        """
-        self._patience_s, self._clock = patience_s, clock
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Run nothing yet; ``clock`` gives seconds that only grow."""
+        self._clock = clock
         self._lock = threading.Lock()
         self._running: dict[str, _Flight[Result]] = {}
 
-    def do(self, key: str, work: Callable[[], Result]) -> Result:
+    def do(self, key: str, work: Callable[[], Result], patience_s: float | None = None) -> Result:
         """Return the result of ``work``, or of the call that is already running for this key.
 
         An exception of ``work`` is raised in all threads that wait for it.
+
+        Args:
+            key: of the call.
+            work: what it does.
+            patience_s: seconds after its beginning until which this thread waits for it; None: for ever.
 
         Raises:
             StillRunning: it did not end in time; it goes on, and later calls for the key find its end.
@@ -62,9 +62,11 @@ class SingleFlight(Generic[Result]):
                 threading.Thread(
                     target=self._run, args=(key, flight, work), name=name, daemon=True
                 ).start()
-        left_s = self._patience_s - (self._clock() - flight.began_at)
+        left_s = None
+        if patience_s is not None:
+            left_s = max(0.0, patience_s - (self._clock() - flight.began_at))
         try:
-            return flight.future.result(max(0.0, left_s))
+            return flight.future.result(left_s)
         except TimeoutError:
             if flight.future.done():  # an error of the work itself
                 return flight.future.result()
