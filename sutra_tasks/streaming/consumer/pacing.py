@@ -31,7 +31,7 @@ POLL_S: Final = 0.02
 """Seconds between two reads while a batch forms or the engine is busy."""
 SERVER_RETRY_S: Final = 0.5
 """Seconds after which a server that failed is asked again; they grow with each failure in a row."""
-MOST_SERVER_RETRY_S: Final = 4.0
+MOST_SERVER_RETRY_S: Final = 2.0
 SUSPECT_DELIVERIES: Final = 1
 """Deliveries without an answer from which on an entry or text may have ended its workers."""
 
