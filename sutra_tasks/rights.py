@@ -103,6 +103,7 @@ def _keys(role: str) -> list[str]:
         *sending, *of_kombu, keys.fleet(), keys.queues(), keys.leases(), keys.dead_letters(),
         keys.documents(), keys.in_flight("*"), keys.worker("*"), keys.device("*"), keys.load("*"),
         keys.document("*"), keys.reaped("*"), keys.suspect("*"),
+        keys.unstarted("*"),
     ]  # fmt: skip
     of_role = {
         "router": [keys.router("*")],

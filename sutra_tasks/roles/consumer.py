@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from typing import Any, Final
 
 import redis
 from celery.utils.log import get_logger
@@ -11,6 +10,7 @@ from celery.worker.consumer import Consumer
 
 from sutra_tasks.connections import client_of
 from sutra_tasks.errors import SutraError
+from sutra_tasks.membership.unstarted import end_unstarted
 from sutra_tasks.server_check import ASK_S, check_server, explain
 from sutra_tasks.server_errors import is_denial
 from sutra_tasks.settings import settings
@@ -20,13 +20,16 @@ __all__ = ["CheckingConsumer", "check_servers"]
 logger = get_logger(__name__)
 
 
+_said: Final[set[str]] = set()
+
+
 def check_servers(role: str) -> None:
-    """Log warnings about the servers, and end this process if they can never serve its role.
+    """Log warnings about the servers, each once, and end this process if they can not serve its role.
 
     A server that does not answer now is not checked: the worker waits for it.
 
     Raises:
-        SystemExit: with the sentence that says why.
+        SystemExit: they can not; the worker has said why.
     """
     options = settings()
     for address in dict.fromkeys((options.broker_address, options.results_address)):
@@ -34,10 +37,11 @@ def check_servers(role: str) -> None:
             with client_of(address, ASK_S) as client:
                 warnings = check_server(client, address, role)
         except SutraError as error:
-            sys.exit(f"sutra {role}: {error}")
+            end_unstarted(options, options.device_id or role, str(error))
         except (redis.RedisError, OSError) as error:
             warnings = [f"waiting for the server of {address.variable}, {address}: {error}"]
-        for warning in warnings:
+        for warning in [one for one in warnings if one not in _said]:
+            _said.add(warning)
             logger.warning(warning)
 
 
@@ -48,25 +52,19 @@ class CheckingConsumer(Consumer):  # type: ignore[misc]  # Celery is untyped
         """Connect, waiting for a server that is away, and check what answers.
 
         Raises:
-            SystemExit: the server can never serve this worker.
+            SystemExit: the servers can not serve this worker.
         """
         connection = super().connect()
-        try:
-            check_servers(self.app.conf.sutra_role)
-        except SystemExit as refusal:
-            logger.critical(refusal.code)
-            raise
+        check_servers(self.app.conf.sutra_role)
         return connection
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Connect anew, unless the server denied what this worker can not do without.
 
         Raises:
-            SystemExit: with the sentence that says which right is missing.
+            SystemExit: it did; the worker has said which right is missing.
         """
         if is_denial(exc):
-            role = self.app.conf.sutra_role
-            refusal = f"sutra {role}: {explain(exc, settings(), role)}"
-            logger.critical(refusal)
-            sys.exit(refusal)
+            options, role = settings(), self.app.conf.sutra_role
+            end_unstarted(options, options.device_id or role, str(explain(exc, options, role)))
         super().on_connection_error_after_connected(exc)

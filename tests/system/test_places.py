@@ -18,7 +18,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from sutra_tasks import EmbedResult, MissingRightsError, ServerUnavailableError, embed, keys
+from sutra_tasks import EmbedResult, MissingRightsError, ServerUnavailableError, distill, embed, keys
 from sutra_tasks.engines.simulated_engine import vectors_of
 from sutra_tasks.host.embedded_server import embedded_server, free_port
 from sutra_tasks.host.processes import spawn, stop
@@ -30,6 +30,8 @@ from tests.conftest import wait_until
 from tests.servers import Certificates, tls_front, watched
 from tests.system.conftest import BRISK, ROOT, environment
 from tests.system.local_fleet import local_fleet
+from tests.system.test_distill_worker import add_texts, recipe
+from tests.system.tiny_models import KINDS, build
 
 SUTRA = str(Path(sys.executable).with_name("sutra"))
 PASSWORD = "p@ss/w"
@@ -150,6 +152,28 @@ def test_each_role_does_its_work_with_its_least_rights(tmp_path):
         assert QUOTED not in fleet.log.read_text()
 
 
+def test_a_distill_worker_does_its_work_with_its_least_rights(tmp_path):
+    for name in ("texts", "models", "servers"):
+        (tmp_path / name).mkdir()
+    add_texts(tmp_path / "texts", 0)
+    of_run = {
+        "model": build(replace(KINDS["bert"], hidden=64), tmp_path / "teacher"), "sample_texts": 100,
+        "data_dir": str(tmp_path / "texts"), "models_dir": str(tmp_path / "models"),
+        "distill_threads": 1,
+    }  # fmt: skip
+    with guarded_servers(tmp_path / "servers") as (options, (broker, results)):
+        of_fleet = replace(options["operator"], **BRISK, **of_run)
+        environs = {name: urls(options[name]) for name in ("router", "distill")}
+        with (
+            local_fleet(of_fleet, broker, tmp_path, devices=0, environs=environs, results=results),
+            environment(**urls(options["client"])),
+        ):
+            made = distill.delay(recipe(of_fleet, student="projection", layers=None, sample=True))
+            assert made.get(timeout=90)
+        assert denials(broker) == []
+        assert denials(results) == []
+
+
 @contextmanager
 def flower(options: Settings):
     """Run Flower as the README starts it; gives a function that returns a page."""
@@ -228,7 +252,9 @@ def test_a_worker_without_a_right_ends_with_the_sentence_that_names_it(app_user,
     ended = run_role("router", Settings(broker_url=url))
     assert ended.returncode != 0
     said = ended.stderr.strip().splitlines()[-1]
-    assert said.startswith("sutra router: the user 'app' of the server of SUTRA_BROKER_URL may not use")
+    assert said.startswith(
+        "router cannot start: the user 'app' of the server of SUTRA_BROKER_URL may not"
+    )
     assert "ACL SETUSER app" in said
     assert re.search(named, said), said
     assert "Traceback" not in ended.stderr

@@ -1,11 +1,13 @@
 """The table of rights has what the code uses."""
 
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 import sutra_tasks
+from sutra_tasks import keys
 from sutra_tasks.rights import ROLES, rights_of
 
 ROOT = Path(sutra_tasks.__file__).parent
@@ -44,6 +46,14 @@ def roles_of(script: str) -> list[str]:
 def test_whoever_runs_a_script_may_run_its_commands(script: str) -> None:
     for role in roles_of(script):
         assert called(ROOT / script) - set(rights_of(role).commands) == set(), role
+
+
+def test_the_operator_may_use_every_key() -> None:
+    patterns = rights_of("operator").keys
+    made = [getattr(keys, name) for name in keys.__all__ if callable(getattr(keys, name))]
+    names = [one(*(["0"] * one.__code__.co_argcount)) for one in made if one != keys.prefix]
+    unknown = [name for name in names if not any(fnmatchcase(name, one) for one in patterns)]
+    assert unknown == [keys.named("0")]
 
 
 @pytest.mark.parametrize("role", ROLES)
