@@ -34,7 +34,9 @@ ROOT: Final = Path(__file__).parents[1]
 MINORS: Final = (11, 12, 13, 14)
 EXTRAS: Final = ("", "cli", "local", "flower", "worker", "distill")
 """Each is tried alone; the empty one is the client. ``gpu`` needs a GPU and its compiler."""
-WITH_TORCH: Final = ("worker", "distill")
+WITH_TORCH: Final = ("local", "worker", "distill")
+"""The package with the model requires torch as well."""
+WITH_OWN_FLEET: Final = ("worker", "distill")
 OWN: Final = sys.version_info[:2]
 PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 JOB_S: Final = 300
@@ -194,7 +196,7 @@ def main(*, quick: bool) -> int:
         supervisor = stack.enter_context(run_workers(options, specs, report=print, output=output))
         await_devices(supervisor, options, devices)
         for number, trial in enumerate(trials, start=1):
-            own_fleet = trial.extra in WITH_TORCH
+            own_fleet = trial.extra in WITH_OWN_FLEET
             broker = f"{address.removesuffix('/0')}/{number}" if own_fleet else address
             began = time.monotonic()
             reason = attempt(trial, wheel, folder, broker)

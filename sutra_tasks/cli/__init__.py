@@ -17,6 +17,7 @@ Imports everything else; nothing imports it.
 
 from __future__ import annotations
 
+import io
 import sys
 
 from sutra_tasks.extras import how_to_install
@@ -31,6 +32,8 @@ def main() -> None:
     SIGTERM and a closed terminal end a command as Ctrl-C does: in order, and without a traceback.
     """
     end_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal need not have every character
     try:
         from sutra_tasks.cli.model_commands import cli  # it adds to those of commands.py
     except ModuleNotFoundError as error:

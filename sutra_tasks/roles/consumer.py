@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import redis
@@ -47,6 +48,12 @@ def check_servers(role: str) -> None:
 
 class CheckingConsumer(Consumer):  # type: ignore[misc]  # Celery is untyped
     """Celery's consumer; ``worker_consumer`` of every role."""
+
+    def __init__(self, *args: Any, worker_options: Mapping[str, Any], **kwargs: Any) -> None:
+        # Gossip's own queue would be all that an idle worker waits on. Gossip and mingle are for workers
+        # that coordinate through messages; these do so through the server.
+        options = {**worker_options, "without_gossip": True, "without_mingle": True}
+        super().__init__(*args, worker_options=options, **kwargs)
 
     def connect(self) -> Any:
         """Connect, waiting for a server that is away, and check what answers.

@@ -1,6 +1,8 @@
 """docker-compose.yml, checked without Docker: every service's command runs as a local process."""
 
 import os
+import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from sutra_tasks.host.embedded_server import find_binary, free_port
 from sutra_tasks.host.processes import spawn, stop
 from sutra_tasks.membership.fleet import fleet_members
 
+EXECUTE = "os.execv(sys.argv[1], sys.argv[1:])"
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
@@ -60,6 +63,26 @@ def test_every_worker_waits_for_redis_and_has_time_to_drain():
             assert described["depends_on"]["redis"]["condition"] == "service_healthy"
             assert described["stop_grace_period"] == "30s"
             assert described["restart"] == "unless-stopped"
+
+
+def test_a_container_has_an_init_and_volumes_that_the_images_user_can_write():
+    steps = (ROOT / "Dockerfile").read_text().splitlines()
+    user = next(line.split()[1] for line in steps if line.startswith("USER "))
+    made = next(line for line in steps if f"chown {user}" in line)
+    for name, described in SERVICES.items():
+        if name == "redis":
+            continue
+        assert described["init"] is True
+        for volume in described["volumes"]:
+            source, folder, *mode = volume.split(":")
+            if mode != ["ro"]:
+                assert source in COMPOSE["volumes"]
+                assert folder in made.split(f"chown {user}")[1].split(), name
+
+
+def test_the_image_has_what_its_services_need():
+    (installed,) = re.findall(r'pip install "\.\[([a-z,]+)\]"', (ROOT / "Dockerfile").read_text())
+    assert {"worker", "distill", "flower"} <= set(installed.split(","))
 
 
 def test_each_gpu_has_a_service_with_its_own_name_and_device():
@@ -112,6 +135,31 @@ def test_flower_shows_the_fleets_workers_and_tasks(service, client, wait_until):
     assert "sutra.embed" in get(info)
     assert "1 texts, 13 bytes" in get(info)
     assert "private words" not in get(info) + get(f"/task/{result.id}")
+
+
+def test_a_worker_in_a_terminal_serves_and_when_that_closes_drains_and_leaves(
+    server, client, service, wait_until
+):
+    service("router")
+    take = "import fcntl, os, sys, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0); " + EXECUTE
+    words = ["celery", "--quiet", "-A", "workers.device", "worker"]
+    environ = {"SUTRA_BROKER_URL": server, "SUTRA_ENGINE": "simulated", "SUTRA_DEVICE_ID": "closing"}
+    master, slave = pty.openpty()
+    worker = subprocess.Popen(
+        [sys.executable, "-c", take, sys.executable, "-m", *words],
+        env={**os.environ, **environ}, stdin=slave, stdout=slave, stderr=slave,
+        start_new_session=True, cwd=ROOT,
+    )  # fmt: skip
+    os.close(slave)
+    try:
+        wait_until(lambda: any(one.takes_work for one in fleet_members(client)), within_s=60)
+        # Without the options that turn off gossip, as people start it.
+        assert embed.delay(["a", "b"]).get(timeout=30).shape == (2, 384)
+        os.close(master)
+        assert worker.wait(30) == 0
+        assert fleet_members(client) == []
+    finally:
+        worker.kill()
 
 
 def test_the_servers_options_are_ones_the_server_knows(tmp_path):

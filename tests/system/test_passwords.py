@@ -91,5 +91,5 @@ def test_a_password_is_seen_nowhere(guarded, tmp_path):
             for one in running:
                 one.wait(30)
     text = log.read_text()
-    assert "does not answer" in text
+    assert "refuses the login" in text
     assert SECRET not in text, [line for line in text.splitlines() if SECRET in line][:5]

@@ -23,6 +23,22 @@ def test_a_line_is_sent_at_once_and_ctrl_c_sends_what_was_read(stream, begin, wa
 
 
 @pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ([], "one ü\r\ntwo\r\n".encode("utf-8-sig")),
+        ([], "one ü\rtwo".encode("utf-16")),
+        (["--encoding", "latin-1"], "one ü\ntwo\n".encode("latin-1")),
+        (["--jsonl"], '{"text": "one ü"}\r\n\r\n{"text": "two"}\r\n'.encode("utf-8-sig")),
+    ],
+)
+def test_standard_input_is_read_as_it_is(stream, options, given):
+    code, _, error = run("send", stream.name, *options, stdin=given)
+    assert (code, error) == (0, "sent 2 texts\n")
+    sent = stream.client.xrange(stream.key("in"))
+    assert [fields[b"text"].decode() for _, fields in sent] == ["one ü", "two"]
+
+
+@pytest.mark.parametrize(
     ("options", "given", "said"),
     [
         (

@@ -40,6 +40,7 @@ def test_a_pause_can_be_turned_off() -> None:
 def test_options_go_before_the_file(tmp_path: Path) -> None:
     file = tmp_path / "recipe.json"
     file.write_text(json.dumps({"teacher": "a", "texts": ["x.txt"], "alpha": 0.25, "layers": 2}))
+    file.write_bytes(file.read_text().encode("utf-16"))  # as some shells write what a command prints
     made = recipe(file, {"teacher": "b", "layers": None, "texts": (), "output_dim": 8})
     assert made == DistillationConfig(teacher="b", texts=("x.txt",), alpha=0.25, layers=2, output_dim=8)
 
