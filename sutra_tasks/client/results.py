@@ -186,14 +186,17 @@ class EmbedResult(AsyncResult):  # type: ignore[misc]  # Celery is untyped
     app = app
     __copy__ = None  # copy.copy takes __reduce__, which keeps what has come already
 
+    _other_backend: Any = None
+
     @property
     def backend(self) -> Any:
-        """The result backend of this process: another one than the parent's after a fork."""
-        return self.app.backend
+        """The app's backend, which is another one than the parent's after a fork, or the one given."""
+        return self.app.backend if self._other_backend is None else self._other_backend
 
     @backend.setter
-    def backend(self, _: Any) -> None:
-        """Ignore what Celery sets; it is the same."""
+    def backend(self, given: Any) -> None:
+        """Keep a backend that is not the app's."""
+        self._other_backend = None if given is self.app.backend else given
 
     def get(self, *args: Any, **options: Any) -> Any:
         """Wait for the vectors; see :meth:`sutra_tasks.client.embed_task.EmbedTask.delay`.
