@@ -96,7 +96,7 @@ def test_a_killed_supervisor_takes_its_children_along(up):
     children = children_of(process)
     process.kill()
     process.wait(10)
-    wait_until(lambda: ended(children))
+    wait_until(lambda: ended(children), within_s=60)  # they look for their server, which ends as well
 
 
 def test_a_terminal_that_closes_ends_the_fleet_and_leaves_nothing(up, tmp_path):
