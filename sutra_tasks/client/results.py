@@ -119,12 +119,15 @@ class PatientConsumer(ResultConsumer):  # type: ignore[misc]  # Celery is untype
 
 
 class Backend(RedisBackend):  # type: ignore[misc]  # Celery is untyped
-    """Celery's result backend for Redis, on the server of the option ``address``, else of the URL."""
+    """Celery's result backend for Redis, on the server of its URL, else of the option ``address``."""
 
     @property
     def _address(self) -> ServerAddress:
-        address: ServerAddress | None = self._transport_options.get("address")
-        return address or ServerAddress.parse(self.url, "SUTRA_RESULT_URL")
+        # The app's own backend has no URL. One that was made with a URL means that server.
+        if self.url:
+            return ServerAddress.parse(self.url, "SUTRA_RESULT_URL")
+        address: ServerAddress = self._transport_options["address"]
+        return address
 
     @cached_property
     def client(self) -> redis.Redis:

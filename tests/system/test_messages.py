@@ -175,10 +175,13 @@ def test_a_result_that_can_never_be_stored_ends_as_a_dead_letter(
 
 @pytest.mark.usefixtures("unharmed")
 @pytest.mark.parametrize("body", [GOOD, b"5"])
-def test_what_stands_in_the_place_of_a_result_is_overwritten(client: redis.Redis, body: bytes) -> None:
+def test_what_stands_in_the_place_of_a_result_is_overwritten(
+    client: redis.Redis, wait_until: Callable[..., None], body: bytes
+) -> None:
     message, task_id = raw(body)
     client.rpush(keys.result(task_id), "another type")
     client.lpush(keys.EMBED_QUEUE, message)
+    wait_until(lambda: client.type(keys.result(task_id)) == b"string")
     embed.AsyncResult(task_id).get(timeout=TOLD_S, propagate=False)
 
 
