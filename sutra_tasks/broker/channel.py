@@ -287,6 +287,9 @@ class Channel(transport.Channel):
         assert in_flight is not None
 
         def requeue_it() -> None:
+            for tag, message in list(self.qos._delivered.items()):  # noqa: SLF001 - kombu's own table
+                if message.sutra_raw == taken.raw:
+                    virtual.QoS.ack(self.qos, tag)  # it counts in the prefetch no more
             try:
                 in_flight.requeue(self.scripts, taken.raw, requeue_target(taken.queue), failed=True)
             except (OSError, redis.RedisError) as error:
@@ -318,7 +321,7 @@ class Channel(transport.Channel):
             raw, queue, most_bytes=options.max_message_bytes, most_attempts=options.max_attempts
         )
         payload[TAKEN] = (raw, queue, weight)
-        # Senders are trusted to give each message a tag of its own only in kombu itself.
+        # Two messages of foreign senders may have the same tag, and would share an acknowledgement.
         payload["properties"]["delivery_tag"] = f"sutra-{next(self._tags)}"
         tokens = weight or tokens_of(payload)
         self.in_flight.delivered(raw, requeue_target(queue), tokens=tokens, weight=weight)

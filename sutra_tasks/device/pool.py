@@ -16,6 +16,7 @@ from typing import Any
 import redis
 from celery.exceptions import WorkerShutdown
 from celery.utils.log import get_logger
+from celery.worker import state as worker_state
 
 from sutra_tasks.broker.late_ack import LateAckPool
 from sutra_tasks.device.runtime import DeviceRuntime
@@ -101,6 +102,8 @@ def _ended_at_once() -> Iterator[None]:
     """
 
     def end(signum: int, frame: Any) -> None:  # noqa: ARG001 - a signal handler's shape
+        # Python drops an error that is raised while an object is deleted: Celery's loop looks here.
+        worker_state.should_stop = 0
         raise WorkerShutdown(0)
 
     before = {one: signal.signal(one, end) for one in (signal.SIGTERM, signal.SIGINT)}

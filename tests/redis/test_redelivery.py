@@ -350,6 +350,8 @@ def test_an_error_between_forwarded_messages_delays_none_and_counts_for_its_mess
 
     router = receive("q", on_message=pass_on)
     router.drain_until(lambda: client.llen(queue) == 5)
+    qos = router.channel.qos
+    assert len(qos._delivered) == len(qos._dirty)  # the prefetch counts none of them any more
     router.close()
     *others, again = waiting(client, queue)
     assert tags([*others[:2], again, *others[2:]]) == tags(sent)

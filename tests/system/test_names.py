@@ -55,8 +55,13 @@ def start(
     yield start_one
     for one in started:
         one.terminate()
-    for one in started:
-        one.wait(timeout=60)
+    try:
+        for one in started:
+            one.wait(timeout=60)
+    finally:
+        for one in started:  # a worker that is left would take part in the tests that follow
+            one.kill()
+            one.wait()
     for key in client.scan_iter():
         namespace, _, rest = key.partition(b":")
         if namespace in (b"staging", b"production") and rest.startswith(OF_THE_FLEET):
@@ -111,6 +116,7 @@ def test_a_device_whose_name_a_live_worker_has_is_refused_in_one_sentence(
     third = start(*device, SUTRA_DEVICE_ID="gpu0")
     taken: list[Any] = [client.get(keys.worker("gpu0"))]
     wait_until(lambda: client.get(keys.worker("gpu0")) != taken[0], within_s=START_S)
+    wait_until(lambda: live(client) == {"gpu0"}, within_s=START_S)
     assert third.poll() is None
 
 
