@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import count
 from queue import Empty
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import redis
 from celery.utils.log import get_logger
@@ -28,7 +28,7 @@ from sutra_tasks.broker.in_flight import in_flight_of
 from sutra_tasks.broker.load import MOST_CREDIT, tokens_of, weight_of
 from sutra_tasks.broker.message_check import check_attempts, check_message, decode_body, parse
 from sutra_tasks.broker.queues import requeue_target
-from sutra_tasks.broker.refused import refused_payload
+from sutra_tasks.broker.refused import FAILED_PAUSE_S, refused_payload
 from sutra_tasks.broker.requeue import NOT_ROUTED
 from sutra_tasks.broker.take_protocol import TakeProtocol
 from sutra_tasks.client import transport
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 logger = get_logger(__name__)
-
-FAILED_PAUSE_S: Final = 1.0
-"""Seconds after which a message that this worker failed to handle is requeued."""
 
 
 def _checked(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import redis
 from celery.concurrency.thread import ApplyResult
@@ -23,7 +23,7 @@ from celery.worker.request import Request as CelerysRequest
 from celery.worker.strategy import default as default_strategy
 
 from sutra_tasks.broker.dead_letters import add_dead_letter
-from sutra_tasks.broker.refused import FIRST_PAUSE_S, LONGEST_PAUSE_S
+from sutra_tasks.broker.refused import FAILED_PAUSE_S, FIRST_PAUSE_S, LONGEST_PAUSE_S
 from sutra_tasks.broker.result_backend import RequeueMessage
 from sutra_tasks.connections import broker_client
 from sutra_tasks.errors import ResultRefusedError
@@ -32,9 +32,6 @@ from sutra_tasks.settings import settings
 __all__ = ["LateAckPool", "Request", "strategy"]
 
 logger = get_logger(__name__)
-
-FAILED_PAUSE_S: Final = 1.0
-"""Seconds after which a message that this worker's own code failed with is requeued."""
 
 
 def strategy(task: Any, app: Any, consumer: Any) -> Callable[..., Any]:

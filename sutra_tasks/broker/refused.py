@@ -29,6 +29,8 @@ __all__ = ["growing_pause_s", "refused_payload", "strategy"]
 
 logger = get_logger(__name__)
 
+FAILED_PAUSE_S: Final = 1.0
+"""Seconds after which a message that a worker's own code failed with is requeued."""
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 2.0
 """Longer would delay what waits once a server is back."""
